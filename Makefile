@@ -1,0 +1,50 @@
+# `make demo` and `make test` work on a fresh machine with Python 3.11 or later and make.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+DATA   ?= scale-detection
+SMOKE  := JAX_PLATFORMS=$${JAX_PLATFORMS:-cpu}
+
+.PHONY: demo test test-all lint types bench figures clean help
+
+help:
+	@echo "make demo [DATA=scale-detection|cifar10|mnist]   train a small CNN, probe it, print the table, draw the figure"
+	@echo "make test       lint, types and tests"
+	@echo "make test-all   the same with the long tests"
+	@echo "make bench      times against peers (installs torch)"
+	@echo "make figures    draw every figure anew from the committed numbers"
+
+$(VENV)/.core: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.core
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+$(VENV)/.bench: $(VENV)/.core
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bench]'
+	@touch $@
+
+demo: $(VENV)/.core
+	$(BIN)/stabjax demo --data $(DATA)
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff format --check --quiet .
+	$(BIN)/ruff check --quiet .
+
+types: $(VENV)/.dev
+	$(BIN)/basedpyright --level error
+
+test: lint types
+	$(BIN)/python -m pytest -n 2 --dist worksteal -q -m 'not slow'
+
+test-all: lint types
+	$(BIN)/python -m pytest -n 2 --dist worksteal -q
+
+bench: $(VENV)/.bench
+	$(BIN)/python -m benchmarks
+
+clean:
+	rm -rf $(VENV) build dist .hypothesis .pytest_cache .ruff_cache

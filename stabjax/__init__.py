@@ -1,0 +1,55 @@
+"""Measure what neural networks have learned to ignore.
+
+The rooms, in the order of the data::
+
+    images -> perturb (fields, warp) -> features -> stability -> plot
+
+    data       real image sets, and the scale-detection task
+    fields     random displacement fields
+    warp       pull an image back along a field
+    perturb    random perturbations of one image
+    features   the activations of any network, by operation
+    stability  D, G and R with their intervals, from features
+    probe      the main job: perturb, run, reduce, in one jitted pass
+    conv       the convolution the models use
+    models     Flax networks of the field
+    train      Optax training as jitted epochs
+    plot       results to matplotlib axes
+    cli        the command ``stabjax``
+
+Each is loaded on first use: ``import stabjax as sj; help(sj.probe.stability)``.
+"""
+
+import importlib
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from stabjax import cli, conv, data, features, fields, models, perturb, plot, probe, stability, train, warp
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "cli",
+    "conv",
+    "data",
+    "features",
+    "fields",
+    "models",
+    "perturb",
+    "plot",
+    "probe",
+    "stability",
+    "train",
+    "warp",
+]
+
+
+def __getattr__(name: str) -> ModuleType:
+    if name in __all__:
+        return importlib.import_module(f"stabjax.{name}")
+    raise AttributeError(f"module 'stabjax' has no room {name!r}; it has {', '.join(__all__)}")
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]
