@@ -1,0 +1,73 @@
+"""Primitives by what they do to an activation."""
+
+from typing import Any
+
+from stabjax._jaxpr._program import CUSTOM, JIT, Equation, body, opened
+
+AFFINE = frozenset("add add_any sub neg mul div select_n real imag".split())
+NONLINEAR = frozenset(
+    "abs max min exp exp2 expm1 log log1p logistic tanh sinh cosh sin cos tan asin acos atan asinh acosh atanh atan2 "
+    "erf erfc erf_inv lgamma digamma pow integer_pow square sqrt rsqrt cbrt sign floor ceil round rem clamp nextafter "
+    "eq ne lt le gt ge and or xor not is_finite".split()
+)
+VIEWS = frozenset(
+    "reshape transpose squeeze expand_dims broadcast_in_dim rev copy copy_p convert_element_type stop_gradient "
+    "reduce_precision optimization_barrier sharding_constraint pvary pbroadcast reshard".split()
+)
+SELECTIONS = frozenset("slice dynamic_slice gather pad concatenate dynamic_update_slice split scatter".split())
+REDUCTIONS = frozenset("reduce_sum reduce_max reduce_min reduce_prod".split())
+WINDOWS = frozenset("reduce_window reduce_window_sum reduce_window_max reduce_window_min".split())
+
+ACTIVATIONS = frozenset(
+    "relu relu6 silu swish elu selu celu leaky_relu softplus soft_sign mish gelu hard_tanh hard_sigmoid hard_silu "
+    "hard_swish squareplus log_sigmoid sigmoid tanh sparse_plus sparse_sigmoid prelu".split()
+)
+"""Functions of `jax.nn` and Flax that are calls by that name: each is one activation, whatever stands next to it."""
+
+_REGIONS = (
+    ({"integer_pow", "tanh", "mul"}, "gelu"),
+    ({"pow", "tanh", "mul"}, "gelu"),
+    ({"erf", "mul"}, "gelu"),
+    ({"erfc", "mul"}, "gelu"),
+    ({"logistic", "mul"}, "silu"),
+    ({"logistic"}, "sigmoid"),
+    ({"max"}, "relu"),
+)
+
+
+def region_label(nonlinear: frozenset[str]) -> str:
+    """Name of an activation from its non-affine primitives."""
+    for primitives, label in _REGIONS:
+        if nonlinear == primitives:
+            return label
+    return next(iter(nonlinear)) if len(nonlinear) == 1 else "activation"
+
+
+def is_activation(jaxpr: Any) -> bool:
+    """Whether a program is elementwise throughout and not affine."""
+    return _elementwise(jaxpr) == "nonlinear"
+
+
+def _elementwise(jaxpr: Any) -> str:
+    verdict = "affine"
+    for equation in opened(jaxpr)[0].eqns:
+        name = equation.primitive.name
+        if name in JIT | CUSTOM:
+            inner = _elementwise(body(equation))
+        elif name in AFFINE or name in ("broadcast_in_dim", "convert_element_type", "copy", "stop_gradient"):
+            inner = "affine"
+        else:
+            inner = "nonlinear" if name in NONLINEAR else "other"
+        if inner == "other":
+            return "other"
+        verdict = "nonlinear" if inner == "nonlinear" else verdict
+    return verdict
+
+
+def root_of(equation: Equation) -> tuple[bool, bool]:
+    """Whether an equation takes a root, and an inverse root; any power counts as a root of a statistic."""
+    name = equation.primitive.name
+    if name == "pow":
+        exponent = getattr(equation.invars[1], "val", None)
+        return (exponent is not None and exponent > 0, exponent is not None and exponent < 0)
+    return name == "sqrt", name == "rsqrt"

@@ -1,0 +1,168 @@
+"""Trace a network to a program, and the differences between JAX releases that a reader of programs meets.
+
+Closed and open programs are told apart by their attributes, never by class: recent releases have one class for both.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+from jax.core import eval_jaxpr
+from jax.extend import core as jex
+
+Jaxpr = Any
+Equation = Any
+Var = Any
+
+JIT = frozenset({"jit", "pjit", "closed_call", "core_call", "core_closed_call"})
+REMAT = frozenset({"checkpoint", "remat", "remat2"})
+CUSTOM = frozenset({"custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"})
+
+
+@dataclass(frozen=True)
+class Program:
+    """A network written out: parameters and input are inputs, and every parameter keeps its path.
+
+    Attributes:
+        jaxpr: the open program.
+        consts: values of its constants.
+        paths: for each input, the path of the parameter it is, or None for the images.
+        out_names: the name of each output, "" for a network with a single one.
+        out_tree: structure of the outputs.
+    """
+
+    jaxpr: Jaxpr
+    consts: Sequence[Any]
+    paths: tuple[str | None, ...]
+    out_names: tuple[str, ...]
+    out_tree: Any
+
+
+def path_name(path: Sequence[Any]) -> str:
+    """``blocks/2/kernel`` from the key path of a pytree."""
+    parts = []
+    for entry in path:
+        for attribute in ("key", "name", "idx"):
+            if hasattr(entry, attribute):
+                parts.append(str(getattr(entry, attribute)))
+                break
+        else:
+            parts.append(str(entry))
+    return "/".join(parts)
+
+
+def trace(apply: Callable[..., Any], leaves: Sequence[Any], paths: Sequence[str], x: Any) -> Program:
+    """The program of ``apply(leaves, x)``; nothing is computed.
+
+    Args:
+        apply: network as a function of its parameters and a batch.
+        leaves: parameters, concrete, traced or abstract.
+        paths: their paths.
+        x: a batch, or its shape and dtype.
+
+    Raises:
+        TypeError: if JAX cannot trace the network.
+    """
+    try:
+        closed, shapes = jax.make_jaxpr(apply, return_shape=True)(list(leaves), x)
+    except (jax.errors.JAXTypeError, jax.errors.JAXIndexError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise TypeError(
+            "expected a network that JAX can trace, got one whose Python code needs the values of its activations "
+            f"({type(error).__name__}: {reason}); replace `if`, `float()` or NumPy calls on activations by their "
+            "jax.numpy and jax.lax counterparts"
+        ) from error
+    outputs, out_tree = jax.tree_util.tree_flatten_with_path(shapes)
+    jaxpr, consts = opened(closed)
+    return Program(
+        jaxpr=jaxpr,
+        consts=consts,
+        paths=(*paths, *[None] * (len(jaxpr.invars) - len(paths))),
+        out_names=tuple(path_name(path) for path, _ in outputs),
+        out_tree=out_tree,
+    )
+
+
+def opened(jaxpr: Jaxpr) -> tuple[Jaxpr, Sequence[Any]]:
+    """The open program and the values of its constants."""
+    return getattr(jaxpr, "jaxpr", jaxpr), getattr(jaxpr, "consts", ())
+
+
+def body(equation: Equation) -> Jaxpr | None:
+    """The program inside a call, or None."""
+    for name in ("jaxpr", "call_jaxpr", "fun_jaxpr"):
+        if name in equation.params:
+            return equation.params[name]
+    return None
+
+
+def inner_programs(equation: Equation) -> list[Jaxpr]:
+    """Every program in the parameters of an equation."""
+    found = []
+    for value in equation.params.values():
+        candidates = value if isinstance(value, tuple | list) else (value,)
+        found += [candidate for candidate in candidates if hasattr(opened(candidate)[0], "eqns")]
+    return found
+
+
+def call_name(equation: Equation) -> str:
+    """The function's own name: of a jit, or of the rule it carries."""
+    name = equation.params.get("name")
+    if name:
+        return str(name)
+    inner = body(equation)
+    if inner is None:
+        return equation.primitive.name
+    info = getattr(opened(inner)[0], "debug_info", None)
+    name = getattr(info, "func_name", "")
+    return name if name.isidentifier() else equation.primitive.name
+
+
+def scope_of(equation: Equation) -> tuple[str, ...]:
+    """Named scopes around an equation, without what transformations wrap round a name.
+
+    Of a method (``Block_0.encode``) the module stays; Equinox names a scope after the class (``eqx.nn.Conv2d``), which
+    says nothing of the place, and `einsum` names one after its formula.
+    """
+    text = str(equation.source_info.name_stack)
+    parts = []
+    for part in text.split("/"):
+        while part.endswith(")") and "(" in part:
+            part = part[part.index("(") + 1 : -1]
+        module, _, rest = part.partition(".")
+        if module.isidentifier() and not rest.startswith("nn."):
+            parts.append(module)
+    return tuple(parts)
+
+
+def is_literal(atom: Any) -> bool:
+    """Whether an operand is a literal."""
+    return isinstance(atom, jex.Literal)
+
+
+def run(jaxpr: Jaxpr, equations: Sequence[Equation], values: dict[Var, Any]) -> None:
+    """Evaluate whole equations of a program, reading and writing ``values``.
+
+    They run as a small program of their own, so that no rule of binding a primitive is repeated here.
+    """
+    made = {var for equation in equations for var in equation.outvars}
+    needed = dict.fromkeys(
+        atom for equation in equations for atom in equation.invars if not is_literal(atom) and atom not in made
+    )
+    results = [var for equation in equations for var in equation.outvars if type(var).__name__ != "DropVar"]
+    part = jex.Jaxpr(
+        constvars=(),
+        invars=list(needed),
+        outvars=results,
+        eqns=list(equations),
+        effects=jaxpr.effects,
+        debug_info=_debug_info(jaxpr, len(needed), len(results)),
+    )
+    outputs = eval_jaxpr(part, (), *[values[var] for var in needed])
+    values.update(zip(results, outputs, strict=True))
+
+
+def _debug_info(jaxpr: Jaxpr, inputs: int, outputs: int) -> Any:
+    info = jaxpr.debug_info
+    return info._replace(arg_names=("",) * inputs, result_paths=("",) * outputs)

@@ -1,0 +1,228 @@
+"""A network of any framework as data: a callable pytree whose leaves are its parameters."""
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen, nnx
+
+from stabjax._jaxpr import path_name
+
+MODES = ("eval", "batch_statistics")
+LAYOUTS = ("channels_last", "channels_first")
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """How to call a guest. Equal for two networks of one architecture, so that they share one compilation.
+
+    Attributes:
+        skeleton: what is left of the guest without its arrays.
+        rebuild: puts the arrays back: ``rebuild(skeleton, variables)`` is the function of a batch or an example.
+        paths: path of each parameter.
+        root: outermost named scope, which names leave out.
+        single, layout: what the guest takes.
+        method, static: what is called, and its further arguments.
+    """
+
+    skeleton: Any
+    rebuild: Callable[..., Callable[..., Any]]
+    paths: tuple[str, ...]
+    root: str
+    single: bool
+    layout: str
+    method: str | Callable[..., Any] | None
+    static: tuple[tuple[str, Any], ...]
+
+    def __call__(self, variables: Any, x: Any) -> Any:
+        """The guest's outputs for a batch with its channels last."""
+        function = self.rebuild(self.skeleton, variables, self.method)
+        static = dict(self.static)
+        if self.layout == "channels_first":
+            x = jnp.moveaxis(x, -1, 1)
+        if self.single:
+            return jax.vmap(lambda example: function(example, **static))(x)
+        return function(x, **static)
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=["variables"], meta_fields=["adapter"])
+@dataclass(frozen=True, eq=False)
+class Guest:
+    """A network as data, made by `stabjax.features.of`.
+
+    A registered pytree: pass it as an argument of ``jit``, stack several under ``vmap``, save it as a tree. Calling it
+    on a batch, ``(batch, *spatial, channels)``, runs the network.
+
+    Attributes:
+        variables: parameters and statistics by their paths (of a Linen module, its collections).
+        adapter: everything else, static.
+    """
+
+    variables: Any
+    adapter: Adapter
+
+    def __call__(self, x: Any, /) -> Any:
+        """The outputs for a batch."""
+        return self.adapter(self.variables, x)
+
+
+def of(
+    model: Any,
+    *,
+    method: str | Callable[..., Any] | None = None,
+    single: bool = False,
+    layout: str = "channels_last",
+    mode: str = "eval",
+    **static: Any,
+) -> Guest:
+    """A network of any framework as a callable pytree; the guest itself is never changed.
+
+    * Flax NNX: the module. A copy is put into evaluation mode.
+    * Flax Linen: the bound module, ``module.bind(variables)``. Its mode is an argument of its own, passed on as
+      ``static``: ``of(module.bind(variables), train=False)``.
+    * Equinox: the module, in inference mode; most take one example, hence ``single=True, layout="channels_first"``.
+    * Any other callable pytree, such as ``jax.tree_util.Partial(apply, params)``.
+    * A plain function: its arrays become constants, it compiles by itself, and its operations have no module names.
+
+    Args:
+        model: the guest.
+        method: name of the method to call, or the method; by default the module itself is called.
+        single: whether the guest takes one example instead of a batch.
+        layout: ``"channels_last"``, or ``"channels_first"`` for a guest that wants its channels in front of space.
+            The network made here takes channels last in both cases.
+        mode: ``"eval"``, or ``"batch_statistics"`` for NNX networks at initialisation, which have no running
+            statistics yet: normalisation by the batch at hand, dropout off.
+        **static: further keyword arguments of the guest, hashable.
+
+    Returns:
+        the network.
+
+    Raises:
+        TypeError: if the guest is not callable, an unbound Linen module, or a keyword argument is not hashable.
+        ValueError: for an unknown layout or mode.
+    """
+    if layout not in LAYOUTS:
+        raise ValueError(f"expected layout to be one of {LAYOUTS}, got {layout!r}")
+    if mode not in MODES:
+        raise ValueError(f"expected mode to be one of {MODES}, got {mode!r}")
+    if isinstance(model, Guest):
+        raise TypeError("expected a guest network, got one that features.of has already made; use it as it is")
+    if not callable(model) and method is None:
+        raise TypeError(f"expected a network, a callable, got {type(model).__name__}; name its method=...")
+    try:
+        hash((method, tuple(static.values())))
+    except TypeError as error:
+        raise TypeError(f"expected hashable keyword arguments, got {static}; arrays belong into the network") from error
+    skeleton, rebuild, variables, paths, root = _taken_apart(model, mode)
+    adapter = Adapter(
+        skeleton=skeleton,
+        rebuild=rebuild,
+        paths=paths,
+        root=root,
+        single=single,
+        layout=layout,
+        method=method,
+        static=tuple(sorted(static.items())),
+    )
+    return Guest(variables, adapter)
+
+
+def _taken_apart(model: Any, mode: str) -> tuple[Any, Callable[..., Any], Any, tuple[str, ...], str]:
+    """Static part, how to put it together again, arrays, their paths, and the root's scope."""
+    if isinstance(model, nnx.Module):
+        copy = nnx.view(model, deterministic=True, use_running_average=mode == "eval", raise_if_not_found=False)
+        graph, state = nnx.split(copy)
+        leaves, treedef = jax.tree_util.tree_flatten(state)
+        paths = _paths(state, drop=("value",))
+        return (graph, treedef, paths), _rebuild_nnx, dict(zip(paths, leaves)), tuple(sorted(paths)), ""
+    if mode != "eval":
+        raise ValueError(
+            f"mode={mode!r} is for Flax NNX modules, got {type(model).__name__}; a Linen module takes its mode as an "
+            "argument of its own, features.of(module.bind(variables), train=True)"
+        )
+    if isinstance(model, linen.Module):
+        if model.scope is None:
+            raise TypeError(
+                f"expected a bound Linen module, got {type(model).__name__} without variables; "
+                "write features.of(module.bind(variables))"
+            )
+        skeleton, variables = model.unbind()
+        names = tuple(path.partition("/")[2] for path in _paths(variables))
+        return skeleton, _rebuild_linen, dict(variables), names, type(model).__name__
+    equinox = sys.modules.get("equinox")
+    if equinox is not None and isinstance(model, equinox.Module):
+        model = equinox.nn.inference_mode(model)
+    leaves, treedef = jax.tree_util.tree_flatten(model)
+    fixed = tuple(ARRAY if _is_array(leaf) else leaf for leaf in leaves)
+    arrays = [leaf for leaf in leaves if _is_array(leaf)]
+    paths = [path for path, leaf in zip(_paths(model), leaves, strict=True) if _is_array(leaf)]
+    if isinstance(model, jax.tree_util.Partial) and paths:
+        paths = _shortened(paths)
+    return (treedef, fixed, tuple(paths)), _rebuild_tree, dict(zip(paths, arrays)), tuple(sorted(paths)), ""
+
+
+def _is_array(leaf: Any) -> bool:
+    return isinstance(leaf, jax.Array | np.ndarray)
+
+
+def _paths(tree: Any, drop: tuple[str, ...] = ()) -> tuple[str, ...]:
+    names = []
+    for path, _ in jax.tree_util.tree_flatten_with_path(tree)[0]:
+        name = path_name(path)
+        stem, _, last = name.rpartition("/")
+        names.append(stem if last in drop else name)
+    return tuple(names)
+
+
+def _shortened(names: list[str]) -> list[str]:
+    """Paths of a partial function without the position of the argument they stand in."""
+    while all("/" in name for name in names) and len({name.partition("/")[0] for name in names}) == 1:
+        first, _, _ = names[0].partition("/")
+        if not first.isdigit():
+            break
+        names = [name.partition("/")[2] for name in names]
+    return names
+
+
+class _Array:
+    """Stands for an array in the static part of a network."""
+
+    def __repr__(self) -> str:
+        return "<array>"
+
+
+ARRAY = _Array()
+
+
+def _rebuild_nnx(skeleton: Any, variables: Any, method: Any) -> Callable[..., Any]:
+    # The state is unflattened here, so that its variables belong to the trace that runs them.
+    graph, treedef, paths = skeleton
+    state = treedef.unflatten([variables[path] for path in paths])
+    return _bound(nnx.merge(graph, state), method)
+
+
+def _rebuild_linen(skeleton: Any, variables: Any, method: Any) -> Callable[..., Any]:
+    changing = [name for name in variables if name != "params"]
+
+    def apply(x: Any, **static: Any) -> Any:
+        result = skeleton.apply(variables, x, method=method, mutable=changing or False, **static)
+        return result[0] if changing else result
+
+    return apply
+
+
+def _rebuild_tree(skeleton: Any, variables: Any, method: Any) -> Callable[..., Any]:
+    treedef, fixed, paths = skeleton
+    arrays = iter([variables[path] for path in paths])
+    return _bound(treedef.unflatten([next(arrays) if leaf is ARRAY else leaf for leaf in fixed]), method)
+
+
+def _bound(model: Any, method: Any) -> Callable[..., Any]:
+    if method is None:
+        return model
+    return getattr(model, method) if isinstance(method, str) else lambda *args, **static: method(model, *args, **static)
