@@ -1,0 +1,140 @@
+"""Array pairs checked, and channel statistics."""
+
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float32, Int32, Num, Shaped
+
+from stabjax._types import AnyArray
+from stabjax.data._images import to_float
+
+__all__ = ["STATISTICS", "Statistics", "arrays", "normalize", "statistics"]
+
+A = TypeVar("A", jax.Array, np.ndarray)
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Mean and standard deviation of each channel, of pixels in [0, 1].
+
+    Attributes:
+        mean: one number per channel.
+        deviation: one positive number per channel.
+    """
+
+    mean: tuple[float | int, ...]
+    deviation: tuple[float | int, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.mean) != len(self.deviation) or not self.mean:
+            raise ValueError(
+                f"expected one mean and one deviation per channel, got {len(self.mean)} and {len(self.deviation)}"
+            )
+        if min(self.deviation) <= 0:
+            raise ValueError(f"expected positive deviations, got {self.deviation}")
+
+
+STATISTICS = MappingProxyType(
+    {
+        "mnist": Statistics((0.0,), (1.0,)),
+        "fashion-mnist": Statistics((0.5,), (0.5,)),
+        "cifar10": Statistics((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
+        "svhn": Statistics((0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970)),
+    }
+)
+"""The usual statistics of the named sets, as in the code of Petrini et al. 2021: MNIST stays in [0, 1]."""
+
+
+def normalize(images: A, stats: str | Statistics) -> A:
+    """``(images - mean) / deviation`` for each channel.
+
+    Args:
+        images: ``(..., channels)``, NumPy or JAX: bytes, which are divided by 255 first, or floats in [0, 1].
+        stats: a name in `STATISTICS`, or the statistics.
+
+    Returns:
+        The same shape and kind of array; bytes become float32, floats keep their dtype.
+
+    Raises:
+        ValueError: an unknown name, or another number of channels.
+        TypeError: integers other than bytes.
+    """
+    if isinstance(stats, str):
+        if stats not in STATISTICS:
+            raise ValueError(f"expected statistics of {', '.join(STATISTICS)} or a Statistics, got {stats!r}")
+        stats = STATISTICS[stats]
+    if images.ndim == 0 or images.shape[-1] != len(stats.mean):
+        raise ValueError(f"expected images with {len(stats.mean)} channels last, got shape {images.shape}")
+    if images.dtype != np.uint8 and not jnp.issubdtype(images.dtype, jnp.floating):
+        raise TypeError(f"expected uint8 or floating images, got {images.dtype}; convert them to floats in [0, 1]")
+    wide = np.float64 if images.dtype == np.float64 else np.float32
+    dtype = np.float32 if images.dtype == np.uint8 else images.dtype
+    # One multiplication and one addition a pixel: x/255 and the statistics are folded into one scale and one shift.
+    unit = 255.0 if images.dtype == np.uint8 else 1.0
+    row = (1,) * (images.ndim - 1) + (-1,)
+    deviation = np.asarray(stats.deviation)
+    scale = (1 / (unit * deviation)).astype(wide).reshape(row)
+    shift = (-np.asarray(stats.mean) / deviation).astype(wide).reshape(row)
+    return (images.astype(wide) * scale + shift).astype(dtype)
+
+
+def statistics(images: Num[AnyArray, "n *spatial channels"]) -> Statistics:
+    """Channel statistics of a set of images, in double precision, a few at a time.
+
+    Args:
+        images: bytes, or floats in [0, 1], ``(n, *spatial, channels)``.
+    """
+    total = square = np.zeros(images.shape[-1])
+    for start in range(0, images.shape[0], 256):
+        part = np.asarray(images[start : start + 256]).astype(np.float64).reshape(-1, images.shape[-1])
+        total, square = total + part.sum(0), square + (part * part).sum(0)
+    count = images.size // images.shape[-1]
+    unit = 255.0 if images.dtype == np.uint8 else 1.0
+    mean = total / count
+    deviation = np.sqrt(np.maximum(square / count - mean * mean, 0))
+    return Statistics(tuple((mean / unit).tolist()), tuple((deviation / unit).tolist()))
+
+
+def arrays(
+    images: Shaped[AnyArray, "..."],
+    labels: Shaped[AnyArray, "..."],
+    *,
+    value_range: tuple[float | int, float | int] | None = (0.0, 1.0),
+) -> tuple[Float32[np.ndarray, "n *spatial channels"], Int32[np.ndarray, " n"]]:
+    """A pair of your own arrays in the form of `load`.
+
+    Args:
+        images: ``(n, *spatial, channels)``, bytes or floats; a set of gray images needs its axis of one channel.
+        labels: ``(n,)`` integers.
+        value_range: smallest and largest value that floats may take; None allows all.
+
+    Returns:
+        Images float32 (bytes are divided by 255) and labels int32.
+
+    Raises:
+        ValueError: a shape or value that does not fit. NaN pixels pass: what they spoil is marked where it is measured.
+        TypeError: images that are neither bytes nor floats, labels that are not integers.
+    """
+    pixels, classes = np.asarray(images), np.asarray(labels)
+    if pixels.ndim < 3:
+        raise ValueError(f"expected images (n, *spatial, channels), got shape {pixels.shape}; add the missing axes")
+    if classes.shape != pixels.shape[:1]:
+        raise ValueError(f"expected one label per image, ({len(pixels)},), got shape {classes.shape}")
+    if not np.issubdtype(classes.dtype, np.integer):
+        raise TypeError(f"expected integer labels, got {classes.dtype}; one-hot labels need argmax first")
+    if pixels.dtype == np.uint8:
+        return to_float(pixels), classes.astype(np.int32)
+    if not jnp.issubdtype(pixels.dtype, jnp.floating):
+        raise TypeError(f"expected uint8 or floating images, got {pixels.dtype}")
+    pixels = pixels.astype(np.float32)
+    if value_range is not None and pixels.size:
+        low, high = float(np.nanmin(pixels)), float(np.nanmax(pixels))
+        if low < value_range[0] or high > value_range[1]:
+            raise ValueError(
+                f"expected values in {value_range}, got {low:g} to {high:g}; divide by 255, or pass value_range=None"
+            )
+    return pixels, classes.astype(np.int32)
