@@ -1,0 +1,212 @@
+"""Which route a convolution takes, and how it is differentiated.
+
+The derivative is stated once, as a jvp. A convolution is bilinear, so its tangent is one linear map of ``dx`` plus one
+of ``dw``; each is written as the transpose of the fast gradient route. Transposed again by reverse mode, it becomes
+that route, and what is nested in it (forward over reverse, vmap, remat) are plain primitives.
+
+Inside a loop (`lax.scan`, `lax.map`) the stakes are higher: only outside of loops does XLA bring convolutions into the
+layout that its CPU library takes, so there XLA's own gradients fall back to plain loops, fifty times slower. Hence any
+convolution that is left to XLA here is channels-last, with its kernel (*kernel, in, out).
+"""
+
+import itertools
+import math
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.custom_derivatives import SymbolicZero
+from jaxtyping import Array
+
+from stabjax.conv import _groups, _products, _winograd
+from stabjax.conv._geometry import Geometry, pad
+
+_DENSE_BLOCKS = 16
+"""A map is convolved as a dense layer when that needs no more products, and at most this many blocks of the kernel."""
+
+_WINOGRAD_CHANNELS = 32
+_WINOGRAD_POSITIONS = 256
+"""Fewer channels or output pixels than these do not repay the transforms."""
+
+
+def _is_dense(geometry: Geometry) -> bool:
+    """Small maps: no more pixels than the kernel has taps."""
+    pixels = math.prod(geometry.size)
+    return pixels <= geometry.taps and pixels * math.prod(geometry.out_size) <= _DENSE_BLOCKS
+
+
+def _overhangs(geometry: Geometry) -> bool:
+    """Whether the kernel is larger than the input on some axis: XLA falls back to plain loops."""
+    return any(e > n for e, n in zip(geometry.extent, geometry.size))
+
+
+def _is_winograd(geometry: Geometry) -> bool:
+    return (
+        geometry.kernel == (3, 3)
+        and geometry.strides == geometry.dilation == (1, 1)
+        and min(geometry.in_channels, geometry.out_channels) >= _WINOGRAD_CHANNELS
+        and geometry.positions >= _WINOGRAD_POSITIONS
+    )
+
+
+def _plain(x: Array, kernel: Array, geometry: Geometry) -> Array:
+    """XLA's convolution. Without any padding it can be four times slower: then one column is added and dropped."""
+    *others, (low, high) = geometry.padding
+    extra = (
+        len(geometry.size) == 2
+        and geometry.padding == ((0, 0), (0, 0))
+        and geometry.strides == (1, 1)
+        and geometry.out_channels >= _WINOGRAD_CHANNELS
+    )
+    spatial = "DHW"[-len(geometry.size) :]
+    y = lax.conv_general_dilated(
+        x,
+        kernel,
+        geometry.strides,
+        (*others, (low, high + extra)),
+        rhs_dilation=geometry.dilation,
+        dimension_numbers=(f"N{spatial}C", f"{spatial}IO", f"N{spatial}C"),
+    )
+    return y[..., :-1, :] if extra else y
+
+
+def forward(x: Array, kernel: Array, geometry: Geometry) -> Array:
+    """The convolution by its route."""
+    if geometry.groups > 1 and geometry.in_group > 1:
+        return _groups.forward(x, kernel, geometry, forward)
+    if geometry.groups > 1:
+        route = _products.depthwise_forward
+    elif geometry.taps == 1:
+        route = _products.forward
+    elif _is_dense(geometry):
+        route = _products.dense_forward
+    elif _overhangs(geometry):
+        route = _products.forward
+    elif _is_winograd(geometry):
+        route = _winograd.forward
+    else:
+        route = _plain
+    return route(x, kernel, geometry)
+
+
+def kernel_gradient(x: Array, g: Array, geometry: Geometry) -> Array:
+    """The gradient with respect to the kernel, ``g`` that of the output."""
+    if geometry.groups > 1 and geometry.in_group > 1:
+        return _groups.kernel_gradient(x, g, geometry, kernel_gradient)
+    if geometry.groups > 1:
+        route = _products.depthwise_kernel_gradient
+    elif geometry.taps > 1 and _is_dense(geometry):
+        route = _products.dense_kernel_gradient
+    elif _is_winograd(geometry):
+        route = _winograd.kernel_gradient
+    else:
+        route = _products.kernel_gradient
+    return route(x, g, geometry)
+
+
+def input_gradient(g: Array, kernel: Array, geometry: Geometry) -> Array:
+    """The gradient with respect to the input, ``g`` that of the output.
+
+    Pixels ``i = s u + r`` of one residue ``r`` of the stride ``s`` are a convolution at stride one of ``g`` with every
+    ``s``-th tap of the kernel, flipped; the residues are then interleaved.
+    """
+    if geometry.groups == 1 and geometry.taps > 1 and _is_dense(geometry):
+        return _products.dense_input_gradient(g, kernel, geometry)
+    parts = [
+        _residue_gradient(g, kernel, geometry, residue) for residue in itertools.product(*map(range, geometry.strides))
+    ]
+    if len(parts) == 1:
+        return parts[0]
+    counts = _counts(geometry)
+    x = jnp.reshape(jnp.stack(parts, -1), (geometry.batch, *counts, geometry.in_channels, *geometry.strides))
+    rank = len(counts)
+    order = [0, *[axis for k in range(rank) for axis in (1 + k, 2 + rank + k)], 1 + rank]
+    x = jnp.transpose(x, order)
+    x = jnp.reshape(x, (geometry.batch, *[c * s for c, s in zip(counts, geometry.strides)], geometry.in_channels))
+    return x[(slice(None), *[slice(n) for n in geometry.size])]
+
+
+def _counts(geometry: Geometry) -> tuple[int, ...]:
+    return tuple(-(-n // s) for n, s in zip(geometry.size, geometry.strides))
+
+
+def _residue_gradient(g: Array, kernel: Array, geometry: Geometry, residue: tuple[int, ...]) -> Array:
+    """``dx[s u + r] = sum_k g[u - m_k] w[k]`` over the taps with ``k d = r + p (mod s)``, one ``r`` on each axis."""
+    counts = _counts(geometry)
+    taps, padding, dilation = [], [], []
+    for r, k, s, d, (low, _), count, q in zip(
+        residue,
+        geometry.kernel,
+        geometry.strides,
+        geometry.dilation,
+        geometry.padding,
+        counts,
+        geometry.out_size,
+    ):
+        offset, rest = divmod(r + low, s)
+        chosen = [tap for tap in range(k) if tap * d % s == rest]
+        if not chosen:
+            return jnp.zeros((geometry.batch, *counts, geometry.in_channels), g.dtype)
+        step = (chosen[1] - chosen[0]) * d // s if len(chosen) > 1 else 1
+        before = chosen[-1] * d // s - offset
+        taps.append(jnp.asarray(chosen[::-1]))
+        padding.append((before, count - q - before + (len(chosen) - 1) * step))
+        dilation.append(step)
+    for axis, chosen in enumerate(taps):
+        kernel = jnp.take(kernel, chosen, axis)
+    shape = kernel.shape[:-2]
+    kernel = jnp.reshape(kernel, (*shape, geometry.in_group, geometry.groups, geometry.out_group))
+    kernel = jnp.reshape(jnp.swapaxes(kernel, -1, -3), (*shape, geometry.out_group, geometry.in_channels))
+    kernel = lax.optimization_barrier(kernel)
+    g = pad(g, tuple((min(low, 0), min(high, 0)) for low, high in padding))
+    transposed = Geometry(
+        size=g.shape[1:-1],
+        kernel=shape,
+        strides=(1,) * len(shape),
+        padding=tuple((max(low, 0), max(high, 0)) for low, high in padding),
+        dilation=tuple(dilation),
+        in_channels=geometry.out_channels,
+        out_channels=geometry.in_channels,
+        groups=geometry.groups,
+        batch=geometry.batch,
+    )
+    return forward(g, kernel, transposed)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(2,))
+def convolve(x: Array, kernel: Array, geometry: Geometry) -> Array:
+    """The convolution of ``(batch, *spatial, in)`` with ``(*kernel, in / groups, out)``, every derivative included."""
+    return forward(x, kernel, geometry)
+
+
+def _jvp(geometry: Geometry, primals: tuple[Array, Array], tangents: tuple[Array | SymbolicZero, ...]) -> tuple:
+    x, kernel = primals
+    dx, dkernel = tangents
+    y = convolve(x, kernel, geometry)
+    terms = []
+    if not isinstance(dx, SymbolicZero):
+        terms.append(_transpose(input_gradient, 1, geometry)(dx, kernel, y))
+    if not isinstance(dkernel, SymbolicZero):
+        terms.append(_transpose(kernel_gradient, 0, geometry)(dkernel, x, y))
+    return y, sum(terms[1:], terms[0])
+
+
+def _transpose(gradient: Callable, position: int, geometry: Geometry) -> Callable:
+    """The tangent of the convolution, as the transpose of one of its gradients.
+
+    Rematerialised: what is computed of the constant operand (patches, tiles) is several times its size, and would
+    otherwise be kept from the forward to the backward pass.
+    """
+
+    def tangent(d: Array, constant: Array, y: Array) -> Array:
+        def of_cotangent(g: Array) -> Array:
+            return gradient(*((constant, g) if position == 0 else (g, constant)), geometry)
+
+        return jax.linear_transpose(of_cotangent, jax.ShapeDtypeStruct(y.shape, y.dtype))(d)[0]
+
+    return jax.checkpoint(tangent)
+
+
+convolve.defjvp(_jvp, symbolic_zeros=True)

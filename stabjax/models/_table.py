@@ -1,0 +1,41 @@
+"""Networks by name."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from flax import nnx
+
+from stabjax.models._fully_connected import FullyConnected
+from stabjax.models._gap import GAPConvNet
+from stabjax.models._small import LeNet, MinimalCNN, SmallCNN
+from stabjax.models._vgg import VGG
+
+_TABLE: dict[str, Callable[..., nnx.Module]] = {
+    "SmallCNN": SmallCNN,
+    "LeNet": LeNet,
+    "MinimalCNN": partial(MinimalCNN, 32),
+    **{f"VGG{depth}": partial(VGG, depth, norm=False) for depth in (11, 13, 16, 19)},
+    **{f"VGG{depth}bn": partial(VGG, depth, norm=True) for depth in (11, 13, 16, 19)},
+    **{f"FCL{layers}": partial(FullyConnected, 32 * 32 * 3, layers=layers) for layers in (2, 4, 6)},
+    **{f"GAPConvNet{ndim}d": partial(GAPConvNet, ndim) for ndim in (1, 2)},
+}
+
+NAMES: tuple[str, ...] = tuple(_TABLE)
+"""The names that `build` knows."""
+
+
+def build(name: str, *, rngs: nnx.Rngs, **options: Any) -> Any:
+    """The network of that name, for 32 x 32 images with three channels unless told otherwise.
+
+    Args:
+        name: one of `NAMES`; a fully connected ``FCL4`` has four layers.
+        rngs: key of the initial weights.
+        **options: what the network's own constructor takes (``num_classes``, ``in_channels``, ``width``, ...).
+
+    Raises:
+        ValueError: when there is no such network.
+    """
+    if name not in _TABLE:
+        raise ValueError(f"expected one of {', '.join(NAMES)}, got {name!r}")
+    return _TABLE[name](rngs=rngs, **options)
