@@ -1,0 +1,79 @@
+"""The few unsafe operations, once, each with its reason."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from stabjax._types import AnyArray
+
+
+def safe_norm(x: Float[AnyArray, "..."], *, axis: int | tuple[int, ...] | None = None) -> Float[Array, "..."]:
+    """Euclidean norm over ``axis`` whose gradient at zero is zero; the gradient of a plain norm there is NaN."""
+    square = jnp.sum(jnp.square(x), axis=axis)
+    positive = square > 0
+    return jnp.where(positive, jnp.sqrt(jnp.where(positive, square, 1)), 0)
+
+
+def safe_ratio(numerator: Float[AnyArray, "..."], denominator: Float[AnyArray, "..."]) -> Float[Array, "..."]:
+    """``numerator / denominator``, NaN where the denominator is not positive.
+
+    A dead layer has pair distance zero: its stability is undefined, and a small number added to the denominator would
+    hide it. The inner `where` keeps the gradient of the defined entries finite.
+    """
+    defined = jnp.asarray(denominator) > 0
+    return jnp.where(defined, numerator / jnp.where(defined, denominator, 1), jnp.nan)
+
+
+def row_sum(x: Float[AnyArray, " n *rest"]) -> Float[Array, " n"]:
+    """Sum over all axes but the first, as a product with ones.
+
+    On the CPU a plain reduction to few numbers is neither vectorised nor spread over the cores; the product is both
+    (five times faster on 64 rows of 65,536), and adds in blocks, which rounds less than one long chain.
+    """
+    rows = jnp.reshape(x, (x.shape[0], -1))
+    return jnp.matmul(rows, jnp.ones((rows.shape[1],), rows.dtype), precision=HIGHEST)
+
+
+def centered(
+    x: Float[AnyArray, " n *units"], *, weights: Float[AnyArray, " n"] | None = None
+) -> tuple[Float[Array, "*units"], Float[Array, " n"]]:
+    """Mean of the rows, and the squared distance of every row to it.
+
+    The rows are shifted by the first one before they are averaged, and squared only after the mean is gone:
+    ``<f^2> - <f>^2`` loses every digit once the mean is a thousand times the spread, and equal rows must give exactly
+    zero, because that is how a dead layer is known.
+
+    Args:
+        x: Points, ``(n, *units)``.
+        weights: How often each row counts, ``(n,)``; once by default.
+    """
+    rows = jnp.reshape(x, (x.shape[0], -1))
+    weights = jnp.ones((x.shape[0],), rows.dtype) if weights is None else jnp.asarray(weights, rows.dtype)
+    shifted = rows - rows[:1]
+    mean = jnp.matmul(weights, shifted, precision=HIGHEST) / jnp.maximum(jnp.sum(weights), 1)
+    return jnp.reshape(rows[0] + mean, x.shape[1:]), row_sum(jnp.square(shifted - mean[None]))
+
+
+def scatter(
+    distances: Float[AnyArray, "*layers batches size"],
+    shifts: Float[AnyArray, "*layers batches"],
+    weights: Float[AnyArray, "batches size"],
+) -> Float[Array, "*layers"]:
+    """Sum of squared distances to the common mean, from what `centered` finds batch by batch.
+
+    Nothing is ever subtracted: to the distances within the batches comes, for every batch, what its mean adds.
+
+    Args:
+        distances: Squared distance of every row to the mean of its batch.
+        shifts: Squared distance of the mean of a batch to the mean of all batches before it.
+        weights: How often each row counts.
+    """
+    numbers = jnp.sum(weights, axis=1)
+    before = jnp.cumsum(numbers) - numbers
+    between = before * numbers / jnp.maximum(before + numbers, 1)
+    within = jnp.tensordot(distances, weights, axes=2, precision=HIGHEST)
+    return within + jnp.matmul(shifts, between, precision=HIGHEST)
+
+
+HIGHEST = jax.lax.Precision.HIGHEST
+"""Matmul precision of every statistic: accelerators round float32 products to bfloat16 or TF32 by default."""

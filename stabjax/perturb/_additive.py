@@ -1,0 +1,116 @@
+"""Perturbations that add to the image."""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from stabjax._numerics import safe_norm, safe_ratio
+from stabjax._types import AnyArray, Image, PRNGKey, Scalar
+from stabjax.perturb._pytree import Strength, convert, perturbation, strength
+
+
+@perturbation
+@dataclass(frozen=True, eq=False)
+class SphericalNoise:
+    """Isotropic noise of given Euclidean norm, ``x + eta``, ``|eta| = radius``."""
+
+    radius: Strength
+    """``|eta| >= 0`` over all pixels and channels."""
+
+    def __post_init__(self) -> None:
+        convert(self, radius=0.0)
+
+    def __call__(self, key: PRNGKey, image: Image) -> Image:
+        """The noisy image, ``(*spatial, channels)``."""
+        return _on_sphere(key, image, strength(self.radius, _wide(image).dtype))
+
+
+@perturbation
+@dataclass(frozen=True, eq=False)
+class GaussianNoise:
+    """Independent Gaussian noise on every pixel and channel."""
+
+    scale: Strength
+    """Standard deviation of one entry."""
+
+    def __post_init__(self) -> None:
+        convert(self, scale=0.0)
+
+    def __call__(self, key: PRNGKey, image: Image) -> Image:
+        """The noisy image, ``(*spatial, channels)``."""
+        x = _wide(image)
+        return _add(image, jax.random.normal(key, x.shape, x.dtype), strength(self.scale, x.dtype))
+
+
+@perturbation
+@dataclass(frozen=True, eq=False)
+class Toward:
+    """A step of given length toward another data point, drawn at random.
+
+    Where the drawn point equals the image, the next one takes its place.
+    """
+
+    points: Float[AnyArray, "points *spatial channels"]
+    """The data points to choose from, ``(points, *spatial, channels)``."""
+    distance: Strength
+    """Euclidean length of the step, over all pixels and channels; it may lead beyond the point."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "points", jnp.asarray(self.points))
+        convert(self, distance=0.0)
+
+    def __call__(self, key: PRNGKey, image: Image) -> Image:
+        """The moved image, ``(*spatial, channels)``."""
+        points = jnp.asarray(self.points)
+        if points.shape[1:] != np.shape(image) or len(points) == 0:
+            raise ValueError(f"expected points of shape (k, *{np.shape(image)}), k > 0, got {points.shape}")
+        drawn = jax.random.randint(key, (), 0, len(points))
+        same = jnp.all(points[drawn] == jnp.asarray(image, points.dtype))
+        other = jnp.where(same, (drawn + 1) % len(points), drawn)
+        return toward(image, points[other], self.distance)
+
+
+def toward(image: Image, target: Image, distance: Scalar) -> Image:
+    """``x + distance (y - x) / |y - x|``: a step of Euclidean length ``distance`` from an image toward another.
+
+    NaN where the two are equal, which leaves no direction, unless the distance is zero.
+    """
+    if np.shape(target) != np.shape(image):
+        raise ValueError(f"expected a target of the image's shape {np.shape(image)}, got {np.shape(target)}")
+    x = _wide(image)
+    step = jnp.asarray(target, x.dtype) - x
+    length = strength(distance, x.dtype)
+    return _add(image, step, jnp.where(length == 0, 0, safe_ratio(length, safe_norm(step))))
+
+
+def noise_like(key: PRNGKey, image: Image, perturbed: Image) -> Image:
+    """The image with isotropic noise as large as a perturbation of it: ``x + eta``, ``|eta| = |perturbed - x|``.
+
+    The matched noise of relative stability (Petrini et al. 2021, eq. 4). Arguments and result ``(*spatial, channels)``.
+    """
+    if np.shape(perturbed) != np.shape(image):
+        raise ValueError(f"expected both images of one shape, got {np.shape(image)} and {np.shape(perturbed)}")
+    x = _wide(image)
+    return _on_sphere(key, image, safe_norm(jnp.asarray(perturbed, x.dtype) - x))
+
+
+def _wide(image: Image) -> Float[Array, "*spatial channels"]:
+    """The image in float32 or wider."""
+    x = jnp.asarray(image)
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise TypeError(f"expected a floating image, got {x.dtype}; convert it, e.g. image / 255")
+    return x if jnp.finfo(x.dtype).bits >= 32 else x.astype(jnp.float32)
+
+
+def _add(image: Image, direction: Float[Array, "*spatial channels"], scale: Float[Array, ""]) -> Array:
+    x = _wide(image)
+    return (x + scale * direction).astype(image.dtype)
+
+
+def _on_sphere(key: PRNGKey, image: Image, radius: Float[Array, ""]) -> Array:
+    x = _wide(image)
+    eta = jax.random.normal(key, x.shape, x.dtype)
+    return _add(image, eta, radius / safe_norm(eta))

@@ -1,0 +1,203 @@
+"""Perturbations that move pixels."""
+
+import math
+from dataclasses import dataclass, field
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+from stabjax import fields, warp
+from stabjax._numerics import safe_norm
+from stabjax._types import Image, PRNGKey, Scalar
+from stabjax.fields import Convention
+from stabjax.perturb._pytree import STATIC, Strength, convert, perturbation, strength
+from stabjax.warp import Interpolation
+
+
+@perturbation
+@dataclass(frozen=True, eq=False)
+class Diffeomorphism:
+    """A random smooth deformation: the image pulled back along `stabjax.fields.sample`.
+
+    Without ``max_cutoff`` the number of modes follows from the cutoff: give the largest cutoff of a sweep, and the
+    sweep compiles once. The same key then gives the same low modes at every strength, so curves are paired.
+    """
+
+    temperature: Strength
+    """``T >= 0``."""
+    cutoff: Strength
+    """``c >= 1``."""
+    max_cutoff: int | None = field(default=None, kw_only=True, metadata=STATIC)
+    """Number of modes along each axis; needed beside a traced cutoff."""
+    interpolation: Interpolation = field(default="linear", kw_only=True, metadata=STATIC)
+    """As in `stabjax.warp.pull_back`."""
+
+    def __post_init__(self) -> None:
+        cutoff = self.cutoff
+        convert(self, temperature=0.0, cutoff=1.0)
+        if isinstance(cutoff, Tracer):
+            if self.max_cutoff is None:
+                raise ValueError("expected max_cutoff beside a traced cutoff, got none; it sets the number of modes")
+            return
+        largest = np.max(np.asarray(cutoff))
+        if self.max_cutoff is None and np.isfinite(largest):
+            object.__setattr__(self, "max_cutoff", math.ceil(largest))
+        elif self.max_cutoff is None or largest > self.max_cutoff:
+            raise ValueError(f"expected cutoff <= max_cutoff, got {cutoff} > {self.max_cutoff}; raise max_cutoff")
+
+    @classmethod
+    def of_displacement(
+        cls,
+        displacement: Scalar,
+        cutoff: Scalar,
+        shape: tuple[int, ...],
+        *,
+        convention: Convention = "rms",
+        max_cutoff: int | None = None,
+        interpolation: Interpolation = "linear",
+    ) -> "Diffeomorphism":
+        """The deformation that moves pixels by ``displacement`` typically.
+
+        Args:
+            displacement: ``delta >= 0`` in pixels; may be traced.
+            cutoff: ``c >= 1``; may be traced, beside ``max_cutoff``.
+            shape: the spatial sides of the image, without channels.
+            convention: ``"rms"`` or ``"paper"``, as in `stabjax.fields.temperature`.
+            max_cutoff: the largest cutoff of a sweep.
+            interpolation: as in `stabjax.warp.pull_back`.
+        """
+        temperature = fields.temperature(displacement, cutoff, shape, convention=convention, max_cutoff=max_cutoff)
+        return cls(temperature, cutoff, max_cutoff=max_cutoff, interpolation=interpolation)
+
+    def __call__(self, key: PRNGKey, image: Image) -> Image:
+        """The deformed image, ``(*spatial, channels)``."""
+        tau = fields.sample(
+            key,
+            np.shape(image)[:-1],
+            temperature=self.temperature,
+            cutoff=self.cutoff,
+            max_cutoff=self.max_cutoff,
+        )
+        return warp.pull_back(image, tau, interpolation=self.interpolation)
+
+
+@perturbation
+@dataclass(frozen=True, eq=False)
+class RandomDiffeomorphism:
+    """Diffeomorphisms of random temperature and cutoff, for data augmentation (Petrini et al. 2021, appendix).
+
+    ``cutoff = floor(B (c_max + 1 - c_min) + c_min)`` and ``temperature = T_min + B' (T_max - T_min)`` with the range of
+    `stabjax.fields.temperature_range` at that cutoff, and Beta variables ``B, B'`` of parameters ``s r/(r+1)`` and
+    ``s/(r+1)``. The defaults are the published ones; there both are uniform. Where the published range is undefined
+    (cutoff 1, or not two dimensions) or empty (``c > 2n/pi``), the exact mode sums take its place, an empty range
+    being its lower end.
+    """
+
+    temperature_concentration: Strength = field(default=2.0, kw_only=True)
+    """``s`` of the temperature."""
+    temperature_ratio: Strength = field(default=1.0, kw_only=True)
+    """``r`` of the temperature: the odds of its mean within the range."""
+    cutoff_concentration: Strength = field(default=2.0, kw_only=True)
+    """``s`` of the cutoff."""
+    cutoff_ratio: Strength = field(default=1.0, kw_only=True)
+    """``r`` of the cutoff."""
+    cutoffs: tuple[int, int] = field(default=(1, 15), kw_only=True, metadata=STATIC)
+    """Smallest and largest cutoff."""
+    interpolation: Interpolation = field(default="linear", kw_only=True, metadata=STATIC)
+    """As in `stabjax.warp.pull_back`."""
+
+    def __post_init__(self) -> None:
+        low, high = self.cutoffs
+        if not 1 <= low <= high:
+            raise ValueError(f"expected cutoffs (smallest, largest) with 1 <= smallest <= largest, got {self.cutoffs}")
+        tiny = float(jnp.finfo(jnp.float32).tiny)
+        convert(
+            self, temperature_concentration=tiny, temperature_ratio=tiny, cutoff_concentration=tiny, cutoff_ratio=tiny
+        )
+
+    def draw(self, key: PRNGKey, shape: tuple[int, ...]) -> Diffeomorphism:
+        """The random temperature and cutoff for images of these spatial sides."""
+        low, high = self.cutoffs
+        if len(shape) == 3 and low < 2:
+            raise ValueError(f"expected cutoffs from 2 on for the three axes {shape}, got {self.cutoffs}")
+        concentration = jnp.stack([self.cutoff_concentration, self.temperature_concentration])
+        ratio = jnp.stack([self.cutoff_ratio, self.temperature_ratio])
+        for_cutoff, for_temperature = jax.random.beta(
+            key, concentration * ratio / (ratio + 1), concentration / (ratio + 1)
+        )
+        cutoff = jnp.clip(jnp.floor(for_cutoff * (high + 1 - low) + low), low, high)
+        coldest, hottest = fields.temperature_range(cutoff, shape, convention="rms", max_cutoff=high)
+        hottest = jnp.maximum(coldest, hottest)
+        if len(shape) == 2:
+            published = fields.temperature_range(cutoff, shape)
+            usable = published[0] < published[1]
+            coldest, hottest = jnp.where(usable, published[0], coldest), jnp.where(usable, published[1], hottest)
+        temperature = coldest + for_temperature * (hottest - coldest)
+        return Diffeomorphism(temperature, cutoff, max_cutoff=high, interpolation=self.interpolation)
+
+    def __call__(self, key: PRNGKey, image: Image) -> Image:
+        """The deformed image, ``(*spatial, channels)``."""
+        for_strength, for_field = jax.random.split(key)
+        return self.draw(for_strength, np.shape(image)[:-1])(for_field, image)
+
+
+@perturbation
+@dataclass(frozen=True, eq=False)
+class Translation:
+    """A shift by a given distance in a random direction, clamped at the border."""
+
+    distance: Strength
+    """Pixels."""
+    interpolation: Interpolation = field(default="linear", kw_only=True, metadata=STATIC)
+    """As in `stabjax.warp.pull_back`."""
+
+    def __post_init__(self) -> None:
+        convert(self, distance=0.0)
+
+    def __call__(self, key: PRNGKey, image: Image) -> Image:
+        """The shifted image, ``(*spatial, channels)``."""
+        shape = np.shape(image)[:-1]
+        distance = strength(self.distance, jnp.result_type(self.distance))
+        direction = jax.random.normal(key, (len(shape),), distance.dtype)
+        step = direction * (distance / safe_norm(direction))
+        return warp.pull_back(image, fields.affine(shape, translation=step), interpolation=self.interpolation)
+
+
+@perturbation
+@dataclass(frozen=True, eq=False)
+class Affine:
+    """A random affine map of a two-dimensional image about its middle, clamped at the border.
+
+    Each part of `stabjax.fields.affine` is Gaussian with mean zero and the root mean square given here.
+    """
+
+    translation: Strength = field(default=0.0, kw_only=True)
+    """Root mean square length of the shift, pixels."""
+    rotation: Strength = field(default=0.0, kw_only=True)
+    """Root mean square angle, radians."""
+    compression: Strength = field(default=0.0, kw_only=True)
+    """Root mean square compression."""
+    shear: Strength = field(default=0.0, kw_only=True)
+    """Root mean square of ``sqrt(a^2 + b^2)``."""
+    interpolation: Interpolation = field(default="linear", kw_only=True, metadata=STATIC)
+    """As in `stabjax.warp.pull_back`."""
+
+    def __post_init__(self) -> None:
+        convert(self, translation=0.0, rotation=0.0, compression=0.0, shear=0.0)
+
+    def __call__(self, key: PRNGKey, image: Image) -> Image:
+        """The transformed image, ``(h, w, channels)``."""
+        shape = np.shape(image)[:-1]
+        if len(shape) != 2:
+            raise ValueError(f"expected an image (h, w, channels), got shape {np.shape(image)}; use Translation")
+        z = jax.random.normal(key, (6,), jnp.result_type(self.rotation))
+        tau = fields.affine(
+            shape,
+            translation=z[:2] * (self.translation / math.sqrt(2)),
+            rotation=z[2] * self.rotation,
+            compression=z[3] * self.compression,
+            shear=z[4:] * (self.shear / math.sqrt(2)),
+        )
+        return warp.pull_back(image, tau, interpolation=self.interpolation)

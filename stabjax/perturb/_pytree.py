@@ -1,0 +1,62 @@
+"""What all perturbations share: how they become pytrees, and how their strengths become leaves."""
+
+import dataclasses
+from typing import Any, TypeAlias, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jaxtyping import Array, Float
+
+from stabjax._types import AnyArray, Scalar
+
+Strength: TypeAlias = Scalar | Float[AnyArray, "..."]
+T = TypeVar("T")
+
+STATIC = {"static": True}
+"""Metadata of a member that is part of the tree's structure, not a leaf."""
+
+
+def perturbation(cls: type[T]) -> type[T]:
+    """Register a frozen dataclass as a pytree that is rebuilt without its constructor.
+
+    The constructor converts and checks what users give; what JAX puts into the leaves (tracers, axes, gradients) must
+    pass untouched.
+    """
+    members: tuple[dataclasses.Field[Any], ...] = dataclasses.fields(cls)  # pyright: ignore[reportArgumentType]
+    names = [f.name for f in members if not f.metadata.get("static")]
+    fixed = [f.name for f in members if f.metadata.get("static")]
+
+    def flatten(self: T) -> tuple[list[Any], tuple[Any, ...]]:
+        return [getattr(self, name) for name in names], tuple(getattr(self, name) for name in fixed)
+
+    def flatten_with_keys(self: T) -> tuple[list[tuple[Any, Any]], tuple[Any, ...]]:
+        leaves, rest = flatten(self)
+        return [(jax.tree_util.GetAttrKey(name), leaf) for name, leaf in zip(names, leaves)], rest
+
+    def unflatten(rest: tuple[Any, ...], leaves: Any) -> T:
+        self = object.__new__(cls)
+        for name, value in zip((*names, *fixed), (*leaves, *rest)):
+            object.__setattr__(self, name, value)
+        return self
+
+    jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten, flatten)
+    return cls
+
+
+def convert(perturbation: Any, **minima: float) -> None:
+    """Make the named strengths arrays of one dtype, so that Python floats and JAX scalars share a trace."""
+    for name, minimum in minima.items():
+        value = getattr(perturbation, name)
+        if not isinstance(value, Tracer) and not (np.asarray(value) >= minimum).all():
+            raise ValueError(f"expected {type(perturbation).__name__}.{name} >= {minimum:g}, got {value}")
+        object.__setattr__(perturbation, name, jnp.asarray(value, jax.dtypes.canonicalize_dtype(float)))
+
+
+def strength(value: Strength, dtype: Any) -> Float[Array, ""]:
+    """One strength, for one image."""
+    array = jnp.asarray(value, dtype)
+    if array.ndim:
+        raise ValueError(f"expected a scalar strength, got shape {array.shape}; use jax.vmap over several")
+    return array
