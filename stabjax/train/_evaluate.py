@@ -1,0 +1,102 @@
+"""Loss and accuracy of a model on labelled images."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Int, Num
+
+from stabjax._types import AnyArray
+from stabjax.train._layout import Layout, Weights
+from stabjax.train._prepare import normalise
+from stabjax.train._recipe import Loss, Real
+from stabjax.train._recipe import loss as loss_of
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """Means over the images."""
+
+    loss: float
+    """Mean loss, without label smoothing."""
+    accuracy: float
+    """Share of images whose label is predicted, in [0, 1]."""
+
+
+def evaluate(
+    model: nnx.Module,
+    images: Num[AnyArray, "n *spatial channels"],
+    labels: Int[AnyArray, " n"],
+    *,
+    batch_size: int = 100,
+    loss: Loss = "cross-entropy",
+    mean: tuple[Real, ...] = (),
+    deviation: tuple[Real, ...] = (),
+) -> Evaluation:
+    """Mean loss and accuracy of ``model`` in evaluation mode; the model itself is left as it is.
+
+    Every image counts once: a last partial batch is filled up with images of weight zero, so one program serves all.
+
+    Args:
+        model: a Flax NNX module, called on batches.
+        images: as in `fit`; integers are divided by 255.
+        labels: class numbers, or -1 and +1 for the hinge loss.
+        batch_size: images at a time.
+        loss: see `Recipe`.
+        mean: see `normalise`.
+        deviation: see `normalise`.
+    """
+    layout, weights = Layout.of(model)
+    images, labels = on_device(images, labels, loss)
+    total = total_of(batched(layout, loss, mean, deviation), weights, images, labels, size=batch_size)
+    return Evaluation(*(float(x) for x in total / len(images)))
+
+
+def on_device(images: AnyArray, labels: AnyArray, loss: Loss) -> tuple[jax.Array, jax.Array]:
+    """Both on the device, checked: byte images stay bytes, labels become int32."""
+    if len(images) != len(labels) or len(images) == 0:
+        raise ValueError(f"expected as many labels as images and at least one, got {len(labels)} and {len(images)}")
+    found = np.unique(np.asarray(labels))
+    if loss == "hinge" and not set(found.tolist()) <= {-1, 1}:
+        raise ValueError(f"expected labels -1 and +1 for the hinge loss, got {found[:8]}: use 2 * labels - 1")
+    if loss == "cross-entropy" and found[0] < 0:
+        raise ValueError(f"expected labels from 0 for the cross-entropy, got {found[0]}: use (labels + 1) // 2")
+    return jnp.asarray(images), jnp.asarray(np.asarray(labels, np.int32))
+
+
+@functools.lru_cache(maxsize=16)
+def batched(
+    layout: Layout, loss: Loss, mean: tuple[Real, ...], deviation: tuple[Real, ...]
+) -> Callable[..., jax.Array]:
+    """The jitted sum of (loss, hits) over one batch, cached so that models of one architecture share it."""
+
+    @functools.partial(jax.jit, static_argnames="size")
+    def batch(weights: Weights, images: jax.Array, labels: jax.Array, start: jax.Array, *, size: int) -> jax.Array:
+        index = start + jnp.arange(size, dtype=jnp.int32)
+        counted = index < len(images)
+        index = jnp.minimum(index, len(images) - 1)
+        outputs = layout.model(weights, training=False)(normalise(images[index], mean=mean, deviation=deviation))
+        each = jnp.stack(loss_of(outputs, labels[index], kind=loss)).astype(jnp.float32)
+        return jnp.sum(jnp.where(counted[None], each, 0), axis=1)
+
+    return batch
+
+
+def total_of(
+    batch: Callable[..., jax.Array], weights: Weights, images: jax.Array, labels: jax.Array, *, size: int
+) -> np.ndarray:
+    """Sum of (loss, hits) over all images.
+
+    The loop over batches is in Python: on the CPU, XLA runs convolutions of most layouts many times slower inside a
+    compiled loop, and a batch takes far longer than its dispatch.
+    """
+    size = min(size, len(images))
+    parts = [
+        batch(weights, images, labels, np.array(start, np.int32), size=size) for start in range(0, len(images), size)
+    ]
+    return np.sum(np.asarray(parts, np.float64), axis=0)

@@ -1,0 +1,279 @@
+"""The folder of a run, written so that a kill at any moment leaves nothing half-written under a good name.
+
+    run.json            what was run: recipe, seeds, key, fingerprints of data and initial weights
+    history.json        the history up to the last state
+    steps/00000391/     weights at log-spaced epochs, step 0 being the initial ones
+    state/00000782/     everything needed to go on; the two newest are kept
+    .writing/           whatever is being written; emptied at the next start
+
+Each checkpoint is an Orbax folder ``arrays`` beside a ``meta.json`` with a checksum of every array. Both are written
+under ``.writing``, forced to disk and renamed in one step.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+import zlib
+from collections.abc import Iterator, Mapping
+from os import PathLike
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import orbax.checkpoint as ocp
+from flax import nnx
+
+from stabjax.train._layout import Layout, to_host
+from stabjax.train._recipe import Recipe
+
+FORMAT = 1
+KEPT = 2
+
+Arrays = Mapping[str, np.ndarray]
+
+
+def load(
+    path: str | PathLike[str],
+    model: nnx.Module,
+    *,
+    step: int | Literal["initial", "best", "last"] = "last",
+    seed: int = 0,
+) -> nnx.Module:
+    """A copy of ``model``, in evaluation mode, with the weights of the run in the folder ``path``.
+
+    Args:
+        path: the folder given to `fit`; the run may be unfinished.
+        model: a model of the same architecture, whatever its weights.
+        step: ``"last"`` or ``"best"`` (by test accuracy) as of the newest saved state, ``"initial"``, or one of the
+            steps of `checkpoints`.
+        seed: which of the seeds trained together.
+
+    Raises:
+        FileNotFoundError: no run there, or no such checkpoint.
+        ValueError: the run is of another model, format or number of seeds.
+        OSError: a file is damaged; the error names it.
+    """
+    path = Path(path)
+    run = manifest(path)
+    layout, template = Layout.of(model)
+    refuse_difference({"model": run["weights"]}, {"model": layout.signature(template)}, f"the weights in {path}")
+    if not 0 <= seed < run["seeds"]:
+        raise ValueError(f"expected seed in 0..{run['seeds'] - 1}, got {seed}")
+    if step in ("best", "last"):
+        saved = states(path)
+        if not saved:
+            raise FileNotFoundError(f"no saved state in {path}: the run was killed before the first; start it again")
+        arrays, _ = read_arrays(path / "state" / number(saved[-1]))
+        prefixes = ("best/", "params/", "rest/") if step == "best" else ("params/", "rest/")
+    else:
+        wanted = 0 if step == "initial" else int(step)
+        arrays, _ = read_arrays(path / "steps" / number(wanted), known=checkpoints(path))
+        prefixes = ("",)
+    found = {k: next((arrays[p + k] for p in prefixes if p + k in arrays), None) for k in template}
+    chosen = {k: v if (a := found[k]) is None else np.array(a[seed]) for k, v in to_host(template).items()}
+    return layout.model(layout.on_device(chosen), training=False)
+
+
+def checkpoints(path: str | PathLike[str]) -> dict[int, float]:
+    """Step and epoch of the weights kept in the folder of a run, in order."""
+    run = manifest(path)
+    return {s: s / run["steps_per_epoch"] for s in numbered(Path(path) / "steps")}
+
+
+def recipe(path: str | PathLike[str]) -> Recipe:
+    """The recipe of the run in the folder ``path``."""
+    return Recipe.from_json(manifest(path)["recipe"])
+
+
+def manifest(path: str | PathLike[str]) -> dict[str, Any]:
+    """The contents of ``run.json``, of this format."""
+    file = Path(path) / "run.json"
+    if not file.exists():
+        raise FileNotFoundError(
+            f"expected a run in {path}, found no run.json: give the path that was given to train.fit"
+        )
+    contents = read_json(file)
+    if contents.get("format") != FORMAT:
+        raise ValueError(
+            f"expected format {FORMAT} in {file}, got {contents.get('format')}: it was written by stabjax "
+            f"{contents.get('versions', {}).get('stabjax', 'unknown')}; read it with that version or train anew"
+        )
+    return contents
+
+
+def states(path: Path) -> list[int]:
+    """Steps of the complete states, oldest first."""
+    return numbered(path / "state")
+
+
+def number(step: int) -> str:
+    """Name of a step's folder; sorts like the numbers."""
+    return f"{step:08d}"
+
+
+def numbered(folder: Path) -> list[int]:
+    """The steps that have a folder here."""
+    return sorted(int(f.name) for f in folder.iterdir() if f.name.isdecimal()) if folder.exists() else []
+
+
+def refuse_difference(saved: Mapping[str, Any], given: Mapping[str, Any], what: str) -> None:
+    """Raise ``ValueError`` naming every entry in which two nested mappings differ."""
+    lines = list(_differences("", saved, given))
+    if lines:
+        shown = "; ".join(lines[:8]) + ("; ..." if len(lines) > 8 else "")
+        raise ValueError(
+            f"expected the configuration of {what}, got another ({shown}): use the same, or another folder"
+        )
+
+
+def _differences(name: str, saved: Any, given: Any) -> Iterator[str]:
+    if isinstance(saved, Mapping) and isinstance(given, Mapping):
+        for key in dict.fromkeys([*saved, *given]):
+            yield from _differences(f"{name}.{key}".lstrip("."), saved.get(key), given.get(key))
+    elif saved != given:
+        yield f"{name}: {saved} there, {given} here"
+
+
+@contextlib.contextmanager
+def opened(path: Path, given: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """The folder of a run, held by this process alone, with its ``run.json`` written or agreeing with the given one."""
+    path.mkdir(parents=True, exist_ok=True)
+    with _locked(path / ".lock"):
+        shutil.rmtree(path / ".writing", ignore_errors=True)
+        file = path / "run.json"
+        if file.exists():
+            saved = manifest(path)
+            old, new = ({k: v for k, v in d.items() if k != "versions"} for d in (saved, given))
+            refuse_difference(old, new, f"the run in {path}")
+        else:
+            strangers = sorted(f.name for f in path.iterdir() if not f.name.startswith("."))
+            if strangers:
+                raise ValueError(
+                    f"expected a run or an empty folder at {path}, found {strangers[:5]}: choose another path"
+                )
+            saved = dict(given)
+            write_json(file, saved)
+        yield saved
+
+
+@contextlib.contextmanager
+def _locked(file: Path) -> Iterator[None]:
+    """Hold a lock that the system takes back when the process dies."""
+    try:
+        import fcntl
+    except ImportError:  # no such locks on this system
+        yield
+        return
+    with file.open("w") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise OSError(
+                f"another process is training in {file.parent}: wait for it, or choose another path"
+            ) from error
+        yield
+
+
+def save_weights(path: Path, step: int, weights: Arrays) -> None:
+    """Keep the weights of a step."""
+    if not (path / "steps" / number(step)).exists():
+        _write_arrays(path, "steps", number(step), weights, {"step": step})
+
+
+def save_state(path: Path, step: int, arrays: Arrays, meta: Mapping[str, Any]) -> None:
+    """Keep the state of a step, and drop all but the newest ones before it."""
+    if not (path / "state" / number(step)).exists():
+        _write_arrays(path, "state", number(step), arrays, {**meta, "step": step})
+    write_json(path / "history.json", meta["history"])
+    for old in states(path)[:-KEPT]:
+        # Renamed first: a folder half-removed must not keep its good name.
+        grave = path / ".writing" / f"old-{old}"
+        grave.parent.mkdir(exist_ok=True)
+        (path / "state" / number(old)).rename(grave)
+        shutil.rmtree(grave)
+
+
+def newest_state(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
+    """Arrays and notes of the newest state, or None."""
+    found = states(path)
+    return read_arrays(path / "state" / number(found[-1])) if found else None
+
+
+def _write_arrays(path: Path, folder: str, name: str, arrays: Arrays, meta: Mapping[str, Any]) -> None:
+    draft = path / ".writing" / f"{folder}-{name}"
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
+    # Orbax refuses arrays without elements; they hold nothing to keep.
+    kept = {k: np.ascontiguousarray(v).reshape(np.shape(v)) for k, v in arrays.items() if np.size(v)}
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        checkpointer.save(draft.absolute() / "arrays", args=ocp.args.PyTreeSave(kept))
+    write_json(draft / "meta.json", {**meta, "format": FORMAT, "checksums": {k: _checksum(v) for k, v in kept.items()}})
+    for file in [*draft.rglob("*"), draft]:
+        _force_to_disk(file)
+    (path / folder).mkdir(exist_ok=True)
+    draft.rename(path / folder / name)
+    _force_to_disk(path / folder)
+
+
+def read_arrays(
+    folder: Path, *, known: Mapping[int, float] | None = None
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Arrays and notes of one checkpoint, checked."""
+    if not folder.exists():
+        raise FileNotFoundError(f"no checkpoint {folder}: expected one of the steps {list(known or {})}")
+    damaged = f"the checkpoint {folder} is damaged (%s): remove that folder and train again with the same path to go on"
+    meta = read_json(folder / "meta.json")
+    if meta["format"] != FORMAT:
+        raise ValueError(f"expected format {FORMAT} in {folder}, got {meta['format']}: read it with its own version")
+    try:
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+            arrays = {k: np.asarray(v) for k, v in checkpointer.restore((folder / "arrays").absolute()).items()}
+    except Exception as error:
+        raise OSError(damaged % f"{type(error).__name__}: {str(error).splitlines()[0][:200]}") from error
+    for name, checksum in meta["checksums"].items():
+        if name not in arrays or _checksum(arrays[name]) != checksum:
+            raise OSError(damaged % f"the array {name} is not what was written")
+    return arrays, meta
+
+
+def write_json(file: Path, contents: Mapping[str, Any]) -> None:
+    """Write the file in one step, with a checksum."""
+    text = json.dumps(contents, allow_nan=False)
+    draft = file.with_name(f".{file.name}.draft")
+    draft.write_text(json.dumps({"checksum": zlib.crc32(text.encode()), **contents}, indent=1, allow_nan=False))
+    _force_to_disk(draft)
+    draft.replace(file)
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """The contents written by `write_json`."""
+    try:
+        contents = json.loads(file.read_text())
+        checksum = contents.pop("checksum")
+        good = zlib.crc32(json.dumps(contents).encode()) == checksum
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        raise OSError(f"the file {file} cannot be read ({error}): restore it, or remove its folder") from error
+    if not good:
+        raise OSError(f"the file {file} was changed or damaged after it was written: restore it, or remove its folder")
+    return contents
+
+
+def fingerprint(array: Any) -> str:
+    """Dtype, shape and checksum of an array, as text."""
+    array = np.asarray(array)
+    return f"{array.dtype}{list(array.shape)} crc {_checksum(array)}"
+
+
+def _checksum(array: np.ndarray) -> int:
+    return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+
+
+def _force_to_disk(file: Path) -> None:
+    handle = os.open(file, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,267 @@
+"""The epochs."""
+
+import contextlib
+import dataclasses
+import warnings
+from collections.abc import Callable, Iterator
+from os import PathLike
+from pathlib import Path
+from typing import Any, Literal
+
+import flax
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Int
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+import stabjax
+from stabjax._types import AnyArray, PRNGKey
+from stabjax.train import _files
+from stabjax.train._evaluate import on_device
+from stabjax.train._history import History
+from stabjax.train._layout import Layout, Weights, named, to_host
+from stabjax.train._prepare import normalise
+from stabjax.train._program import Program, machine
+from stabjax.train._recipe import Real, Recipe, log_spaced, loss, steps
+from stabjax.train._training import Training, stacked
+
+Which = Literal["initial", "best", "last"]
+Data = tuple[AnyArray, AnyArray]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class Run:
+    """What `fit` gives back: ``run.model()`` is the trained network, ``print(run.history)`` the table of its epochs."""
+
+    initial: Weights
+    """``{name: (seeds, ...)}``: every variable (parameters, batch statistics, keys as integers) at step 0."""
+    best: Weights
+    """Likewise, at the end of each seed's epoch of best test accuracy (the first of equals); the last without test
+    images. Chosen on the test images, so its accuracy is optimistic by a few tenths of a percent."""
+    last: Weights
+    """Likewise, at the end; of a seed that diverged, before the step that did it."""
+    best_step: Int[np.ndarray, " seeds"]
+    """``(seeds,)``: the number of steps taken by ``best``."""
+    diverged: Int[np.ndarray, " seeds"]
+    """``(seeds,)``: the step, counted from 0, whose loss or update was not finite; -1 where all went well."""
+    history: History
+    recipe: Recipe = dataclasses.field(metadata={"static": True})
+    layout: Layout = dataclasses.field(metadata={"static": True}, repr=False)
+    path: Path | None = dataclasses.field(metadata={"static": True})
+    """The folder of the checkpoints, for `load`."""
+
+    def model(self, which: Which | int = "last", *, seed: int = 0) -> nnx.Module:
+        """The network of one seed, in evaluation mode: ``"initial"``, ``"best"``, ``"last"`` or a step in ``path``."""
+        if not 0 <= seed < len(self.diverged):
+            raise ValueError(f"expected seed in 0..{len(self.diverged) - 1}, got {seed}")
+        if isinstance(which, int):
+            if self.path is None:
+                raise ValueError(f"expected 'initial', 'best' or 'last', got {which}: only fit(path=...) keeps steps")
+            return _files.load(self.path, self.model("initial"), step=which, seed=seed)
+        if which not in ("initial", "best", "last"):
+            raise ValueError(f"expected 'initial', 'best', 'last' or a step, got {which!r}")
+        weights = {k: np.array(v[seed]) for k, v in getattr(self, which).items()}
+        return self.layout.model(self.layout.on_device(weights), training=False)
+
+
+def fit(
+    build: nnx.Module | Callable[..., nnx.Module],
+    data: Data,
+    *,
+    key: PRNGKey,
+    recipe: Recipe | None = None,
+    test: Data | None = None,
+    path: str | PathLike[str] | None = None,
+    seeds: int = 1,
+    perturbation: Callable[..., Any] | None = None,
+    trainable: Any = nnx.Param,
+    vectorised: bool = False,
+    checkpoints: tuple[int, ...] | None = None,
+    save_every: Real = 30.0,
+    progress: bool = False,
+) -> Run:
+    """Train a network, or several seeds of it together.
+
+    In every step the images are cropped and flipped, normalised, then perturbed, on the device. All randomness comes
+    from ``fold_in(key, seed)`` and the step: a seed does not depend on how many others there are, and a run that was
+    killed and is started again with the same arguments ends with the same bits as one that was not (on a GPU, only
+    under ``XLA_FLAGS=--xla_gpu_deterministic_ops=true``).
+
+    A step whose loss or update is not finite is not taken and ends the training of its seed: a ``RuntimeWarning`` names
+    it, ``Run.diverged`` holds it, the weights before it are kept, and the other seeds go on.
+
+    Args:
+        build: called as ``build(rngs=nnx.Rngs(...))`` for each seed; or a module (one seed), which is copied.
+        data: training images ``(n, *spatial, channels)``, integers 0..255 (kept as they are on the device) or floats,
+            and integer labels ``(n,)``.
+        key: all randomness, that of the initial weights included.
+        recipe: how to train; ``Recipe()`` if None.
+        test: test images and labels, scored in evaluation mode after every epoch.
+        path: folder of this run. It keeps the weights at the epochs ``checkpoints``, the history and the newest state;
+            where a run is there already, it goes on from its newest state.
+        seeds: number of networks, each with its own initial weights, order of images and augmentation.
+        perturbation: ``(key, image) -> image``, for example a `stabjax.perturb.Diffeomorphism`, put on every training
+            image after normalisation.
+        trainable: NNX filter of the variables to train; ``nnx.All(nnx.Param, nnx.PathContains("dense"))`` trains one
+            layer.
+        vectorised: one `jax.vmap` over the seeds instead of one after the other: for small networks on accelerators.
+            On the CPU it turns convolutions into grouped ones, which are slow.
+        checkpoints: epochs whose weights are kept in ``path``, beside the first and the last; ``log_spaced`` if None.
+        save_every: seconds between two saved states; the end is always saved.
+        progress: show a bar with the time left.
+
+    Raises:
+        ValueError: model, data, labels and recipe do not fit together; or ``path`` holds another run, and the error
+            names each difference.
+        OSError: a saved file is damaged, and the error names it; or another process is training in ``path``.
+    """
+    recipe = recipe or Recipe()
+    path = None if path is None else Path(path)
+    if seeds < 1 or (isinstance(build, nnx.Module) and seeds > 1):
+        raise ValueError(f"expected seeds >= 1, and a function that builds the network where seeds > 1; got {seeds}")
+    images, labels = on_device(*data, recipe.loss)
+    test_data = None if test is None else on_device(*test, recipe.loss)
+    if images.ndim < 3 and (recipe.crop or recipe.flip):
+        raise ValueError(f"expected images with spatial axes for crop and flip, got shape {images.shape}")
+    per_epoch, total = steps(recipe, len(images))
+
+    keys = [jax.random.split(jax.random.fold_in(key, seed), 3) for seed in range(seeds)]
+    layouts, initial = zip(*(_built(build, k[0]) for k in keys))
+    if len(set(layouts)) > 1:
+        raise ValueError("expected networks of one architecture for all seeds, got different ones")
+    layout: Layout = layouts[0]
+    trained = frozenset(named(nnx.state(layout.model(initial[0], training=True), trainable)))
+    if not trained:
+        raise ValueError(f"expected a filter that selects at least one variable to train, got {trainable}")
+    for known in (data,) if test is None else (data, test):
+        _check_outputs(layout, initial[0], *known, recipe)
+
+    perturbation, described = _as_pytree(perturbation)
+    host_initial = stacked([to_host(w) for w in initial])
+    given = {
+        "format": _files.FORMAT,
+        "versions": {"stabjax": stabjax.__version__, "jax": jax.__version__, "flax": flax.__version__},
+        "recipe": recipe.to_json(),
+        "seeds": seeds,
+        "key": {"kind": str(jax.random.key_impl(key)), "data": np.asarray(jax.random.key_data(key)).tolist()},
+        "images": _files.fingerprint(images),
+        "labels": _files.fingerprint(labels),
+        "test": None if test_data is None else [_files.fingerprint(x) for x in test_data],
+        "perturbation": described,
+        "weights": layout.signature(initial[0]),
+        "trained": sorted(trained),
+        "initial weights": _files.fingerprint(
+            np.frombuffer(b"".join(v.tobytes() for v in host_initial.values()), np.uint8)
+        ),
+        "vectorised": vectorised,
+        "steps_per_epoch": per_epoch,
+    }
+    program = Program(layout, trained, recipe, len(images), per_epoch, vectorised)
+    training = Training(program, machine(program), initial, keys)
+
+    with contextlib.ExitStack() as stack:
+        if path is not None:
+            saved = stack.enter_context(_files.opened(path, given))
+            if saved["versions"] != given["versions"]:
+                text = (
+                    f"{path} was begun with {saved['versions']} and goes on with {given['versions']}: bits may differ"
+                )
+                warnings.warn(text, UserWarning, stacklevel=2)
+            _files.save_weights(path, 0, host_initial)
+            state = _files.newest_state(path)
+            if state is not None:
+                training.restore(*state)
+                _files.write_json(path / "history.json", training.history.to_json())
+        tell = stack.enter_context(
+            _bar(total, per_epoch, training.step) if progress else contextlib.nullcontext(_quiet)
+        )
+        epochs = log_spaced(recipe.epochs) if checkpoints is None else checkpoints
+        kept = {total} | {e * per_epoch for e in epochs}
+        training.run(total, (images, labels), perturbation, test_data, path, kept, save_every, tell)
+
+    for seed, step in enumerate(training.diverged):
+        if step >= 0:
+            text = (
+                f"seed {seed} diverged in step {step} (epoch {step / per_epoch:.2f}): its loss or update was not "
+                "finite; the weights before that step are kept. A lower rate, a warm-up or normalised images help."
+            )
+            warnings.warn(text, RuntimeWarning, stacklevel=2)
+    last = training.weights()
+    if test is None:
+        training.best = last
+        training.best_step = np.where(training.diverged < 0, training.step, training.diverged)
+    best = stacked(training.best)
+    return Run(
+        host_initial,
+        best,
+        stacked(last),
+        training.best_step,
+        training.diverged,
+        training.history,
+        recipe,
+        layout,
+        path,
+    )
+
+
+def _built(build: Any, key: jax.Array) -> tuple[Layout, dict[str, jax.Array]]:
+    model = build if isinstance(build, nnx.Module) else build(rngs=nnx.Rngs(key))
+    if not isinstance(model, nnx.Module):
+        raise TypeError(f"expected a Flax NNX module or a function that builds one, got {type(model).__name__}")
+    return Layout.of(model)
+
+
+def _check_outputs(layout: Layout, weights: Weights, images: AnyArray, labels: AnyArray, recipe: Recipe) -> None:
+    """Trace two images through the network, so that what does not fit is named before anything is computed."""
+
+    def outputs(x: jax.Array) -> jax.Array:
+        out = layout.model(weights, training=False)(normalise(x, mean=recipe.mean, deviation=recipe.deviation))
+        loss(out, jnp.zeros(2, jnp.int32), kind=recipe.loss)
+        return out
+
+    shape = jax.eval_shape(outputs, jax.ShapeDtypeStruct((2, *images.shape[1:]), images.dtype)).shape
+    if recipe.loss == "cross-entropy" and np.max(labels) >= shape[1]:
+        raise ValueError(f"expected labels below {shape[1]}, the number of outputs, got {np.max(labels)}")
+
+
+def _as_pytree(perturbation: Any) -> tuple[Any, Any]:
+    """A perturbation as an argument of a jitted function, and what to write down about it."""
+    if perturbation is None:
+        return None, None
+    if jax.tree_util.all_leaves([perturbation]):
+        return jax.tree_util.Partial(perturbation), getattr(perturbation, "__qualname__", repr(perturbation))
+    perturbation = jax.tree.map(jnp.asarray, perturbation)
+    leaves = {k: np.asarray(v).tolist() for k, v in named(perturbation).items()}
+    return perturbation, {
+        "kind": type(perturbation).__name__,
+        "structure": str(jax.tree.structure(perturbation)),
+        **leaves,
+    }
+
+
+def _quiet(step: int, history: History) -> None:
+    """Say nothing."""
+
+
+@contextlib.contextmanager
+def _bar(total: int, per_epoch: int, done: int) -> Iterator[Callable[[int, History], None]]:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, speed_estimate_period=300) as bar:
+        task = bar.add_task("compiling", total=total, completed=done)
+
+        def tell(step: int, history: History) -> None:
+            text = f"epoch {step / per_epoch:.1f} of {total / per_epoch:g}"
+            if len(history.epoch):
+                text += f"  loss {np.mean(history.train_loss[-1]):.3f}  test {np.mean(history.test_accuracy[-1]):.3f}"
+            bar.update(task, completed=step, description=text)
+
+        yield tell

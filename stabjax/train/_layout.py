@@ -1,0 +1,105 @@
+"""A model's variables as one flat ``{name: array}``, the form in which they are trained, stacked and saved."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from stabjax._types import AnyArray
+
+Weights = Mapping[str, AnyArray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How ``{name: array}`` becomes a module again. Hashable, and equal for two models of one architecture.
+
+    Plain dictionaries of arrays cross the border of a jitted function much faster than NNX states, which matters where
+    every step is one call.
+    """
+
+    training: Any
+    """Graph definition in training mode."""
+    evaluation: Any
+    """Graph definition in evaluation mode."""
+    tree: Any
+    """Tree structure of the state."""
+    names: tuple[str, ...]
+    """Path of every variable (``blocks/0/conv/kernel``), in the order of the tree's leaves."""
+    keys: tuple[tuple[str, str], ...]
+    """Name and implementation of the variables that are random keys (of dropout)."""
+
+    @classmethod
+    def of(cls, model: nnx.Module) -> tuple["Layout", dict[str, jax.Array]]:
+        """The layout of a model, and a copy of its weights."""
+        training, state = nnx.split(in_mode(model, training=True))
+        evaluation = nnx.split(in_mode(model, training=False))[0]
+        weights = {name: jnp.array(leaf, copy=True) for name, leaf in named(state).items()}
+        keys = tuple((k, str(jax.random.key_impl(v))) for k, v in weights.items() if is_key(v))
+        return cls(training, evaluation, jax.tree.structure(state), tuple(weights), keys), weights
+
+    def model(self, weights: Weights, *, training: bool) -> nnx.Module:
+        """The module with these weights."""
+        state = jax.tree.unflatten(self.tree, [weights[name] for name in self.names])
+        return nnx.merge(self.training if training else self.evaluation, state, copy=True)
+
+    def weights(self, model: nnx.Module) -> dict[str, jax.Array]:
+        """The variables of a module of this layout, as they are."""
+        return dict(zip(self.names, jax.tree.leaves(nnx.state(model))))
+
+    def on_device(self, host: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
+        """The weights that `to_host` brought here."""
+        impl = dict(self.keys)
+        arrays = {k: jnp.asarray(host[k]) for k in self.names}
+        return {k: jax.random.wrap_key_data(v, impl=impl[k]) if k in impl else v for k, v in arrays.items()}
+
+    def signature(self, weights: Weights) -> dict[str, str]:
+        """Dtype and shape of every variable, as text."""
+        return {k: f"{v.dtype}{list(v.shape)}" for k, v in to_host(weights).items()}
+
+
+def in_mode(model: nnx.Module, *, training: bool) -> Any:
+    """A copy of the model in training or evaluation mode."""
+    model = nnx.clone(model)
+    if training:
+        model.train()
+    else:
+        model.eval()
+    return model
+
+
+def named(tree: Any) -> dict[str, Any]:
+    """Path and leaf of a tree; the ``value`` inside an NNX variable is left out of the path."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(k, simple=True, separator="/").removesuffix("/value"): v for k, v in leaves}
+
+
+def to_host(tree: Any) -> dict[str, np.ndarray]:
+    """``{name: array}`` of copies of the same bits; random keys as their integers.
+
+    Copies, because NumPy may look straight into a buffer that is donated later.
+    """
+    return {k: np.array(jax.random.key_data(v) if is_key(v) else v) for k, v in named(tree).items()}
+
+
+def from_host(host: Mapping[str, np.ndarray], template: Any) -> Any:
+    """The tree like ``template`` with the values that `to_host` brought here; what is missing stays as it is."""
+
+    def one(name: str, old: Any) -> Any:
+        if name not in host:
+            return old
+        if is_key(old):
+            return jax.random.wrap_key_data(jnp.asarray(host[name]), impl=str(jax.random.key_impl(old)))
+        return jnp.array(host[name], old.dtype)
+
+    leaves = [one(name, old) for name, old in named(template).items()]
+    return jax.tree.unflatten(jax.tree.structure(template), leaves)
+
+
+def is_key(x: Any) -> bool:
+    """Whether ``x`` is an array of typed random keys."""
+    return jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
