@@ -1,0 +1,5 @@
+"""The main job: run a network on clean, deformed and noisy images, and reduce on the fly, in one jitted pass."""
+
+from stabjax.probe._stability import stability
+
+__all__ = ["stability"]

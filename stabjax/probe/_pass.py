@@ -1,0 +1,230 @@
+"""The pass over the images: perturb, run, reduce at every tap, and carry the moments along."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from stabjax import features, perturb
+from stabjax._numerics import centered, row_sum, scatter
+from stabjax._types import AnyArray, Perturbation, PRNGKey
+from stabjax.probe._plan import Plan
+from stabjax.stability import Stability, summarize
+
+Radius: TypeAlias = Literal["each", "mean"]
+Position: TypeAlias = tuple[Int[Array, "*steps"], Int[Array, "*steps"], Int[Array, "*steps"]]
+Batch: TypeAlias = Float[Array, " size *spatial channels"]
+
+_VERSION = "stabjax_version"
+_INPUT = "input"  # name and kind of the images' own row
+_BOOTSTRAP = np.uint32(2**32 - 1)  # the bootstrap takes the key of an image that no set has
+
+
+class Row(NamedTuple):
+    """What is kept of one activation of a batch."""
+
+    changes: Float[Array, "changed size"]
+    """Squared change of every version but the clean one."""
+    distances: Float[Array, " size"]
+    """Squared distance of every clean row to their mean."""
+    mean: Float[Array, " units"]
+    """Mean of the clean rows."""
+
+
+@partial(jax.jit, static_argnames=("radius", "plan", "average", "select", "confidence"))
+def measure(
+    f: features.Guest,
+    images: Batch,
+    key: PRNGKey,
+    deformation: Perturbation,
+    noise: Perturbation | None,
+    *,
+    radius: Radius,
+    plan: Plan,
+    average: Literal["mean", "median"],
+    select: features.Select,
+    confidence: float,
+) -> Stability:
+    """`stabjax.probe.stability` for a plan; see there."""
+    batch = jax.ShapeDtypeStruct((plan.rows, *images.shape[1:]), images.dtype)
+    _check_rows(f, batch, plan)
+    starts, lengths, firsts = plan.steps()
+    steps = jnp.asarray(starts), jnp.asarray(lengths), jnp.asarray(firsts)
+    if noise is None and radius == "mean":
+        noise_of = _sphere(_mean_radius(images, key, deformation, steps, plan))
+    else:
+        noise_of = perturb.noise_like if noise is None else lambda key, image, deformed: noise(key, image)
+
+    def step(carried: tuple[Array, dict[str, Array]], position: Position) -> tuple[Any, Any]:
+        (seen, means), (start, length, draw) = carried, position
+        clean, finite, keys = _batch(images, key, start, plan)
+        pairs = jax.vmap(partial(_pairs, deformation, noise_of, draw, plan), out_axes=1)(keys, clean)
+        versions = jnp.concatenate([clean[None], *pairs])
+        # Further draws of the same images must not count again.
+        weights = ((jnp.arange(plan.size) < length) & finite & (draw == 0)).astype(seen.dtype)
+        rows = _run(f, versions, weights, plan, select)
+        seen = seen + jnp.sum(weights)
+        share = jnp.sum(weights) / jnp.maximum(seen, 1)
+        shifts = {name: row.mean - means[name] for name, row in rows.items()}
+        means = {name: means[name] + shift * share.astype(shift.dtype) for name, shift in shifts.items()}
+        found = {name: (row.changes, row.distances, jnp.sum(jnp.square(shifts[name]))) for name, row in rows.items()}
+        radii = jax.vmap(_distances, (0, None))(pairs[1], clean)
+        return (seen, means), (found, radii, finite[None], weights)
+
+    layers, kinds, empty = _layers(f, batch, plan, select)
+    _, (found, radii, finite, weights) = jax.lax.scan(step, (jnp.zeros((), jnp.float32), empty), steps)
+
+    def numerators(changes: Float[Array, "steps changed size"]) -> Float[Array, "two draws n"]:
+        pairs = jnp.reshape(plan.by_image(changes), (-1, 2, plan.draws_together, plan.images))
+        return jnp.reshape(jnp.moveaxis(pairs, 1, 0), (2, plan.draws, plan.images))
+
+    def stacked(which: int) -> Array:
+        dtype = jnp.result_type(*[found[name][which].dtype for name in layers])
+        return jnp.stack([found[name][which].astype(dtype) for name in layers])
+
+    changes = jax.vmap(numerators)(stacked(0))
+    distances, shifts = stacked(1), stacked(2)
+    number = jnp.sum(weights, axis=1, keepdims=True).astype(distances.dtype)
+    spread = 2 * distances * (number / jnp.maximum(number - 1, 1))[None]
+    total = scatter(distances, shifts, weights.astype(distances.dtype))
+    return summarize(
+        jax.random.fold_in(key, _BOOTSTRAP),
+        layers=layers,
+        kinds=kinds,
+        deformation_numerators=changes[:, 0],
+        noise_numerators=changes[:, 1],
+        spread=jax.vmap(plan.by_image)(spread[:, :, None])[:, 0, 0],
+        pair_distance=2 * total / jnp.sum(number),
+        noise_radius=jnp.reshape(plan.by_image(radii), (plan.draws, plan.images)),
+        measured=plan.by_image(finite)[0, 0],
+        average=average,
+        confidence=confidence,
+    )
+
+
+def _batch(
+    images: Batch, key: PRNGKey, start: Int[Array, ""], plan: Plan
+) -> tuple[Batch, Bool[Array, " size"], Key[Array, " size"]]:
+    """Clean images, which of them are finite (the others are blanked), and their keys."""
+    clean = jax.lax.dynamic_slice_in_dim(images, start, plan.size)
+    finite = jnp.all(jnp.isfinite(jnp.reshape(clean, (plan.size, -1))), axis=1)
+    blanked = jnp.where(jnp.expand_dims(finite, tuple(range(1, clean.ndim))), clean, 0)
+    return blanked, finite, jax.vmap(jax.random.fold_in, (None, 0))(key, start + jnp.arange(plan.size))
+
+
+def _pairs(
+    deformation: Perturbation,
+    noise_of: Callable[..., AnyArray],
+    first: Int[Array, ""],
+    plan: Plan,
+    key: PRNGKey,
+    image: Array,
+) -> tuple[Float[AnyArray, " draws *image"], Float[AnyArray, " draws *image"]]:
+    """One image deformed, and with noise, for the draws of a step."""
+
+    def pair(draw: Int[Array, ""]) -> tuple[AnyArray, AnyArray]:
+        deformation_key, noise_key = jax.random.split(jax.random.fold_in(key, draw))
+        deformed = deformation(deformation_key, image)
+        return deformed, noise_of(noise_key, image, deformed)
+
+    return jax.vmap(pair)(first + jnp.arange(plan.draws_together))
+
+
+def _mean_radius(
+    images: Batch, key: PRNGKey, deformation: Perturbation, steps: Position, plan: Plan
+) -> Float[Array, ""]:
+    """``<|tau x - x|>`` over finite images and draws, by a pass that deforms and runs no network."""
+
+    def step(position: Position) -> tuple[Array, Array]:
+        start, _, draw = position
+        clean, finite, keys = _batch(images, key, start, plan)
+        pairs = partial(_pairs, deformation, lambda key, image, deformed: deformed, draw, plan)
+        deformed, _ = jax.vmap(pairs, out_axes=1)(keys, clean)
+        return jax.vmap(_distances, (0, None))(deformed, clean), finite[None]
+
+    radii, finite = (plan.by_image(values) for values in jax.lax.map(step, steps))
+    return jnp.mean(radii, where=jnp.broadcast_to(finite[:1, :1], radii.shape))
+
+
+def _sphere(radius: Float[Array, ""]) -> Callable[..., AnyArray]:
+    return lambda key, image, deformed: perturb.SphericalNoise(radius)(key, image)
+
+
+def _distances(x: Float[AnyArray, " size *image"], y: Float[AnyArray, " size *image"]) -> Float[Array, " size"]:
+    return jnp.sqrt(row_sum(jnp.square(_real(x) - _real(y))))
+
+
+def _run(
+    f: features.Guest, versions: Array, weights: Float[Array, " size"], plan: Plan, select: features.Select
+) -> dict[str, Row]:
+    """One row per operation, the images first; what passes together is taken apart at every tap."""
+
+    def reduce(tap: features.Tap, activation: Array) -> Row:
+        rows = _rows_first(tap, activation, plan)
+        return _reduce(jax.lax.all_gather(rows, _VERSION) if plan.separate else rows, weights, plan)
+
+    g = features.capture(f, select=select, reduce=reduce)
+    if plan.separate:
+        found = jax.vmap(lambda x: g(x)[1], axis_name=_VERSION, out_axes=None)(versions)
+    else:
+        _, found = g(jnp.reshape(versions, (plan.rows, *versions.shape[2:])))
+    images = {_INPUT: _reduce(versions, weights, plan)}
+    return images | {_unlike_input(name): row for name, row in found.items()}
+
+
+def _reduce(activation: Array, weights: Float[Array, " size"], plan: Plan) -> Row:
+    versions = jnp.reshape(_real(activation), (plan.versions, plan.size, -1))
+    changed = jnp.square(versions[1:] - versions[:1])
+    changes = row_sum(jnp.reshape(changed, (-1, changed.shape[-1])))
+    mean, distances = centered(versions[0], weights=weights.astype(versions.dtype))
+    return Row(jnp.reshape(changes, (-1, plan.size)), distances, mean)
+
+
+def _rows_first(tap: features.Tap, activation: Array, plan: Plan) -> Array:
+    """The activation with one row per image; an axis of several parts per image in front (windows) is taken apart."""
+    if activation.ndim == 0 or activation.shape[0] % plan.rows:
+        raise ValueError(
+            f"expected activations with the batch of {plan.rows} images in front, got shape {activation.shape} at "
+            f"{tap.name!r}: leave it out with select, e.g. select=lambda tap: tap.name != {tap.name!r}"
+        )
+    return jnp.reshape(activation, (plan.rows, -1))
+
+
+def _real(x: AnyArray) -> Array:
+    """As real numbers of at least single precision, in which sums of half-precision numbers keep their digits."""
+    if jnp.issubdtype(x.dtype, jnp.complexfloating):
+        x = jnp.stack([jnp.real(x), jnp.imag(x)], axis=-1)
+    return jnp.asarray(x, jnp.promote_types(x.dtype, jnp.float32))
+
+
+def _layers(
+    f: features.Guest, batch: jax.ShapeDtypeStruct, plan: Plan, select: features.Select
+) -> tuple[tuple[str, ...], tuple[str, ...], dict[str, Array]]:
+    """Names and kinds of the rows in the order of execution, and the means of no image."""
+    versions = jax.ShapeDtypeStruct((plan.versions, plan.size, *batch.shape[1:]), batch.dtype)
+    weights = jax.ShapeDtypeStruct((plan.size,), jnp.float32)
+    rows = jax.eval_shape(partial(_run, f, plan=plan, select=select), versions, weights)
+    kinds = {_INPUT: _INPUT} | {_unlike_input(tap.name): tap.kind for tap in features.taps(f, batch)}
+    layers = tuple(name for name in kinds if name in rows)
+    empty = {name: jnp.zeros(rows[name].mean.shape, rows[name].mean.dtype) for name in layers}
+    return layers, tuple(kinds[name] for name in layers), empty
+
+
+def _unlike_input(name: str) -> str:
+    return f"{_INPUT}:1" if name == _INPUT else name
+
+
+def _check_rows(f: features.Guest, batch: jax.ShapeDtypeStruct, plan: Plan) -> None:
+    if plan.separate:
+        return
+    mixed = features.mixed_rows(f, batch)
+    if mixed:
+        raise ValueError(
+            f"expected a network whose rows depend on themselves alone, got one that sums over its batch at "
+            f"{mixed[0]!r} ({len(mixed)} places), as batch normalisation does in training mode: fix its statistics "
+            f"first, or pass all images as one batch, batch_size={plan.images}"
+        )

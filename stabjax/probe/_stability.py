@@ -1,0 +1,145 @@
+"""`stability`: what is asked for, checked and handed to the pass over the images."""
+
+from typing import Any, Literal, get_args
+
+import jax
+import jax.numpy as jnp
+
+from stabjax import features
+from stabjax._types import Images, Perturbation, PRNGKey
+from stabjax.probe._pass import Radius, measure
+from stabjax.probe._plan import deal
+from stabjax.stability import Stability
+
+
+def stability(
+    f: Any,
+    images: Images,
+    *,
+    key: PRNGKey,
+    deformation: Perturbation,
+    noise: Perturbation | None = None,
+    radius: Radius = "each",
+    draws: int = 1,
+    average: Literal["mean", "median"] = "mean",
+    batch_size: int = 64,
+    select: features.Select = None,
+    confidence: float = 0.95,
+) -> Stability:
+    """How stable every layer of a network is to smooth deformations, and to noise of the same size.
+
+    Every image ``x`` passes the network clean, deformed (``tau x``) and with noise (``x + eta``). For the features
+    ``f`` after each operation (Petrini et al. 2021, arXiv 2105.02468)::
+
+        D = <|f(tau x) - f(x)|^2> / <|f(x) - f(z)|^2>        x, z: two of the images
+        G = <|f(x + eta) - f(x)|^2> / <|f(x) - f(z)|^2>      |eta| = |tau x - x|
+        R = D / G
+
+    ``D`` is 0 if the layer does not see deformations at all, and 1 if a deformed image is as far from the original as
+    another image is. ``G`` is the same for noise. ``R`` compares the two: at the input ``D = G`` and ``R = 1`` by
+    construction; ``R`` is of order one at initialisation, and far below one after training for networks that have
+    learned to ignore smooth deformations in particular, not perturbations in general. It is ``R`` of the output that
+    goes with the test error.
+
+    A row of the result is one operation, in the order of execution: the images themselves first (``"input"``), then
+    each convolution (with its bias), normalisation, activation, pooling, ..., and the output last::
+
+        import jax, stabjax as sj
+
+        images, labels = sj.data.load("cifar10", "test")
+        deformation = sj.perturb.Diffeomorphism.of_displacement(1.0, 3, (32, 32), convention="paper")
+        result = sj.probe.stability(model, images[:500], key=jax.random.key(0), deformation=deformation)
+        print(result)               # a table; result.relative, result.relative_interval, ... are arrays
+
+    Activations are reduced where they arise, batch by batch inside one compiled loop, so memory does not grow with the
+    number of images. The network is an argument of the compiled program: networks of one architecture, and strengths
+    of one kind of perturbation, share one compilation. The same ``key`` uses the same fields and noise whatever the
+    network, the strength and the batch size: curves are paired. Image ``i``, draw ``d`` takes the keys
+    ``jax.random.split(fold_in(fold_in(key, i), d))``, one for the deformation, one for the noise.
+
+    Under `jit` and `vmap` (over stacked networks, keys or strengths) it works as outside; on the CPU a loop,
+    `jax.lax.map`, over stacked networks is faster than `vmap`, which makes grouped convolutions of theirs.
+
+    Args:
+        f: The network: what `stabjax.features.of` returns, or anything it takes. Each row of its output must depend on
+            the same row of its input alone. A network that normalises by the statistics of its batch is measured
+            only if all images pass as one batch; then the clean, the deformed and the noisy images pass separately.
+        images: Clean images as the network takes them (normalised), ``(n, *spatial, channels)``, at least two. An
+            image with a pixel that is not finite is left out, and ``measured`` says so (in a network with batch
+            statistics a blank image stands in its place).
+        key: Key of all deformations, noise and resamplings.
+        deformation: ``(key, image) -> image``, such as `stabjax.perturb.Diffeomorphism`.
+        noise: ``(key, image) -> image``; by default uniform on a sphere around the image whose radius is given by the
+            deformation, see ``radius``.
+        radius: ``"each"``: ``|eta| = |tau x - x|`` for each image and draw (the published code); ``"mean"``: one
+            radius, the average of that over images and draws (the published text).
+        draws: Number of deformations, and of noises, per image; they are averaged within an image.
+        average: ``"mean"`` over images; or ``"median"`` over images in the numerators (the lower of two middle values;
+            the denominator stays the mean over pairs, and cancels from ``R``). The published medians per unit need
+            whole arrays: see `stabjax.stability.deformation`.
+        batch_size: Largest number of images whose clean, deformed and noisy versions pass together; with several draws
+            fewer images pass, so that the memory stays the same. Images are dealt out evenly, and every image counts
+            once, so results differ by rounding only; intervals of ``D`` and ``G`` also by the batch means they use.
+            From ``n`` on the three versions pass separately, each as one batch, once for every draw.
+        select: Which operations: kinds, names, patterns of names or a predicate, as in `stabjax.features.capture`.
+        confidence: Probability that an interval covers, by bootstrap over images.
+
+    Returns:
+        The result, with one row per operation. Where a number is undefined (all images have the same features; the
+        network returns NaN; no noise) it is NaN and ``valid`` is False, for that layer alone.
+
+    Raises:
+        TypeError: if the images are not floating-point, or something is not callable.
+        ValueError: for a wrong shape or option; if rows of the network depend on each other and ``batch_size < n``; if
+            an activation does not have its batch in front.
+    """
+    f = f if isinstance(f, features.Guest) else features.of(f)
+    _check(images, deformation, noise, radius, draws, average, batch_size)
+    if not (select is None or isinstance(select, str) or callable(select)):
+        select = tuple(select)
+    return measure(
+        f,
+        images,
+        key,
+        _as_tree(deformation),
+        _as_tree(noise),
+        radius=radius,
+        plan=deal(len(images), draws, batch_size),
+        average=average,
+        select=select,
+        confidence=float(confidence),
+    )
+
+
+def _check(images: Any, deformation: Any, noise: Any, radius: str, draws: int, average: str, batch_size: int) -> None:
+    if not jnp.issubdtype(images.dtype, jnp.floating):
+        raise TypeError(f"expected floating-point images, got {images.dtype}: divide by 255 and normalise first")
+    if images.ndim < 3:
+        raise ValueError(f"expected images (n, *spatial, channels), got shape {images.shape}: add the missing axes")
+    if images.shape[0] < 2:
+        raise ValueError(f"expected at least two images, got shape {images.shape}: the pair distance needs a pair")
+    for name, perturbation in (("deformation", deformation), ("noise", noise)):
+        if not callable(perturbation) and not (name == "noise" and perturbation is None):
+            raise TypeError(
+                f"expected {name} to be a function (key, image) -> image, got {type(perturbation).__name__}: "
+                "see stabjax.perturb"
+            )
+    if radius not in get_args(Radius):
+        raise ValueError(f"expected radius 'each' or 'mean', got {radius!r}")
+    if radius == "mean" and noise is not None:
+        raise ValueError("expected noise=None with radius='mean', got a noise: it has a size of its own")
+    if average not in ("mean", "median"):
+        raise ValueError(
+            f"expected average 'mean' or 'median' over images, got {average!r}: medians per unit need whole arrays, "
+            "see stabjax.stability.deformation"
+        )
+    if draws < 1:
+        raise ValueError(f"expected draws >= 1, got {draws}")
+    if batch_size < 2:
+        raise ValueError(f"expected batch_size >= 2, got {batch_size}: the spread of a batch needs two images")
+
+
+def _as_tree(perturbation: Any) -> Any:
+    """A perturbation as an argument of jit; a plain function is static."""
+    plain = callable(perturbation) and jax.tree_util.all_leaves([perturbation])
+    return jax.tree_util.Partial(perturbation) if plain else perturbation

@@ -1,0 +1,136 @@
+"""Bootstrap intervals over images, from a few numbers per image."""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float
+
+from stabjax._numerics import HIGHEST, safe_ratio
+from stabjax._types import AnyArray, PRNGKey
+from stabjax.stability._formulas import Average
+
+_HELD = 2**20  # weights of resampled images held at a time
+
+
+class Intervals(NamedTuple):
+    """Lower and upper ends, ``(layers, 2)`` each."""
+
+    deformation: Float[Array, "layers 2"]
+    """Of ``D``."""
+    noise: Float[Array, "layers 2"]
+    """Of ``G``."""
+    relative: Float[Array, "layers 2"]
+    """Of ``R``."""
+
+
+def bootstrap(
+    key: PRNGKey,
+    deformation_numerators: Float[AnyArray, "layers draws n"],
+    noise_numerators: Float[AnyArray, "layers draws n"],
+    spread: Float[AnyArray, "layers n"],
+    pair_distance: Float[AnyArray, " layers"],
+    *,
+    measured: Bool[AnyArray, " n"] | None = None,
+    average: Average = "mean",
+    confidence: float = 0.95,
+    resamples: int = 1000,
+) -> Intervals:
+    """Percentile intervals of ``D``, ``G`` and ``R`` by resampling the images.
+
+    Images are the sampling units: the draws of one image are averaged first. The intervals are paired: a resample takes
+    the same images, with the same weights, for both numerators, for the denominator and in every layer, so what images
+    share cancels from ``R``. The resampled denominator is the pair distance times the resampled mean of ``spread`` over
+    its mean.
+
+    Args:
+        key: Key of the resampling.
+        deformation_numerators: ``|f(tau x) - f(x)|^2`` of every layer, draw and image.
+        noise_numerators: ``|f(x + eta) - f(x)|^2``, likewise.
+        spread: Share of every image in the pair distance, ``2 |f(x) - <f>|^2 B / (B - 1)`` with the mean over ``B``
+            images, itself among them.
+        pair_distance: Mean squared distance of two images, per layer.
+        measured: False for images that are to be left out; all are taken by default.
+        average: ``"mean"`` or ``"median"`` over images (the lower middle value).
+        confidence: Probability that the interval covers.
+        resamples: Number of resamples.
+
+    Returns:
+        The intervals; NaN where a numerator, or the pair distance, is NaN or undefined.
+    """
+    if average not in ("mean", "median"):
+        raise ValueError(f"expected average 'mean' or 'median' over images, got {average!r}: others need whole arrays")
+    if not 0 < confidence < 1:
+        raise ValueError(f"expected a confidence between 0 and 1, got {confidence}: 0.95 is usual")
+    measured = jnp.ones(spread.shape[-1], bool) if measured is None else measured
+    ends = np.array([(1 - confidence) / 2, (1 + confidence) / 2], spread.dtype)
+    return _bootstrap(
+        key, deformation_numerators, noise_numerators, spread, pair_distance, measured, ends, average, resamples
+    )
+
+
+@partial(jax.jit, static_argnames=("average", "resamples"))
+def _bootstrap(
+    key: PRNGKey,
+    deformation_numerators: Float[Array, "layers draws n"],
+    noise_numerators: Float[Array, "layers draws n"],
+    spread: Float[Array, "layers n"],
+    pair_distance: Float[Array, " layers"],
+    measured: Bool[Array, " n"],
+    ends: Float[Array, " 2"],
+    average: Average,
+    resamples: int,
+) -> Intervals:
+    n = spread.shape[-1]
+    present = jnp.sum(measured)
+    images = jnp.flatnonzero(measured, size=n, fill_value=0)
+
+    def blank(values: AnyArray) -> Array:
+        return jnp.where(jnp.broadcast_to(measured, values.shape), values, 0)
+
+    numerators = jnp.concatenate([jnp.mean(deformation_numerators, axis=1), jnp.mean(noise_numerators, axis=1)])
+    numerators, spread = blank(numerators), blank(spread)
+    reduce = _weighted_mean if average == "mean" else _weighted_median
+    # A median holds the reordered weights of every layer.
+    held = _HELD if average == "mean" else _HELD // numerators.shape[0]
+
+    def resample(key: PRNGKey) -> tuple[Array, Array]:
+        drawn = images[jax.random.randint(key, (n,), 0, jnp.maximum(present, 1))]
+        # Where images are missing only the first `present` draws count.
+        taken = jnp.where(jnp.arange(n) < present, 1, 0).astype(spread.dtype)
+        weights = jnp.zeros(n, spread.dtype).at[drawn].add(taken)
+        return reduce(numerators, weights), _weighted_mean(spread, weights)
+
+    keys = jax.random.split(key, resamples)
+    tops, bottoms = jax.lax.map(resample, keys, batch_size=max(1, min(resamples, held // n)))
+    whole = _weighted_mean(spread, measured.astype(spread.dtype))
+    bottoms = bottoms * safe_ratio(pair_distance, whole)[None]
+    deformed, noisy = jnp.split(tops, 2, axis=1)
+
+    ratios = jnp.stack([safe_ratio(deformed, bottoms), safe_ratio(noisy, bottoms), safe_ratio(deformed, noisy)])
+    return Intervals(*jnp.moveaxis(jnp.quantile(ratios, ends, axis=1), 0, 2))
+
+
+def image_average(
+    numerators: Float[AnyArray, "layers draws n"], measured: Bool[AnyArray, " n"], average: Average
+) -> Float[Array, " layers"]:
+    """Average over the measured images of the mean over draws."""
+    values = jnp.mean(numerators, axis=1)
+    values = jnp.where(jnp.broadcast_to(measured, values.shape), values, 0)
+    reduce = _weighted_mean if average == "mean" else _weighted_median
+    return reduce(values, jnp.asarray(measured, values.dtype))
+
+
+def _weighted_mean(values: Float[Array, "rows n"], weights: Float[Array, " n"]) -> Float[Array, " rows"]:
+    return jnp.matmul(values, weights, precision=HIGHEST) / jnp.sum(weights)
+
+
+def _weighted_median(values: Float[Array, "rows n"], weights: Float[Array, " n"]) -> Float[Array, " rows"]:
+    """The lower middle value where each value counts as often as its weight says."""
+    order = jnp.argsort(values, axis=1)
+    reached = jnp.cumsum(weights[order], axis=1)
+    middle = jnp.argmax(reached >= jnp.sum(weights) / 2, axis=1)
+    median = jnp.take_along_axis(values, jnp.take_along_axis(order, middle[:, None], axis=1), axis=1)[:, 0]
+    return jnp.where(jnp.any(jnp.isnan(values), axis=1), jnp.nan, median)

@@ -1,0 +1,273 @@
+"""The result of a measurement: D, G and R of every layer, with their intervals and what they were made of."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, no_type_check
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jaxtyping import Array, Bool, Float
+
+from stabjax._numerics import centered, safe_ratio
+from stabjax._types import AnyArray, PRNGKey
+from stabjax.stability._bootstrap import bootstrap, image_average
+from stabjax.stability._formulas import Average, pair_distance, squared_change
+
+if TYPE_CHECKING:
+    import xarray
+
+
+# Unflattening builds results of placeholders and, under vmap, of more axes: nothing to check there.
+@jax.tree_util.register_dataclass
+@no_type_check
+@dataclass(frozen=True, eq=False, repr=False)
+class Stability:
+    """Stability of every layer of a network to deformations and to noise.
+
+    A frozen pytree: arrays are leaves, names are static, so results stack under `vmap` and `jax.tree.map`; axes of
+    several networks then stand in front of the shapes given here. Printed, it is a table.
+
+    Attributes:
+        layers: Names of the layers, in the order of execution.
+        kinds: Kind of each layer (``"conv"``, ``"norm"``, ...; ``"input"`` for the images themselves).
+        deformation: ``D``, ``(layers,)``; 0 is invariant, 1 is as far as two different images.
+        noise: ``G``, ``(layers,)``, the same for noise.
+        relative: ``R = D / G``, ``(layers,)``.
+        deformation_interval: Lower and upper end for ``D``, ``(layers, 2)``, by bootstrap over images.
+        noise_interval: The same for ``G``, ``(layers, 2)``.
+        relative_interval: The same for ``R``, ``(layers, 2)``, paired: the same images above and below.
+        deformation_numerators: ``|f(tau x) - f(x)|^2`` of each layer, draw and image, ``(layers, draws, n)``.
+        noise_numerators: ``|f(x + eta) - f(x)|^2``, ``(layers, draws, n)``.
+        spread: Share of each image in the pair distance, ``2 |f(x) - <f>|^2 B / (B - 1)`` with the mean over the ``B``
+            images of its batch, ``(layers, n)``.
+        pair_distance: ``<|f(x) - f(z)|^2>`` over all ordered pairs, ``(layers,)``: the denominator of ``D`` and ``G``.
+        noise_radius: ``|eta|`` of each draw and image, ``(draws, n)``.
+        valid: Whether ``D``, ``G`` and ``R`` of the layer are all finite, ``(layers,)``.
+        measured: False for images left out because a pixel is not finite, ``(n,)``; their numbers are NaN.
+        confidence: Probability that an interval covers.
+        average: How numerators were averaged over images, ``"mean"`` or ``"median"``.
+    """
+
+    layers: tuple[str, ...] = field(metadata={"static": True})
+    kinds: tuple[str, ...] = field(metadata={"static": True})
+    deformation: Float[Array, "*nets layers"]
+    noise: Float[Array, "*nets layers"]
+    relative: Float[Array, "*nets layers"]
+    deformation_interval: Float[Array, "*nets layers 2"]
+    noise_interval: Float[Array, "*nets layers 2"]
+    relative_interval: Float[Array, "*nets layers 2"]
+    deformation_numerators: Float[Array, "*nets layers draws n"]
+    noise_numerators: Float[Array, "*nets layers draws n"]
+    spread: Float[Array, "*nets layers n"]
+    pair_distance: Float[Array, "*nets layers"]
+    noise_radius: Float[Array, "*nets draws n"]
+    valid: Bool[Array, "*nets layers"]
+    measured: Bool[Array, "*nets n"]
+    confidence: float = field(metadata={"static": True})
+    average: Average = field(metadata={"static": True})
+
+    def to_xarray(self) -> "xarray.Dataset":
+        """The same numbers with labelled axes: ``layer`` (with its ``kind``), ``bound``, ``draw``, ``image``.
+
+        Axes of stacked networks are called ``net``, or ``net_0, net_1, ...`` where there are several.
+        """
+        import xarray
+
+        extra = np.ndim(self.deformation) - 1
+        nets = ("net",) if extra == 1 else tuple(f"net_{k}" for k in range(extra))
+        variables = {name: ((*nets, *axes), np.asarray(getattr(self, name))) for name, axes in _AXES.items()}
+        coordinates = {"layer": list(self.layers), "kind": ("layer", list(self.kinds)), "bound": ["low", "high"]}
+        return xarray.Dataset(variables, coordinates, attrs={"confidence": self.confidence, "average": self.average})
+
+    def to_json(self) -> dict[str, Any]:
+        """What a figure is drawn from, as plain lists: a number per layer, null where it is not finite.
+
+        Numbers per image are left to `to_xarray`, whose dataset goes to netCDF.
+        """
+
+        def plain(values: Any) -> Any:
+            return [plain(v) for v in values] if np.ndim(values) else (float(values) if np.isfinite(values) else None)
+
+        names = [name for name, axes in _AXES.items() if axes[0] == "layer" and "image" not in axes]
+        numbers = {name: plain(np.asarray(getattr(self, name), np.float64)) for name in names if name != "valid"}
+        return {
+            "layers": list(self.layers),
+            "kinds": list(self.kinds),
+            **numbers,
+            "valid": np.asarray(self.valid).tolist(),
+            "mean_noise_radius": float(np.nanmean(np.asarray(self.noise_radius))),
+            "images": int(np.sum(np.asarray(self.measured))),
+            "draws": int(np.shape(self.noise_radius)[-2]),
+            "average": self.average,
+            "confidence": self.confidence,
+        }
+
+    def __repr__(self) -> str:
+        if isinstance(self.deformation, Tracer) or np.ndim(self.deformation) != 1:
+            shape = np.shape(self.deformation)[:-1]
+            return f"Stability of {len(self.layers)} layers, stacked {shape}: index with jax.tree.map to print a table"
+        return _table(self)
+
+
+_AXES = {
+    "deformation": ("layer",),
+    "noise": ("layer",),
+    "relative": ("layer",),
+    "deformation_interval": ("layer", "bound"),
+    "noise_interval": ("layer", "bound"),
+    "relative_interval": ("layer", "bound"),
+    "deformation_numerators": ("layer", "draw", "image"),
+    "noise_numerators": ("layer", "draw", "image"),
+    "spread": ("layer", "image"),
+    "pair_distance": ("layer",),
+    "noise_radius": ("draw", "image"),
+    "valid": ("layer",),
+    "measured": ("image",),
+}
+
+
+def summarize(
+    key: PRNGKey,
+    *,
+    layers: Sequence[str],
+    kinds: Sequence[str],
+    deformation_numerators: Float[AnyArray, "layers draws n"],
+    noise_numerators: Float[AnyArray, "layers draws n"],
+    spread: Float[AnyArray, "layers n"],
+    pair_distance: Float[AnyArray, " layers"],
+    noise_radius: Float[AnyArray, "draws n"],
+    measured: Bool[AnyArray, " n"] | None = None,
+    average: Average = "mean",
+    confidence: float = 0.95,
+) -> Stability:
+    """``D``, ``G``, ``R`` and their intervals from a few numbers per image.
+
+    The arguments are attributes of `Stability`. Several draws of one image are averaged first, then the images.
+
+    Args:
+        key: Key of the bootstrap.
+        layers: Names of the layers.
+        kinds: Their kinds.
+        deformation_numerators: ``|f(tau x) - f(x)|^2``.
+        noise_numerators: ``|f(x + eta) - f(x)|^2``.
+        spread: Share of each image in the pair distance.
+        pair_distance: Denominator of ``D`` and ``G``.
+        noise_radius: ``|eta|``.
+        measured: False for images to leave out; all are taken by default.
+        average: ``"mean"`` or ``"median"`` over images.
+        confidence: Probability that an interval covers.
+    """
+    measured = jnp.ones(spread.shape[-1], bool) if measured is None else jnp.asarray(measured)
+    intervals = bootstrap(
+        key,
+        deformation_numerators,
+        noise_numerators,
+        spread,
+        pair_distance,
+        measured=measured,
+        average=average,
+        confidence=confidence,
+    )
+    deformed = image_average(deformation_numerators, measured, average)
+    noisy = image_average(noise_numerators, measured, average)
+    d, g, r = safe_ratio(deformed, pair_distance), safe_ratio(noisy, pair_distance), safe_ratio(deformed, noisy)
+
+    def blank(values: AnyArray) -> Array:
+        return jnp.where(jnp.broadcast_to(measured, values.shape), values, jnp.nan)
+
+    return Stability(
+        layers=tuple(layers),
+        kinds=tuple(kinds),
+        deformation=d,
+        noise=g,
+        relative=r,
+        deformation_interval=intervals.deformation,
+        noise_interval=intervals.noise,
+        relative_interval=intervals.relative,
+        deformation_numerators=blank(deformation_numerators),
+        noise_numerators=blank(noise_numerators),
+        spread=blank(spread),
+        pair_distance=jnp.asarray(pair_distance),
+        noise_radius=blank(noise_radius),
+        valid=jnp.isfinite(d) & jnp.isfinite(g) & jnp.isfinite(r),
+        measured=measured,
+        confidence=confidence,
+        average=average,
+    )
+
+
+def from_features(
+    key: PRNGKey,
+    clean: Mapping[str, AnyArray],
+    deformed: Mapping[str, AnyArray],
+    noisy: Mapping[str, AnyArray],
+    *,
+    kinds: Mapping[str, str] | None = None,
+    noise_radius: Float[AnyArray, "draws n"] | None = None,
+    average: Average = "mean",
+    confidence: float = 0.95,
+) -> Stability:
+    """``D``, ``G`` and ``R`` from whole arrays of features, however they were computed.
+
+    Args:
+        key: Key of the bootstrap.
+        clean: Features of the clean images by layer, ``(n, *units)`` each.
+        deformed: The same of the deformed images, ``(n, *units)``, or ``(draws, n, *units)`` for several draws.
+        noisy: The same of the noisy images.
+        kinds: Kind of each layer; ``"other"`` by default.
+        noise_radius: ``|eta|``, ``(draws, n)``; NaN by default.
+        average: ``"mean"`` or ``"median"`` over images.
+        confidence: Probability that an interval covers.
+
+    Raises:
+        ValueError: if the layers or the shapes disagree.
+    """
+    layers = tuple(clean)
+    if not layers or set(deformed) != set(layers) or set(noisy) != set(layers):
+        raise ValueError(f"expected features of the same layers, got {layers}, {tuple(deformed)} and {tuple(noisy)}")
+
+    def numerators(name: str, perturbed: AnyArray) -> Array:
+        base = jnp.asarray(clean[name])
+        draws = perturbed if perturbed.ndim == base.ndim + 1 else perturbed[None]
+        return jax.lax.map(lambda one: squared_change(base, one), jnp.asarray(draws))
+
+    def spread(name: str) -> Array:
+        n = clean[name].shape[0]
+        return 2 * centered(clean[name])[1] * (n / max(n - 1, 1))
+
+    above = jnp.stack([numerators(name, deformed[name]) for name in layers])
+    return summarize(
+        key,
+        layers=layers,
+        kinds=tuple((kinds or {}).get(name, "other") for name in layers),
+        deformation_numerators=above,
+        noise_numerators=jnp.stack([numerators(name, noisy[name]) for name in layers]),
+        spread=jnp.stack([spread(name) for name in layers]),
+        pair_distance=jnp.stack([pair_distance(clean[name]) for name in layers]),
+        noise_radius=jnp.full(above.shape[1:], jnp.nan, above.dtype) if noise_radius is None else noise_radius,
+        average=average,
+        confidence=confidence,
+    )
+
+
+def _table(result: Any) -> str:
+    """Plain text, as wide as the names need."""
+    n, draws = result.measured.shape[0], result.noise_radius.shape[0]
+    left_out = n - int(np.sum(result.measured))
+    title = (
+        f"{n} images{f' ({left_out} not finite, left out)' if left_out else ''}, {draws} draw{'s' if draws > 1 else ''}"
+        f" each, {result.average} over images, {100 * result.confidence:g} % intervals"
+    )
+    rows = [("layer", "kind", "D deformation", "G noise", "R = D / G", "")]
+    columns = [
+        (np.asarray(getattr(result, name)), np.asarray(getattr(result, f"{name}_interval")))
+        for name in ("deformation", "noise", "relative")
+    ]
+    for k, (layer, kind) in enumerate(zip(result.layers, result.kinds, strict=True)):
+        d, g, r = (f"{value[k]:<8.3g} [{ends[k, 0]:.3g}, {ends[k, 1]:.3g}]" for value, ends in columns)
+        rows.append((layer, kind, d, g, r, "" if result.valid[k] else "invalid"))
+    widths = [max(len(row[j]) for row in rows) for j in range(6)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return "\n".join([title, lines[0], "-" * max(map(len, lines)), *lines[1:]])
