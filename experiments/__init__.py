@@ -1,0 +1,1 @@
+"""One script per figure; each has ``main(argv)`` and a ``--smoke`` size."""

@@ -1,0 +1,48 @@
+"""Experiments and the command line run from end to end, at a size of seconds."""
+
+import importlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from stabjax import cli
+
+pytestmark = pytest.mark.usefixtures("relaxed_promotion")
+
+EXPERIMENTS = sorted(
+    path.stem for path in (Path(__file__).parent.parent / "experiments").glob("*.py") if path.stem != "__init__"
+)
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_smoke(name, tmp_path):
+    module = importlib.import_module(f"experiments.{name}")
+    record = module.main(["--smoke", "--out", str(tmp_path), "--runs", str(tmp_path / "runs")])
+    for suffix in (".png", ".pdf", ".json"):
+        (written,) = tmp_path.glob(f"*{suffix}")
+        assert 0 < written.stat().st_size < 1_000_000
+    assert json.loads(written.read_text()) == json.loads(json.dumps(record))
+    for label, (result,) in record["results"].items():
+        assert result["layers"][0] == "input", label
+        assert result["relative"][0] == pytest.approx(1, rel=1e-4)
+        assert all(np.isfinite(result["relative"]))
+
+
+def test_demo(tmp_path, capsys):
+    cli.main(["demo", "--images", "256", "--epochs", "1", "--probed", "32", "--draws", "1", "--out", str(tmp_path)])
+    printed = capsys.readouterr().out
+    assert "test accuracy" in printed
+    assert "classifier" in printed
+    record = json.loads((tmp_path / "demo_scale-detection.json").read_text())
+    assert record["trained"]["layers"][-1] == "output"
+    assert (tmp_path / "demo_scale-detection.png").stat().st_size > 10_000
+
+
+def test_info(capsys):
+    cli.main(["info"])
+    printed = capsys.readouterr().out
+    for name, value in cli.versions().items():
+        assert name in printed
+        assert value in printed

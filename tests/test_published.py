@@ -1,0 +1,66 @@
+"""On real CIFAR-10: the numbers of the literature at the input and at initialisation.
+
+The published values were measured on 500 random test images of the same JPEG copies, with one draw, three seeds, and
+the paper's convention at cutoff 3 and one pixel. Two draws of the noise differ by up to 3 % in R, seeds by more.
+"""
+
+import os
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+import stabjax as sj
+
+pytestmark = [
+    pytest.mark.usefixtures("relaxed_promotion"),
+    pytest.mark.skipif(not os.environ.get("STABJAX_DATA"), reason="needs CIFAR-10: set STABJAX_DATA to its folder"),
+]
+
+PUBLISHED = {
+    # name: D, G, R of means at initialisation, and the spread to allow for
+    "LeNet": (0.12, 0.14, 0.87),
+    "VGG11": (0.10, 0.26, 0.39),
+    "VGG11bn": (0.31, 0.35, 0.89),
+}
+
+
+@pytest.fixture(scope="module")
+def images():
+    pixels, _ = sj.data.load("cifar10", "test")
+    chosen = np.sort(np.random.default_rng(0).permutation(len(pixels))[:500])
+    return np.asarray(sj.data.normalize(pixels[chosen], "cifar10"))
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_stability_at_initialisation(name, images):
+    deformation = sj.perturb.Diffeomorphism.of_displacement(1.0, 3, (32, 32), convention="paper")
+    results = []
+    for seed in range(3):
+        network = sj.features.of(sj.models.build(name, rngs=nnx.Rngs(seed)), mode="batch_statistics")
+        results.append(
+            sj.probe.stability(
+                network,
+                images,
+                key=jax.random.key(seed),
+                deformation=deformation,
+                batch_size=len(images) if name.endswith("bn") else 100,
+                select="output",
+            )
+        )
+    at_input = {
+        field: np.mean([getattr(r, field)[0] for r in results]) for field in ("deformation", "noise", "relative")
+    }
+    np.testing.assert_allclose(at_input["deformation"], 0.042, rtol=0.05)
+    np.testing.assert_allclose(at_input["noise"], 0.042, rtol=0.05)
+    np.testing.assert_allclose(at_input["relative"], 1, rtol=1e-4)
+    d, g, r = (
+        float(np.exp(np.mean([np.log(getattr(result, field)[-1]) for result in results])))
+        for field in ("deformation", "noise", "relative")
+    )
+    print(f"{name}: D {d:.3f}, G {g:.3f}, R {r:.3f}")
+    expected_d, expected_g, expected_r = PUBLISHED[name]
+    np.testing.assert_allclose(r, expected_r, rtol=0.12)
+    np.testing.assert_allclose(d, expected_d, rtol=0.25)
+    np.testing.assert_allclose(g, expected_g, rtol=0.25)
