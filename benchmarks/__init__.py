@@ -1,0 +1,1 @@
+"""Times of rooms against peers, in one run: ``python -m benchmarks`` or ``make bench``."""
