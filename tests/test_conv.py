@@ -244,7 +244,7 @@ def test_errors_are_those_of_jax(shape):
 
 
 def test_takes_the_place_of_the_convolution_in_flax(relaxed_promotion, key):
-    x = jax.random.normal(key, (3, 8, 8, 40))
+    x = jax.random.normal(key, (5, 8, 8, 40))
     plain, ours = (
         nnx.Conv(40, 48, (3, 3), conv_general_dilated=f, rngs=nnx.Rngs(0))
         for f in (lax.conv_general_dilated, conv.conv_general_dilated)

@@ -240,7 +240,7 @@ def test_max_pool_is_the_windowed_maximum():
 def test_batch_norm_against_float64():
     """Also where the mean is a thousand deviations: the mean of squares has no digits left there."""
     draw = np.random.default_rng(0)
-    x = (1000 + draw.normal(size=(50, 4, 4, 3)) * np.array([1, 2, 0.5])).astype(np.float32)
+    x = (1000 + draw.normal(size=(10, 2, 2, 3)) * np.array([1, 2, 0.5])).astype(np.float32)
     layer = BatchNorm(3, rngs=nnx.Rngs(0))
     layer.scale[...] = jnp.array([1.0, 2.0, 3.0])
     layer.bias[...] = jnp.array([0.5, 0.0, -0.5])
