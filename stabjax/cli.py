@@ -137,9 +137,7 @@ def _demo(demo: Demo, console: Console) -> None:
     console.print(f"test accuracy {accuracy:.3f} after {demo.epochs} epochs, {run.history.seconds[-1]:.0f} s")
 
     chosen = np.sort(np.random.default_rng(demo.seed).permutation(len(material.test[0]))[: demo.probed])
-    images = train.normalise(
-        material.test[0][chosen], mean=material.recipe.mean, deviation=material.recipe.deviation
-    )
+    images = train.normalise(material.test[0][chosen], mean=material.recipe.mean, deviation=material.recipe.deviation)
     options = {"key": probe_key, "deformation": material.deformation, "draws": demo.draws}
     with console.status("probing before and after training"):
         initial = features.of(run.model("initial"), mode="batch_statistics")

@@ -117,7 +117,7 @@ def test_matched_noise_makes_the_input_neutral(once):
 
 
 # 50 images: 49 leave a batch of one behind, which 2, 7 and 24 do too in a naive cut (or an uneven rest).
-@pytest.mark.parametrize("batch_size", [2, 7, 24, 49])
+@pytest.mark.parametrize("batch_size", [7, 49, *(pytest.param(b, marks=pytest.mark.slow) for b in (2, 24))])
 def test_batches_do_not_matter(images, once, batch_size):
     result = probe.stability(network(), images, key=jax.random.key(1), deformation=DEFORMATION, batch_size=batch_size)
     close(result, once)
@@ -221,7 +221,7 @@ def test_noise_of_ones_own(images):
 def test_batch_statistics_need_all_images_together(images):
     f = network(mode="batch_statistics")
     measure = partial(probe.stability, f, images, key=jax.random.key(1), deformation=DEFORMATION)
-    with pytest.raises(ValueError, match="depend on themselves alone.*batch_size=50"):
+    with pytest.raises(ValueError, match=r"depend on themselves alone.*batch_size=50"):
         measure(batch_size=49)
     # Each version is normalised by its own statistics.
     close(measure(batch_size=50), whole(f, images, jax.random.key(1)))
@@ -359,13 +359,12 @@ def test_scanned_layers_and_windows(images):
     module = Layers()
     f = features.of(module.bind(module.init(jax.random.key(0), images[:1])))
     result = probe.stability(f, images, key=jax.random.key(1), deformation=DEFORMATION, batch_size=17)
-    inner = [name for name in result.layers if "Dense_0" in name]
-    assert len(inner) == 4
+    inner = [name for name in result.layers if "ScanBlock_0/Dense_0" in name]
+    assert len(inner) == 9
     a = dict(features.capture(f)(images)[1])
     for name in inner:
-        np.testing.assert_allclose(
-            result.pair_distance[result.layers.index(name)], stability.pair_distance(a[name]), rtol=1e-4
-        )
+        pairs = stability.pair_distance(a[name])
+        np.testing.assert_allclose(result.pair_distance[result.layers.index(name)], pairs, rtol=1e-4)
     k = result.layers.index("windows")
     np.testing.assert_allclose(result.relative[k], result.relative[-1], rtol=1e-4)
 
@@ -406,8 +405,12 @@ def test_a_plain_function_as_deformation(images):
         ({"batch_size": 1}, ValueError, "batch_size >= 2"),
         ({"confidence": 95}, ValueError, "between 0 and 1"),
         ({"select": "no such layer"}, ValueError, "no such layer"),
-        ({"f": lambda x: jnp.ones((3, 3)) * jnp.tanh(jnp.sum(x, (0, 1, 2)))}, ValueError, "sums over its batch"),
-        ({"f": lambda x: jnp.tanh(jnp.moveaxis(x, 0, -1))}, ValueError, "batch of 12 images in front"),
+        ({"f": lambda x: x - jnp.mean(x, 0, keepdims=True)}, ValueError, "sums over its batch"),
+        (
+            {"f": lambda x: jnp.sum(jnp.tanh(jnp.moveaxis(x, 0, -1)), (0, 1, 2))},
+            ValueError,
+            "batch of 9 images in front",
+        ),
         ({"f": 3}, TypeError, "callable"),
     ],
 )
@@ -421,3 +424,11 @@ def test_errors_say_what_to_do(unchecked, change, error, message):
     }
     with pytest.raises(error, match=message):
         probe.stability(**(arguments | change))
+
+
+def test_an_activation_without_its_batch_in_front_is_named():
+    from stabjax.probe import _pass, _plan
+
+    tap = features.Tap("odd", "other", (5, 9), jnp.float32, None)
+    with pytest.raises(ValueError, match=r"batch of 9 images in front, got shape \(5, 9\) at 'odd'"):
+        _pass._rows_first(tap, jnp.ones((5, 9)), _plan.deal(9, 1, 4))

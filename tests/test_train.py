@@ -38,11 +38,14 @@ class Net(nnx.Module):
 class Dense(nnx.Module):
     """Without convolution: trained in one compiled loop everywhere."""
 
+    traces = 0
+
     def __init__(self, *, features=SIDE * SIDE, outputs=CLASSES, rngs):
         self.norm = nnx.BatchNorm(features, rngs=rngs)
         self.dense = nnx.Linear(features, outputs, rngs=rngs)
 
     def __call__(self, x):
+        Dense.traces += 1
         return self.dense(self.norm(x.reshape(len(x), -1)))
 
 
@@ -527,14 +530,16 @@ def test_divergence_keeps_the_last_finite_weights(key):
     same(run.last, before.last)
 
 
-def test_hinge_training(key):
+def test_hinge_training_in_a_loop_compiled_once(key):
     images, labels = DATA
-    build = functools.partial(Dense, outputs=1)
-    recipe = dataclasses.replace(SHORT, loss="hinge")
-    run = train.fit(
-        build, (images, 2 * (labels // 2) - 1), test=(TEST[0], 2 * (TEST[1] // 2) - 1), key=key, recipe=recipe
-    )
+    recipe = dataclasses.replace(SHORT, epochs=3.4, loss="hinge")
+    Dense.traces = 0
+    data, test = (images, 2 * (labels // 2) - 1), (TEST[0], 2 * (TEST[1] // 2) - 1)
+    run = train.fit(functools.partial(Dense, outputs=1), data, test=test, key=key, recipe=recipe)
     assert run.history.test_accuracy[-1, 0] > 0.9
+    np.testing.assert_array_equal(run.history.step, [6, 12, 18, 20])
+    # Two checks of shapes, the step, the loop over it and the test batches.
+    assert Dense.traces == 5
 
 
 def test_training_refuses(key):

@@ -17,6 +17,7 @@ from stabjax.stability import Stability, summarize
 
 Radius: TypeAlias = Literal["each", "mean"]
 Position: TypeAlias = tuple[Int[Array, "*steps"], Int[Array, "*steps"], Int[Array, "*steps"]]
+Whole: TypeAlias = Float[Array, " n *spatial channels"]
 Batch: TypeAlias = Float[Array, " size *spatial channels"]
 
 _VERSION = "stabjax_version"
@@ -38,7 +39,7 @@ class Row(NamedTuple):
 @partial(jax.jit, static_argnames=("radius", "plan", "average", "select", "confidence"))
 def measure(
     f: features.Guest,
-    images: Batch,
+    images: Whole,
     key: PRNGKey,
     deformation: Perturbation,
     noise: Perturbation | None,
@@ -107,7 +108,7 @@ def measure(
 
 
 def _batch(
-    images: Batch, key: PRNGKey, start: Int[Array, ""], plan: Plan
+    images: Whole, key: PRNGKey, start: Int[Array, ""], plan: Plan
 ) -> tuple[Batch, Bool[Array, " size"], Key[Array, " size"]]:
     """Clean images, which of them are finite (the others are blanked), and their keys."""
     clean = jax.lax.dynamic_slice_in_dim(images, start, plan.size)
@@ -135,7 +136,7 @@ def _pairs(
 
 
 def _mean_radius(
-    images: Batch, key: PRNGKey, deformation: Perturbation, steps: Position, plan: Plan
+    images: Whole, key: PRNGKey, deformation: Perturbation, steps: Position, plan: Plan
 ) -> Float[Array, ""]:
     """``<|tau x - x|>`` over finite images and draws, by a pass that deforms and runs no network."""
 

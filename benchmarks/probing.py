@@ -1,0 +1,118 @@
+"""D and G after every operation of VGG11-BN: against the bare forward passes, against hooks and all pairs in torch.
+
+Peak memory is that of a fresh process with 500 and with 2000 images.
+"""
+
+import os
+import resource
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+import stabjax as sj
+
+IMAGES, SIDE, BATCH = 500, 32, 50
+CHANNELS = (64, "pool", 128, "pool", 256, 256, "pool", 512, 512, "pool", 512, 512, "pool")
+
+
+def run() -> list[dict]:
+    x = images(IMAGES)
+    network = sj.features.of(sj.models.VGG(11, rngs=nnx.Rngs(0)))
+    bare = jax.jit(lambda f, x: jax.lax.map(f, x.reshape(-1, BATCH, SIDE, SIDE, 3)))
+    deformation = _deformation()
+    timed = {
+        "three bare forward passes": lambda: bare(network, np.concatenate([x, x, x])),
+        "probe": lambda: sj.probe.stability(network, x, key=jax.random.key(0), deformation=deformation),
+    }
+    first = {name: milliseconds(work, 1) for name, work in timed.items()}
+    best = {name: milliseconds(work, 3) for name, work in timed.items()}
+    rows = []
+    for name, against in (("probe", "three bare forward passes"), ("three bare forward passes", "")):
+        row = {"name": name, "ms": best[name], "compile ms": first[name] - best[name], "peer": against}
+        rows.append(row | ({"ratio": best[name] / best[against]} if against else {}))
+    hooks = milliseconds(torch_hooks(x), 1)
+    rows.append({"name": "probe", "ms": best["probe"], "peer": "torch, hooks and all pairs", "peer ms": hooks})
+    rows[-1]["ratio"] = hooks / best["probe"]
+    peaks = {n: peak_megabytes(n) for n in (500, 2000)}
+    rows.append({"name": "peak memory, 2000 images", "MB": peaks[2000], "peer": "500 images", "peer MB": peaks[500]})
+    rows[-1]["ratio"] = peaks[2000] / peaks[500]
+    return rows
+
+
+def images(n):
+    return np.random.default_rng(0).normal(size=(n, SIDE, SIDE, 3)).astype(np.float32)
+
+
+def _deformation():
+    return sj.perturb.Diffeomorphism.of_displacement(1.0, 3, (SIDE, SIDE), convention="paper")
+
+
+def milliseconds(work, repeats):
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        jax.block_until_ready(work())
+        times.append(time.perf_counter() - start)
+    return 1e3 * min(times)
+
+
+def torch_hooks(x):
+    """The published way: hooks keep every activation of all images, the denominator is taken over all pairs."""
+    import torch
+
+    layers, width = [], 3
+    for channels in CHANNELS:
+        if channels == "pool":
+            layers.append(torch.nn.MaxPool2d(2))
+        else:
+            layers += [torch.nn.Conv2d(width, channels, 3, padding=1), torch.nn.BatchNorm2d(channels), torch.nn.ReLU()]
+            width = channels
+    network = torch.nn.Sequential(*layers, torch.nn.Flatten(), torch.nn.Linear(width, 10)).eval()
+    clean = torch.from_numpy(np.ascontiguousarray(x.transpose(0, 3, 1, 2)))
+    noise = torch.randn_like(clean)
+    versions = [clean, clean + 0.1 * torch.roll(noise, 1, -1), clean + 0.1 * noise]
+
+    def activations(x):
+        kept = []
+        hooks = [
+            layer.register_forward_hook(lambda layer, inputs, out: kept.append(out.flatten(1))) for layer in network
+        ]
+        with torch.no_grad():
+            network(x)
+        for hook in hooks:
+            hook.remove()
+        return kept
+
+    def measure():
+        kept = [activations(x) for x in versions]
+        result = []
+        for f, deformed, noisy in zip(*kept, strict=True):
+            pairs = torch.cdist(f, f).square().mean()
+            result.append([float((g - f).square().sum(1).mean() / pairs) for g in (deformed, noisy)])
+        return jnp.asarray(result)
+
+    return measure
+
+
+def peak_megabytes(n):
+    """Peak memory of a process that probes so many images and does nothing else."""
+    out = subprocess.run(
+        [sys.executable, "-m", "benchmarks.probing", str(n)], check=True, capture_output=True, text=True, env=os.environ
+    )
+    return float(out.stdout.split()[-1])
+
+
+if __name__ == "__main__":
+    result = sj.probe.stability(
+        sj.features.of(sj.models.VGG(11, rngs=nnx.Rngs(0))),
+        images(int(sys.argv[1])),
+        key=jax.random.key(0),
+        deformation=_deformation(),
+    )
+    jax.block_until_ready(result)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
