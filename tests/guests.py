@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen, nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from stabjax import features
 
@@ -91,6 +92,20 @@ class NNXSqueeze(nnx.Module):
         x = jax.nn.hard_swish(self.norm(self.depthwise(nnx.relu6(self.expand(x)))))
         gate = jax.nn.sigmoid(self.excite(nnx.silu(self.squeeze(x.mean((1, 2))))))
         return (x * gate[:, None, None]).sum((1, 2))
+
+
+class NNXWrapped(nnx.Module):
+    """A weight norm, batch statistics inside a remat, and a module that is called as the output is."""
+
+    def __init__(self, rngs):
+        self.conv = nnx.Conv(3, 4, (3, 3), rngs=rngs)
+        self.weight = nnx.WeightNorm(self.conv, rngs=rngs)
+        self.norm = nnx.BatchNorm(4, rngs=rngs)
+        self.output = nnx.Linear(4, 2, rngs=rngs)
+
+    def __call__(self, x):
+        x = nnx.remat(lambda self, x: nnx.relu(self.norm(self.weight(x))))(self, x)
+        return self.output(x.mean((1, 2)))
 
 
 class NNXTied(nnx.Module):
@@ -203,6 +218,15 @@ def plain_sliced(x):
     return x.reshape(x.shape[0], -1) @ normal(2, 48, 10)
 
 
+def plain_odd(x):
+    """Values that are not used, names for a remat policy, callbacks, stacked branches, an output of integers."""
+    jax.nn.relu(x)
+    x = checkpoint_name(conv(x, normal(0, 3, 3, 3, 4)), "stem") + normal(1, 4).reshape(1, 1, 1, 4)
+    jax.debug.callback(lambda value: None, x[0, 0, 0, 0])
+    x = jnp.stack([jnp.tanh(x), jax.nn.relu(x)]).sum(0).mean((1, 2))
+    return {"class": jnp.argmax(x, -1), "scores": jax.nn.log_softmax(x), "stack": x}
+
+
 @jax.custom_jvp
 def blurred(x):
     return conv(x, jnp.ones((3, 3, 1, 3)) / 9, groups=3)
@@ -225,6 +249,21 @@ def plain_nested(x):
         x, cpu=lambda x: conv(x, normal(4, 3, 3, 3, 5)), default=lambda x: conv(x, normal(4, 3, 3, 3, 5))
     )
     return jax.lax.cond(half.sum() > 0, lambda h: jax.nn.relu(h @ normal(5, 5, 2)), lambda h: h @ normal(6, 5, 2), half)
+
+
+def windowed(params, x):
+    """A dense layer over windows that stand in front of the batch, then over windows behind it."""
+    batch, height, width, channels = x.shape
+    x = x.reshape(batch, height // 4, 4, width // 4, 4, channels).transpose(1, 3, 0, 2, 4, 5).reshape(-1, 16, channels)
+    x = jnp.tanh(x @ params["first"]["kernel"])
+    x = x.reshape(height // 4, width // 4, batch, 4, 4, channels).transpose(2, 0, 1, 3, 4, 5).reshape(-1, 16, channels)
+    x = jnp.tanh(x @ params["second"]["kernel"])
+    return x.reshape(batch, -1, 16, channels).mean((1, 2))
+
+
+def windowed_guest():
+    params = {"first": {"kernel": normal(0, 3, 3)}, "second": {"kernel": normal(1, 3, 3)}}
+    return jax.tree_util.Partial(windowed, params)
 
 
 def scanned(params, x):
@@ -285,6 +324,10 @@ CASES = {
         "squeeze=dense silu_0=activation excite=dense sigmoid_0=activation mul_0=other sum_pool_0=pool "
         "output=output",
     ),
+    "nnx wrapped": Case(
+        lambda: features.of(NNXWrapped(nnx.Rngs(0))),
+        "conv=conv norm=norm relu_0=activation avg_pool_0=pool output=dense output:1=output",
+    ),
     "nnx tied": Case(
         lambda: features.of(NNXTied(nnx.Rngs(0))),
         "conv=conv tanh_0=activation conv:1=conv tanh_1=activation max_pool_0=pool dense=dense "
@@ -319,7 +362,8 @@ CASES = {
     ),
     "equinox convolutional": Case(
         lambda: single(equinox_convolutional()),
-        "layers/0=conv layers/1=norm silu_0=activation max_pool_0=pool layers/5=dense output=output",
+        "layers/0=conv layers/1=norm silu_0=activation max_pool_0=pool layers/5=dense "
+        "log_softmax_0=other output=output",
     ),
     "equinox perceptron": Case(
         lambda: single(equinox_perceptron()),
@@ -334,14 +378,23 @@ CASES = {
         lambda: features.of(plain_sliced),
         "max_pool_0=pool max_pool_1=pool activation_0=activation dense_0=dense output=output",
     ),
+    "plain odd": Case(
+        lambda: features.of(plain_odd),
+        "relu_0=activation conv_0=conv tanh_0=activation relu_1=activation reduce_sum_0=other avg_pool_0=pool "
+        "log_softmax_0=other output/scores=output output/stack=output",
+    ),
     "plain nested": Case(
         lambda: features.of(plain_nested),
         "conv_0=conv relu_0=activation add_0=residual conv_1=conv conv_2=conv cond_0=other output=output",
     ),
+    "partial windowed": Case(
+        lambda: features.of(windowed_guest()),
+        "first=dense tanh_0=activation second=dense tanh_1=activation avg_pool_0=pool output=output",
+    ),
     "partial scanned": Case(
         lambda: features.of(scanned_guest()),
-        "stem=conv avg_pool_0=pool layers/2=dense layers/2/gelu_0=activation layers/2/add_0=residual "
-        "layers/1=dense layers/1/gelu_0=activation layers/1/add_0=residual layers/0=dense "
+        "stem=conv avg_pool_0=pool layers/2/dense=dense layers/2/gelu_0=activation layers/2/add_0=residual "
+        "layers/1/dense=dense layers/1/gelu_0=activation layers/1/add_0=residual layers/0/dense=dense "
         "layers/0/gelu_0=activation layers/0/add_0=residual head=dense output=output",
     ),
     "partial parameters": Case(

@@ -1,120 +1,175 @@
-"""What each axis of an activation is: ``b`` the batch, ``c`` the channels, ``s`` space, None where it is not known.
+"""What each axis of an activation is, followed through a program beside the values.
 
-Roles flow through a program beside the values, so that a channel axis is known in any layout and no statistic takes
-the wrong one.
+An axis is the product of its parts, each with its role and size: ``b`` the batch, ``c`` the channels, ``s`` space,
+``n`` an axis the network made itself (branches, heads), None where it is not known. So a batch that was merged with
+windows is found again, a channel axis is known in any layout, and no statistic takes the wrong one.
 """
 
 from collections.abc import Sequence
+from math import prod
 from typing import Any
 
-Roles = tuple[str | None, ...]
+Role = str | None
+Axis = tuple[tuple[Role, int], ...]
+Axes = tuple[Axis, ...]
+
+UNKNOWN: Axis = ()
 
 
-def of_images(ndim: int) -> Roles:
-    """Roles of a batch, ``(batch, *spatial, channels)``."""
-    return ("b", *["s"] * (ndim - 2), "c") if ndim >= 2 else ("b",) * ndim
+def of_images(shape: Sequence[int]) -> Axes:
+    """Axes of a batch, ``(batch, *spatial, channels)``."""
+    roles = ("b", *"s" * (len(shape) - 2), "c") if len(shape) >= 2 else "b" * len(shape)
+    return tuple(((role, size),) for role, size in zip(roles, shape))
 
 
-def channel(roles: Roles) -> int | None:
+def unknown(aval: Any) -> Axes:
+    """Axes of a value of which nothing is known."""
+    return (UNKNOWN,) * len(getattr(aval, "shape", ()))
+
+
+def role(axis: Axis) -> Role:
+    """Role of an axis; an axis that holds the batch counts as batch, heads merged with channels as channels."""
+    roles = {role for role, size in axis if size > 1} or {role for role, _ in axis}
+    if any(role == "b" for role, _ in axis):
+        return "b"
+    if "c" in roles:
+        roles.discard("n")
+    return roles.pop() if len(roles) == 1 else None
+
+
+def channel(axes: Axes) -> int | None:
     """Position of the channel axis."""
+    roles = [role(axis) for axis in axes]
     return roles.index("c") if roles.count("c") == 1 else None
 
 
-def reshape(roles: Roles, old: Sequence[int], new: Sequence[int]) -> Roles:
-    """Roles after a reshape: an axis keeps its role where it stays whole, the first part of a batch stays batch."""
-    front = 0
-    while front < min(len(old), len(new)) and old[front] == new[front]:
-        front += 1
-    back = 0
-    while back < min(len(old), len(new)) - front and old[-1 - back] == new[-1 - back]:
-        back += 1
-    stop = len(old) - back
-    middle = _regroup(roles[front:stop], old[front:stop], new[front : len(new) - back])
-    return (*roles[:front], *middle, *roles[stop:])
+def known(axes: Axes) -> int:
+    """How many axes are known to be batch, channels or space."""
+    return sum(role(axis) in ("b", "c", "s") for axis in axes)
 
 
-def _regroup(roles: Roles, old: Sequence[int], new: Sequence[int]) -> list[str | None]:
-    result: list[str | None] = [None] * len(new)
-    i = j = 0
-    while i < len(old) and j < len(new):
-        start_i, start_j = i, j
-        size_old, size_new = old[i], new[j]
-        i, j = i + 1, j + 1
-        while size_old != size_new:
-            if size_old < size_new:
-                size_old *= old[i]
-                i += 1
+def _fitted(axis: Axis, size: int) -> Axis:
+    """The parts of an axis of this size; what was cut or enlarged keeps its role and forgets its parts."""
+    return axis if axis and prod(part for _, part in axis) == size else ((role(axis), size),)
+
+
+def reshape(axes: Axes, old: Sequence[int], new: Sequence[int]) -> Axes:
+    """Axes after a reshape: their parts are dealt out again in the same order."""
+    if 0 in old:
+        return (UNKNOWN,) * len(new)
+    parts = [part for axis, size in zip(axes, old) for part in _fitted(axis, size)]
+    result: list[Axis] = []
+    for k, size in enumerate(new):
+        mine, left = [], size
+        if size == 1 and parts and parts[0][1] == 1:
+            mine.append(parts.pop(0))
+        while left > 1:
+            name, part = parts.pop(0)
+            if left % part == 0:
+                taken = part
+            elif part % left == 0:
+                taken = left
+                parts.insert(0, (name, part // left))
             else:
-                size_new *= new[j]
-                j += 1
-        sources = [roles[k] for k in range(start_i, i) if old[k] > 1]
-        targets = [k for k in range(start_j, j) if new[k] > 1]
-        if len(sources) == len(targets) == 1 or ("b" in sources[:1] and targets):
-            result[targets[0]] = sources[0]
-        elif len(sources) == 1 and targets:
-            for k in targets:
-                result[k] = sources[0]
-        elif targets and len(set(sources)) == 1:
-            result[targets[0]] = sources[0]
-    return result
-
-
-def dot(equation: Any, first: bool, roles: Roles) -> Roles:
-    """Roles of ``dot_general`` with one activation, the first operand or the second."""
-    (contracted, batch) = equation.params["dimension_numbers"]
-    side = 0 if first else 1
-    ranks = [atom.aval.ndim for atom in equation.invars[:2]]
-    free = [k for k in range(ranks[side]) if k not in contracted[side] and k not in batch[side]]
-    other = ranks[1 - side] - len(contracted[1 - side]) - len(batch[1 - side])
-    mine = [roles[k] for k in free]
-    shared = [roles[k] for k in batch[side]]
-    theirs: list[str | None] = [None] * other
-    if other and "c" not in mine + shared:
-        theirs[-1] = "c"
-    return (*shared, *(mine + theirs if first else theirs + mine))
-
-
-def convolution(equation: Any, roles: Roles) -> Roles:
-    """Roles of a convolution of an activation."""
-    spec = equation.params["dimension_numbers"].out_spec
-    result: list[str | None] = ["s"] * len(spec)
-    result[spec[0]], result[spec[1]] = roles[equation.params["dimension_numbers"].lhs_spec[0]], "c"
+                return (*result, *[UNKNOWN] * (len(new) - k))
+            mine.append((name, taken))
+            left //= taken
+        while size > 1 and parts and parts[0][1] == 1 and new[k + 1 : k + 2] != (1,):
+            mine.append(parts.pop(0))
+        result.append(tuple(mine))
     return tuple(result)
 
 
-def through(equation: Any, roles: Roles) -> Roles:
-    """Roles after an operation that moves, cuts or sums axes and mixes nothing else."""
+def dot(equation: Any, first: bool, axes: Axes, others: Axes | None) -> Axes:
+    """Axes of ``dot_general`` with an activation as first or second operand, and with another one or a kernel."""
+    contracted, batch = equation.params["dimension_numbers"]
+    side = 0 if first else 1
+    shapes = [atom.aval.shape for atom in equation.invars[:2]]
+    free = [[k for k in range(len(shapes[i])) if k not in contracted[i] and k not in batch[i]] for i in (0, 1)]
+    mine = [axes[k] for k in free[side]]
+    shared = [axes[k] for k in batch[side]]
+    if others is not None:
+        theirs = [others[k] for k in free[1 - side]]
+    else:
+        theirs = [(("n", shapes[1 - side][k]),) for k in free[1 - side]]
+        if theirs and not any(role(axis) == "c" for axis in mine + shared):
+            theirs[-1] = (("c", shapes[1 - side][free[1 - side][-1]]),)
+    return (*shared, *(mine + theirs if first else theirs + mine))
+
+
+def convolution(equation: Any, axes: Axes) -> Axes:
+    """Axes of a convolution of an activation."""
+    numbers, shape = equation.params["dimension_numbers"], equation.outvars[0].aval.shape
+    spec = numbers.out_spec
+    result: list[Axis] = [(("s", size),) for size in shape]
+    result[spec[0]], result[spec[1]] = axes[numbers.lhs_spec[0]], (("c", shape[spec[1]]),)
+    return tuple(result)
+
+
+def lookup(equation: Any, axes: Axes) -> Axes:
+    """Axes of rows taken from a table: batch and space of the indices, then the channels of the table."""
+    offset = equation.params["dimension_numbers"].offset_dims
+    shape, indices = equation.outvars[0].aval.shape, iter(axes)
+    result = [(("c", size),) if k in offset else next(indices, UNKNOWN) for k, size in enumerate(shape)]
+    return tuple(axis if k in offset or role(axis) == "b" else (("s", shape[k]),) for k, axis in enumerate(result))
+
+
+def through(equation: Any, axes: Axes) -> Axes:
+    """Axes after an operation that moves, cuts or sums axes and mixes nothing else."""
     name, params = equation.primitive.name, equation.params
     old, new = equation.invars[0].aval.shape, equation.outvars[0].aval.shape
     if name == "reshape":
-        return reshape(roles, old, new)
+        return reshape(axes, old, new)
     if name == "transpose":
-        return tuple(roles[k] for k in params["permutation"])
+        return tuple(axes[k] for k in params["permutation"])
     if name == "broadcast_in_dim":
-        result: list[str | None] = [None] * len(new)
+        result: list[Axis] = [(("n", size),) for size in new]
         for source, target in enumerate(params["broadcast_dimensions"]):
-            result[target] = roles[source]
+            result[target] = axes[source]
         return tuple(result)
-    if name in ("squeeze", "expand_dims"):
-        dropped = params["dimensions"] if name == "squeeze" else ()
-        return tuple(role for k, role in enumerate(roles) if k not in dropped)
+    if name == "squeeze":
+        return tuple(axis for k, axis in enumerate(axes) if k not in params["dimensions"])
+    if name in ("stack", "unstack"):
+        axis = params["axis"]
+        made = ((("n", new[axis]),),) if name == "stack" else ()
+        return (*axes[:axis], *made, *axes[axis + (name == "unstack") :])
     if "axes" in params and len(new) == len(old) - len(params["axes"]):
-        return tuple(role for k, role in enumerate(roles) if k not in params["axes"])
-    if len(old) == len(new):
-        return roles
-    return (None,) * len(new)
+        return tuple(axis for k, axis in enumerate(axes) if k not in params["axes"])
+    return axes if len(old) == len(new) else (UNKNOWN,) * len(new)
 
 
-def is_pooled(roles: Roles, axes: Sequence[int]) -> bool:
+def crossed(equation: Any) -> list[int]:
+    """Axes of the first operand along which an operation adds up or reorders entries."""
+    name, params = equation.primitive.name, equation.params
+    if "window_dimensions" in params:
+        return [axis for axis, width in enumerate(params["window_dimensions"]) if width > 1]
+    if name.startswith(("reduce_", "arg")) and "axes" in params:
+        return [int(axis) for axis in params["axes"]]
+    if name.startswith("cum"):
+        return [params["axis"]]
+    if name == "sort":
+        return [params["dimension"]]
+    if name == "rev":
+        return list(params["dimensions"])
+    return []
+
+
+def is_pooled(axes: Axes, reduced: Sequence[int]) -> bool:
     """Whether reducing these axes leaves batch and channels: a pool over space."""
-    return "c" in roles and bool(axes) and all(roles[k] not in ("b", "c") for k in axes)
+    roles = [role(axis) for axis in axes]
+    return "c" in roles and bool(reduced) and all(roles[k] in ("s", None) for k in reduced)
 
 
-def batch_first(roles: Roles, shape: Sequence[int], batch: int) -> tuple[int, tuple[int, ...]] | None:
-    """How to put the batch in front: the axis to move there, and the shape to give it then; None if it is lost."""
-    axis = roles.index("b") if "b" in roles else 0
-    if axis >= len(shape) or (roles[axis] is None and shape[axis] != batch) or shape[axis] % batch:
+def batch_first(axes: Axes, shape: Sequence[int], batch: int) -> tuple[int, int, int] | None:
+    """The axis that holds the batch, and how much was merged before and behind it; None if the batch is lost."""
+    holders = [k for k, axis in enumerate(axes) if role(axis) == "b"]
+    if not holders and shape and shape[0] == batch and role(axes[0]) is None:
+        return 0, 1, 1
+    if len(holders) != 1:
         return None
-    rest = (*shape[:axis], *shape[axis + 1 :])
-    parts = shape[axis] // batch
-    return axis, (batch, *rest) if parts == 1 else (batch, parts, *rest)
+    axis = holders[0]
+    names, sizes = zip(*_fitted(axes[axis], shape[axis]))
+    place = names.index("b")
+    if names.count("b") > 1 or sizes[place] != batch:
+        return None
+    return axis, prod(sizes[:place]), prod(sizes[place + 1 :])

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 from stabjax._jaxpr._flow import Plan
-from stabjax._jaxpr._program import REMAT, is_literal, run
+from stabjax._jaxpr._program import REMAT, is_literal, run, scan_split
 
 Visit = Callable[[int, Any], Any]
 
@@ -77,7 +77,7 @@ def _enter(
 def _scan(
     params: dict[str, Any], child: Plan, arguments: list[Any], wanted: Collection[int], visit: Visit
 ) -> tuple[list[Any], dict[int, Any]]:
-    fixed, carried = params["num_consts"], params["num_carry"]
+    fixed, carried = scan_split(params)
     consts, init, stacked = arguments[:fixed], arguments[fixed : fixed + carried], arguments[fixed + carried :]
 
     def body(carry: list[Any], inputs: list[Any]) -> tuple[list[Any], tuple[list[Any], dict[int, Any]]]:

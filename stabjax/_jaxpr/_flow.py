@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from stabjax._jaxpr._axes import Roles
+from stabjax._jaxpr._axes import Axes
 from stabjax._jaxpr._program import Var
 
 
@@ -54,7 +54,7 @@ class Operation:
     label: str
     site: tuple[Plan, Var]
     order: int
-    roles: Roles
+    axes: Axes
     scope: tuple[str, ...]
     frames: tuple[Frame, ...]
     paths: frozenset[str] = frozenset()
@@ -77,7 +77,7 @@ class Flow:
         nonlinear: names of the non-affine primitives since the region began.
         before: the value before parameters were applied to a finished non-affine region.
         site, order: the value itself, with views taken off, and when it was made.
-        roles, site_roles: what its axes are, here and before the views.
+        axes, site_axes: what its axes are, here and before the views.
         operation: the operation whose value this is, up to views and constant factors.
         statistics: reductions it descends from by elementwise steps, each with the region that was reduced.
         source: the region it was cut from, for slices over space.
@@ -93,8 +93,8 @@ class Flow:
     before: "Flow | None" = None
     site: tuple[Plan, Var] | None = None
     order: int = 0
-    roles: Roles = ()
-    site_roles: Roles = ()
+    axes: Axes = ()
+    site_axes: Axes = ()
     scope: tuple[str, ...] = ()
     frames: tuple[Frame, ...] = ()
     operation: Operation | None = None

@@ -4,17 +4,21 @@ from typing import Any
 
 from stabjax._jaxpr._program import CUSTOM, JIT, Equation, body, opened
 
-AFFINE = frozenset("add add_any sub neg mul div select_n real imag".split())
+AFFINE = frozenset("add add_any sub neg mul div select_n real imag conj".split())
 NONLINEAR = frozenset(
     "abs max min exp exp2 expm1 log log1p logistic tanh sinh cosh sin cos tan asin acos atan asinh acosh atanh atan2 "
-    "erf erfc erf_inv lgamma digamma pow integer_pow square sqrt rsqrt cbrt sign floor ceil round rem clamp nextafter "
+    "erf erfc erf_inv lgamma digamma bessel_i0e bessel_i1e log2 one_minus_square pow integer_pow square "
+    "sqrt rsqrt cbrt sign floor ceil round rem clamp nextafter "
     "eq ne lt le gt ge and or xor not is_finite".split()
 )
 VIEWS = frozenset(
     "reshape transpose squeeze expand_dims broadcast_in_dim rev copy copy_p convert_element_type stop_gradient "
-    "reduce_precision optimization_barrier sharding_constraint pvary pbroadcast reshard".split()
+    "reduce_precision optimization_barrier name device_put sharding_constraint layout_constraint "
+    "pvary pbroadcast reshard".split()
 )
-SELECTIONS = frozenset("slice dynamic_slice gather pad concatenate dynamic_update_slice split scatter".split())
+SELECTIONS = frozenset(
+    "slice dynamic_slice gather pad concatenate dynamic_update_slice split stack unstack tile scatter".split()
+)
 REDUCTIONS = frozenset("reduce_sum reduce_max reduce_min reduce_prod".split())
 WINDOWS = frozenset("reduce_window reduce_window_sum reduce_window_max reduce_window_min".split())
 

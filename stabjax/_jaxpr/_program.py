@@ -97,6 +97,14 @@ def body(equation: Equation) -> Jaxpr | None:
     return None
 
 
+def scan_split(params: dict[str, Any]) -> tuple[int, int]:
+    """Number of constants and of carried values of a scan; from JAX 0.11 on they are read off a tree of its inputs."""
+    if "num_consts" in params:
+        return params["num_consts"], params["num_carry"]
+    consts, carry, _ = params["ft_in"].unpack()
+    return len(consts), len(carry)
+
+
 def inner_programs(equation: Equation) -> list[Jaxpr]:
     """Every program in the parameters of an equation."""
     found = []
@@ -141,6 +149,11 @@ def is_literal(atom: Any) -> bool:
     return isinstance(atom, jex.Literal)
 
 
+def is_dropped(var: Any) -> bool:
+    """Whether a value is not used."""
+    return type(var).__name__ == "DropVar"
+
+
 def run(jaxpr: Jaxpr, equations: Sequence[Equation], values: dict[Var, Any]) -> None:
     """Evaluate whole equations of a program, reading and writing ``values``.
 
@@ -150,7 +163,7 @@ def run(jaxpr: Jaxpr, equations: Sequence[Equation], values: dict[Var, Any]) -> 
     needed = dict.fromkeys(
         atom for equation in equations for atom in equation.invars if not is_literal(atom) and atom not in made
     )
-    results = [var for equation in equations for var in equation.outvars if type(var).__name__ != "DropVar"]
+    results = [var for equation in equations for var in equation.outvars if not is_dropped(var)]
     part = jex.Jaxpr(
         constvars=(),
         invars=list(needed),

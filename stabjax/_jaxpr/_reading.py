@@ -1,7 +1,7 @@
 """A network read: its taps by name, and how to reach each of them."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -25,7 +25,8 @@ class Site:
         iteration: where in the scans around it, outermost first.
         shape, dtype: of the activation, batch first.
         channel_axis: position of its channels, or None.
-        batch_axis: where the batch stands in the program.
+        split, batch_axis: the shape in the program, with the batch told from what it was merged with, and where it
+            stands there.
     """
 
     name: str
@@ -35,12 +36,14 @@ class Site:
     shape: tuple[int, ...]
     dtype: Any
     channel_axis: int | None
+    split: tuple[int, ...]
     batch_axis: int
 
     def arranged(self, value: Any) -> Any:
         """The activation with its batch in front."""
-        value = jnp.moveaxis(value, self.batch_axis, 0)
-        return value if value.shape == self.shape else value.reshape(self.shape)
+        if value.shape == self.shape and self.batch_axis == 0:
+            return value
+        return jnp.moveaxis(value.reshape(self.split), self.batch_axis, 0).reshape(self.shape)
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +54,7 @@ class Reading:
         program: what was traced.
         plan: where the taps stand.
         sites: the taps.
+        operations: how many operations there are; the outputs count on from here.
         hidden: operations that cannot be tapped, with the reason.
         mixed_rows: operations that reduce or contract the batch axis.
     """
@@ -58,6 +62,7 @@ class Reading:
     program: Program
     plan: Plan
     sites: tuple[Site, ...]
+    operations: int
     hidden: tuple[Hidden, ...]
     mixed_rows: tuple[str, ...]
 
@@ -70,52 +75,39 @@ def read(program: Program, *, root_scope: str = "") -> Reading:
         root_scope: outermost named scope, left out of names (Linen puts the class of the root there).
     """
     plan = Plan(program.jaxpr, program.consts)
-    reader = Reader(pathless=not any(program.paths))
+    reader = Reader(pathless=not any(program.paths), root=root_scope)
     inputs = []
+    sizes = {}
     for var, path in zip(program.jaxpr.invars, program.paths):
         if path is None:
-            inputs.append(Flow(entries=frozenset({Entry()}), roles=_axes.of_images(var.aval.ndim)))
+            inputs.append(Flow(entries=frozenset({Entry()}), axes=_axes.of_images(var.aval.shape)))
         else:
             inputs.append(passive(var.aval, [Flow(active=False, paths=frozenset({path}))]))
+            sizes[path] = var.aval.size
     outputs = reader.read(plan, inputs)
+    names = _Names(sizes, program.jaxpr.invars[-1].aval.shape[0])
     kept = []
     for operation in reader.finish(outputs):
         inner, var = operation.site
-        arrangement = _axes.batch_first(operation.roles, var.aval.shape, program.jaxpr.invars[-1].aval.shape[0])
+        arrangement = _axes.batch_first(operation.axes, var.aval.shape, names.batch)
         if arrangement is None:
             reader.hidden.append(Hidden((operation.kind,), f"{operation.label}, whose value has no batch axis"))
         else:
             inner.taps.setdefault(var, []).append(len(kept))
-            kept.append((len(kept), operation, *arrangement))
-    sites = _Names(root_scope).unrolled(kept) + _outputs(program, outputs, len(kept))
-    return Reading(program, plan, tuple(sites), tuple(reader.hidden), tuple(reader.mixed_rows))
+            kept.append((len(kept), operation, arrangement))
+    sites = names.unrolled(kept) + names.outputs(program, outputs, len(kept))
+    return Reading(program, plan, tuple(sites), len(kept), tuple(reader.hidden), tuple(reader.mixed_rows))
 
 
-def _outputs(program: Program, flows: Sequence[Flow], start: int) -> list[Site]:
-    return [
-        Site(
-            name=f"output/{name}" if name else "output",
-            kind="output",
-            operation=start + k,
-            iteration=(),
-            shape=tuple(var.aval.shape),
-            dtype=var.aval.dtype,
-            channel_axis=_axes.channel(flow.roles) if flow.active else None,
-            batch_axis=0,
-        )
-        for k, (var, flow, name) in enumerate(zip(program.jaxpr.outvars, flows, program.out_names))
-        if jnp.issubdtype(var.aval.dtype, jnp.inexact)
-    ]
-
-
-_Found = tuple[int, Operation, int, tuple[int, ...]]
+_Found = tuple[int, Operation, tuple[int, int, int]]
 
 
 class _Names:
     """Gives every tap its name, once."""
 
-    def __init__(self, root: str) -> None:
-        self.root = root
+    def __init__(self, sizes: Mapping[str, int], batch: int) -> None:
+        self.sizes = sizes
+        self.batch = batch
         self.used: Counter[str] = Counter()
         self.numbers: Counter[str] = Counter()
 
@@ -132,33 +124,61 @@ class _Names:
                     sites += self.unrolled(members, (*iteration, k))
         return sites
 
+    def outputs(self, program: Program, flows: Sequence[Flow], start: int) -> list[Site]:
+        """The outputs that are numbers; their operations count on from those of the taps."""
+        return [
+            Site(
+                name=self.once(f"output/{name}" if name else "output"),
+                kind="output",
+                operation=start + k,
+                iteration=(),
+                shape=tuple(var.aval.shape),
+                dtype=var.aval.dtype,
+                channel_axis=_axes.channel(flow.axes) if flow.active else None,
+                split=tuple(var.aval.shape),
+                batch_axis=0,
+            )
+            for k, (var, flow, name) in enumerate(zip(program.jaxpr.outvars, flows, program.out_names))
+            if jnp.issubdtype(var.aval.dtype, jnp.inexact)
+        ]
+
     def site(self, found: _Found, iteration: tuple[int, ...]) -> Site:
         """The tap of an operation in one iteration of the scans around it."""
-        index, operation, batch_axis, shape = found
-        channel = _axes.channel(operation.roles)
-        moved = len(shape) != len(operation.roles)
+        index, operation, (axis, before, after) = found
+        aval = operation.site[1].aval
+        shape, parts = aval.shape, before * after
+        whole = (axis, parts) == (0, 1)
+        merged = (parts,) if parts > 1 else ()
+        channel = _axes.channel(operation.axes)
         if channel is not None:
-            channel += (channel < batch_axis) + moved
+            channel += (channel < axis) + len(merged) * (channel > axis)
         return Site(
             name=self.name(operation, iteration),
             kind=operation.kind,
             operation=index,
             iteration=iteration,
-            shape=shape,
-            dtype=operation.site[1].aval.dtype,
+            shape=(self.batch, *shape[:axis], *merged, *shape[axis + 1 :]),
+            dtype=aval.dtype,
             channel_axis=channel,
-            batch_axis=batch_axis,
+            split=shape if whole else (*shape[:axis], before, self.batch, after, *shape[axis + 1 :]),
+            batch_axis=0 if whole else axis + 1,
         )
 
     def name(self, operation: Operation, iteration: tuple[int, ...]) -> str:
         """By the module of its parameters, or by the scope and a number."""
         module = common_path(operation.paths)
-        scope = operation.scope[operation.scope[:1] == (self.root,) :]
-        name = _indexed(module.split("/") if module else list(scope), operation.frames, iteration)
+        if operation.paths and not module and operation.kind != "other":
+            # Parameters of modules that share nothing, as a kernel and its weight norm: the largest is the kernel.
+            module = common_path([max(sorted(operation.paths), key=self.sizes.__getitem__)])
+        name = _indexed(module.split("/") if module else list(operation.scope), operation.frames, iteration)
         if not module:
             stem = f"{name}/{operation.label}" if name else operation.label
             name = f"{stem}_{self.numbers[stem]}"
             self.numbers[stem] += 1
+        return self.once(name)
+
+    def once(self, name: str) -> str:
+        """The name, with the number of times it was used before."""
         self.used[name] += 1
         return name if self.used[name] == 1 else f"{name}:{self.used[name] - 1}"
 
@@ -167,6 +187,8 @@ def _indexed(parts: list[str], frames: tuple[Frame, ...], iteration: tuple[int, 
     """Put the iteration of every scan behind the path that its parameters share: ``layers/3/conv``."""
     for frame, k in reversed(list(zip(frames, iteration))):
         prefix = frame.prefix.split("/")
-        inside = parts[: len(prefix)] == prefix
-        parts = [*prefix, str(k), *(parts[len(prefix) :] if inside else parts)]
+        shared = 0
+        while shared < min(len(prefix), len(parts)) and parts[shared] == prefix[shared]:
+            shared += 1
+        parts = [*prefix, str(k), *parts[shared:]]
     return "/".join(parts)

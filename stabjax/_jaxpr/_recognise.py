@@ -31,8 +31,10 @@ from stabjax._jaxpr._program import (
     body,
     call_name,
     inner_programs,
+    is_dropped,
     is_literal,
     opened,
+    scan_split,
     scope_of,
 )
 from stabjax._jaxpr._regions import Hidden, Place, Regions
@@ -59,7 +61,10 @@ class Reader(Regions):
 
         for index, equation in enumerate(jaxpr.eqns):
             self.clock += 1
-            place = Place(equation, index, plan, scope + scope_of(equation), frames)
+            own = scope_of(equation)
+            if not scope and own[:1] == (self.root,):
+                own = own[1:]
+            place = Place(equation, index, plan, scope + own, frames)
             known |= zip(equation.outvars, self._step(place, [lookup(atom) for atom in equation.invars]), strict=True)
         return [lookup(atom) for atom in jaxpr.outvars]
 
@@ -80,6 +85,8 @@ class Reader(Regions):
                 )
                 for var in equation.outvars
             ]
+        if flows[0].active and any(_axes.role(flows[0].axes[k]) == "b" for k in _axes.crossed(equation)):
+            self.mixed_rows.append("/".join((*place.scope, name)))
         if name in JIT | REMAT:
             return self._call(place, flows)
         if name in CUSTOM:
@@ -92,12 +99,12 @@ class Reader(Regions):
             return self._convolution(place, flows)
         if name == "dot_general":
             return self._product(place, flows)
-        if name in REDUCTIONS or name in WINDOWS:
+        if (name in REDUCTIONS or name in WINDOWS) and len(equation.outvars) == 1:
             return self._reduction(place, flows[0])
         if name in VIEWS:
             if len(equation.outvars) > 1:
                 return flows
-            return [replace(flows[0], roles=_axes.through(equation, flows[0].roles))]
+            return [replace(flows[0], axes=_axes.through(equation, flows[0].axes))]
         if name in SELECTIONS:
             return self._selection(place, flows)
         if name in AFFINE or name in NONLINEAR:
@@ -111,84 +118,59 @@ class Reader(Regions):
         if kernel.active:
             return [self._other(place, flows, "convolution")]
         self.fire(image)
-        roles = _axes.convolution(place.equation, image.roles)
-        return [self._made(place, "conv", "conv", roles, paths=kernel.paths)]
+        axes = _axes.convolution(place.equation, image.axes)
+        return [self._made(place, "conv", "conv", axes, paths=kernel.paths)]
 
     def _product(self, place: Place, flows: list[Flow]) -> list[Flow]:
         first = flows[0].active
         activation, kernel = (flows[0], flows[1]) if first else (flows[1], flows[0])
-        roles = _axes.dot(place.equation, first, activation.roles)
-        contracted = place.equation.params["dimension_numbers"][0][0 if first else 1]
-        if any(activation.roles[axis] == "b" for axis in contracted):
+        axes = _axes.dot(place.equation, first, activation.axes, kernel.axes if kernel.active else None)
+        (contracted, _) = place.equation.params["dimension_numbers"]
+        summed = [flow.axes[k] for flow, dims in zip(flows, contracted) if flow.active for k in dims]
+        if any(_axes.role(axis) == "b" for axis in summed) or [_axes.role(axis) for axis in axes].count("b") > 1:
             self.mixed_rows.append("/".join((*place.scope, "dot_general")))
         if kernel.active or not (kernel.paths or self.pathless):
-            return [self._other(place, flows, "product", roles)]
+            return [self._other(place, flows, "product", axes)]
         self.fire(activation)
-        return [self._made(place, "dense", "dense", roles, paths=kernel.paths)]
+        return [self._made(place, "dense", "dense", axes, paths=kernel.paths)]
 
     def _reduction(self, place: Place, flow: Flow) -> list[Flow]:
-        equation = place.equation
-        name = equation.primitive.name
-        if name in WINDOWS:
-            axes = [axis for axis, width in enumerate(equation.params["window_dimensions"]) if width > 1]
-        else:
-            axes = [int(axis) for axis in equation.params["axes"]]
-        roles = _axes.through(equation, flow.roles)
-        if any(flow.roles[axis] == "b" for axis in axes):
-            self.mixed_rows.append("/".join((*place.scope, name)))
-        pooled = _axes.is_pooled(flow.roles, axes)
+        name = place.equation.primitive.name
+        reduced = _axes.crossed(place.equation)
+        axes = _axes.through(place.equation, flow.axes)
+        pooled = _axes.is_pooled(flow.axes, reduced)
         label = f"{name.rsplit('_', 1)[-1]}_pool" if pooled else name
-        operation = self._operation(place, "pool" if pooled else "other", label, roles, held=(flow,))
+        operation = self._operation(place, "pool" if pooled else "other", label, axes, held=(flow,))
         statistics = flow.statistics | {(entry, operation) for entry in flow.entries}
-        return [self._fresh(place, roles, operation=operation, statistics=statistics)]
+        return [self._fresh(place, axes, operation=operation, statistics=statistics)]
 
     def _selection(self, place: Place, flows: list[Flow]) -> list[Flow]:
         equation = place.equation
+        name = equation.primitive.name
         active = [flow for flow in flows if flow.active]
         for flow in active:
             self.fire(flow)
         first = active[0]
-        atom = equation.invars[[flow.active for flow in flows].index(True)]
+        if name in ("stack", "unstack"):
+            axes = _axes.through(equation, first.axes)
+        elif name == "gather" and not flows[0].active:
+            axes = _axes.lookup(equation, first.axes)
+        else:
+            axes = first.axes
+        old = equation.invars[[flow.active for flow in flows].index(True)].aval.shape
         results = []
         for output, var in enumerate(equation.outvars):
-            same_rank = len(var.aval.shape) == len(first.roles)
-            roles = first.roles if same_rank else (None,) * len(var.aval.shape)
+            new = var.aval.shape
+            whole = len(axes) == len(new)
+            cut = {_axes.role(axis) for axis, before, after in zip(axes, old, new) if before != after}
             source = first.source or first.entries
-            if equation.primitive.name == "pad":
+            if name == "pad" or (len(old) == len(new) and cut & {"b", "c"}):
                 source = frozenset()
-            elif same_rank:
-                cut = [k for k, (old, new) in enumerate(zip(atom.aval.shape, var.aval.shape)) if old != new]
-                source = source if all(roles[k] not in ("b", "c") for k in cut) else frozenset()
-            results.append(self._fresh(place, roles, output=output, source=source))
+            axes_here = axes if whole else _axes.unknown(var.aval)
+            results.append(self._fresh(place, axes_here, output=output, source=source))
         return results
 
-    def _opaque(self, place: Place, flows: list[Flow], reason: str = "") -> list[Flow]:
-        """A primitive that is not known, or a call that is bound whole: what is inside is listed."""
-        name = call_name(place.equation)
-        for inner in inner_programs(place.equation):
-            self._hide(inner, reason or f"inside {name}, which is bound whole")
-        first = self._other(place, flows, name)
-        rest = [
-            self._fresh(place, (None,) * len(getattr(var.aval, "shape", ())), output=k)
-            for k, var in enumerate(place.equation.outvars)
-        ]
-        return [first, *rest[1:]]
-
-    def _hide(self, inner: Jaxpr, reason: str) -> None:
-        jaxpr, _ = opened(inner)
-        nested = self._nested()
-        nested.read(Plan(jaxpr), [_alone(var.aval) for var in jaxpr.invars])
-        found = tuple(operation.kind for operation in nested.finish())
-        self.hidden += nested.hidden
-        if found:
-            self.hidden.append(Hidden(found, reason))
-
     # Calls
-
-    def _nested(self) -> "Reader":
-        nested = Reader(pathless=self.pathless)
-        nested.clock = self.clock
-        return nested
 
     def _call(self, place: Place, flows: list[Flow]) -> list[Flow]:
         """A jit is inlined and a remat rebuilt: values flow in and out as if there were no call."""
@@ -205,74 +187,120 @@ class Reader(Regions):
     def _activation(self, place: Place, flows: list[Flow]) -> list[Flow]:
         flow = next(flow for flow in flows if flow.active)
         self.fire(flow)
-        return [self._made(place, "activation", call_name(place.equation), flow.roles)]
+        return [self._made(place, "activation", call_name(place.equation), flow.axes)]
 
-    def _closed(self, place: Place, flows: list[Flow], inner: Any, reason: str) -> list[Flow]:
+    def _closed(self, place: Place, flows: list[Flow], inner: Jaxpr, reason: str) -> list[Flow]:
         """A call that is looked into but bound whole: a single operation at its output is adopted."""
         equation = place.equation
         active = {atom for atom, flow in zip(equation.invars, flows) if flow.active}
         if len(active) == 1 and len(equation.outvars) == 1 and is_activation(inner):
             return self._activation(place, flows)
-        jaxpr, consts = opened(inner)
-        nested = self._nested()
-        operands = flows[-len(jaxpr.invars) :] if jaxpr.invars else []
-        inside = [
-            replace(_alone(var.aval), roles=flow.roles) if flow.active else flow
-            for var, flow in zip(jaxpr.invars, operands, strict=True)
-        ]
-        outputs = nested.read(Plan(jaxpr, consts), inside)
-        found = nested.finish(outputs)
-        self.mixed_rows += nested.mixed_rows
+        outputs, found = self._inside(place, inner, flows)
         if len(found) == 1 and len(outputs) == 1 and outputs[0].site == found[0].site:
             for flow in flows:
                 self.fire(flow)
             adopted = found[0]
-            flow = self._made(place, adopted.kind, adopted.label, outputs[0].roles, paths=adopted.paths)
-            if flow.operation is not None:
-                flow.operation.scaled, flow.operation.biased = adopted.scaled, adopted.biased
-            return [flow]
-        self.hidden += nested.hidden
-        if found:
-            self.hidden.append(Hidden(tuple(operation.kind for operation in found), reason))
-        return [self._other(place, flows, call_name(equation)), *self._rest(place)]
-
-    def _rest(self, place: Place) -> list[Flow]:
-        outvars = place.equation.outvars
-        return [self._fresh(place, (None,) * var.aval.ndim, output=k) for k, var in enumerate(outvars) if k]
+            known = {"paths": adopted.paths, "scaled": adopted.scaled, "biased": adopted.biased}
+            return [self._made(place, adopted.kind, adopted.label, outputs[0].axes, **known)]
+        self._hide(found, reason)
+        return self._whole(place, flows, outputs)
 
     def _cond(self, place: Place, flows: list[Flow]) -> list[Flow]:
         """`platform_dependent` is read on its default branch; any other cond is bound whole."""
-        params = place.equation.params
-        platforms = params.get("branches_platforms")
-        if platforms is None:
-            return self._opaque(place, flows, "inside a cond, whose branch is chosen while it runs")
-        default = platforms.index(None) if None in platforms else len(platforms) - 1
-        reason = "inside a platform_dependent call, which is bound whole"
-        return self._closed(place, flows[1:], params["branches"][default], reason)
+        branches = place.equation.params["branches"]
+        platforms = place.equation.params.get("branches_platforms")
+        if platforms is not None:
+            default = platforms.index(None) if None in platforms else len(platforms) - 1
+            reason = "inside a platform_dependent call, which is bound whole"
+            return self._closed(place, flows[1:], branches[default], reason)
+        outcomes = []
+        for branch in branches:
+            outputs, found = self._inside(place, branch, flows)
+            self._hide(found, "inside a cond, whose branch is chosen while it runs")
+            outcomes.append(outputs)
+        seen = [max(alternatives, key=lambda flow: flow.active) for alternatives in zip(*outcomes)]
+        return self._whole(place, flows, () if flows[0].active else seen)
+
+    def _opaque(self, place: Place, flows: list[Flow]) -> list[Flow]:
+        """A primitive that is not known: what is inside is listed."""
+        for inner in inner_programs(place.equation):
+            _, found = self._inside(place, inner, flows)
+            self._hide(found, f"inside {call_name(place.equation)}, which is bound whole")
+        return self._whole(place, flows)
+
+    def _whole(self, place: Place, flows: list[Flow], known: Sequence[Flow] = ()) -> list[Flow]:
+        """The values of a call that is bound whole; ``known`` is what was seen of them inside."""
+        results = []
+        for output in range(len(place.equation.outvars)):
+            flow = known[output] if known else None
+            if flow is not None and not flow.active:
+                results.append(flow)
+            else:
+                axes = flow.axes if flow is not None and any(flow.axes) else None
+                results.append(self._other(place, flows, call_name(place.equation), axes, output=output))
+        return results
+
+    def _nested(self) -> "Reader":
+        nested = Reader(pathless=self.pathless, root=self.root)
+        nested.clock = self.clock
+        return nested
+
+    def _inside(self, place: Place, inner: Jaxpr, flows: Sequence[Flow]) -> tuple[list[Flow], list[Operation]]:
+        """Outputs and operations of a program that is read by itself; its inputs are the last operands, if they fit."""
+        jaxpr, consts = opened(inner)
+        count = len(jaxpr.invars)
+        atoms = place.equation.invars[-count:] if count else []
+        if [atom.aval.ndim for atom in atoms] == [var.aval.ndim for var in jaxpr.invars]:
+            operands = flows[len(flows) - count :]
+            inputs = [replace(_alone(flow.axes), scalar=flow.scalar) if flow.active else flow for flow in operands]
+        else:
+            inputs = [_alone(_axes.unknown(var.aval)) for var in jaxpr.invars]
+        return self._apart(jaxpr, consts, inputs, place)
+
+    def _apart(
+        self, jaxpr: Jaxpr, consts: Sequence[Any], inputs: Sequence[Flow], place: Place
+    ) -> tuple[list[Flow], list[Operation]]:
+        """Outputs and operations of a program, with what it hides itself."""
+        nested = self._nested()
+        outputs = nested.read(Plan(jaxpr, consts), inputs, place.scope)
+        found = nested.finish(outputs)
+        self.hidden += nested.hidden
+        self.mixed_rows += nested.mixed_rows
+        return outputs, [operation for operation in found if operation.site[1].aval.shape]
+
+    def _hide(self, found: Sequence[Operation], reason: str) -> None:
+        if found:
+            self.hidden.append(Hidden(tuple(operation.kind for operation in found), reason))
 
     def _scan(self, place: Place, flows: list[Flow]) -> list[Flow]:
         """The body is read once; its operations stand for one tap in every iteration."""
         params = place.equation.params
         jaxpr, consts = opened(params["jaxpr"])
-        fixed, carried = params["num_consts"], params["num_carry"]
+        fixed, carried = scan_split(params)
+        stacked = flows[fixed + carried :]
         for flow in flows:
             self.fire(flow)
-        prefix = common_path(frozenset().union(*[flow.paths for flow in flows[fixed + carried :] if not flow.active]))
+        prefix = common_path(frozenset().union(*[flow.paths for flow in stacked if not flow.active]))
         frame = Frame(prefix or "/".join((*place.scope, "scan")), params["length"], params["reverse"])
-
-        def inside(flow: Flow, var: Any, stacked: bool) -> Flow:
-            if not flow.active:
-                return replace(flow, scalar=var.aval.size == 1)
-            return replace(_alone(var.aval), roles=flow.roles[1:] if stacked else flow.roles)
-
-        inputs = [inside(flow, var, k >= fixed + carried) for k, (flow, var) in enumerate(zip(flows, jaxpr.invars))]
+        inputs = [
+            replace(flow, scalar=var.aval.size == 1)
+            if not flow.active
+            else _alone(flow.axes[1:] if k >= fixed + carried else flow.axes)
+            for k, (flow, var) in enumerate(zip(flows, jaxpr.invars))
+        ]
+        if any(flow.active and _axes.role(flow.axes[0]) == "b" for flow in stacked):
+            if carried:
+                self.mixed_rows.append("/".join((*place.scope, "scan")))
+            _, found = self._apart(jaxpr, consts, inputs, place)
+            self._hide(found, "inside a loop over the images, as lax.map makes one; jax.vmap lets them be seen")
+            return self._whole(place, flows)
         for _ in range(carried + 1):
             outputs = self._nested().read(Plan(jaxpr, consts), inputs)
             late = [k for k in range(carried) if outputs[k].active and not inputs[fixed + k].active]
             if not late:
                 break
             for k in late:
-                inputs[fixed + k] = replace(_alone(jaxpr.invars[fixed + k].aval), roles=outputs[k].roles)
+                inputs[fixed + k] = _alone(outputs[k].axes)
         child = Plan(jaxpr, consts)
         place.plan.children[place.index] = child
         outputs = self.read(child, inputs, place.scope, (*place.frames, frame))
@@ -281,7 +309,8 @@ class Reader(Regions):
         results = []
         for k, (flow, var) in enumerate(zip(outputs, place.equation.outvars)):
             if flow.active:
-                results.append(self._fresh(place, flow.roles if k < carried else (None, *flow.roles), output=k))
+                axes = flow.axes if k < carried else ((("s", params["length"]),), *flow.axes)
+                results.append(self._fresh(place, axes, output=k))
             else:
                 results.append(passive(var.aval, [flow]))
         return results
@@ -296,15 +325,17 @@ class Reader(Regions):
             if not operation.dropped:
                 for flow in operation.held:
                     self.fire(flow)
-        kept = [operation for operation in self.operations if not operation.dropped and _is_float(operation)]
+        kept = [operation for operation in self.operations if not operation.dropped and _is_value(operation)]
         return sorted(kept, key=lambda operation: operation.order)
 
 
-def _alone(aval: Any) -> Flow:
+def _alone(axes: _axes.Axes) -> Flow:
     """An activation of unknown origin."""
-    return Flow(entries=frozenset({Entry()}), roles=(None,) * len(getattr(aval, "shape", ())))
+    return Flow(entries=frozenset({Entry()}), axes=axes)
 
 
-def _is_float(operation: Operation) -> bool:
-    dtype = getattr(operation.site[1].aval, "dtype", None)
-    return dtype is not None and jnp.issubdtype(dtype, jnp.inexact)
+def _is_value(operation: Operation) -> bool:
+    """Whether there is something to look at: numbers, some of them, that are used."""
+    var = operation.site[1]
+    dtype = getattr(var.aval, "dtype", None)
+    return dtype is not None and jnp.issubdtype(dtype, jnp.inexact) and 0 not in var.aval.shape and not is_dropped(var)

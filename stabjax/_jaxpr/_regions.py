@@ -36,34 +36,37 @@ class Place:
 class Regions:
     """What a reader has found so far, and the steps that grow, end and join elementwise regions."""
 
-    def __init__(self, *, pathless: bool) -> None:
+    def __init__(self, *, pathless: bool, root: str = "") -> None:
         self.pathless = pathless
+        self.root = root
         self.clock = 0
         self.operations: list[Operation] = []
         self.hidden: list[Hidden] = []
         self.mixed_rows: list[str] = []
         self._fired: set[tuple[int, Any]] = set()
 
-    def _fresh(self, place: Place, roles: _axes.Roles, *, output: int = 0, **known: Any) -> Flow:
+    def _fresh(self, place: Place, axes: _axes.Axes, *, output: int = 0, **known: Any) -> Flow:
         """An activation at which a new elementwise region begins."""
         return Flow(
             entries=frozenset({Entry()}),
             site=(place.plan, place.equation.outvars[output]),
             order=self.clock,
-            roles=roles,
-            site_roles=roles,
+            axes=axes,
+            site_axes=axes,
             scope=place.scope,
             frames=place.frames,
             **known,
         )
 
-    def _operation(self, place: Place, kind: str, label: str, roles: _axes.Roles, **known: Any) -> Operation:
+    def _operation(
+        self, place: Place, kind: str, label: str, axes: _axes.Axes, *, output: int = 0, **known: Any
+    ) -> Operation:
         operation = Operation(
             kind=kind,
             label=label,
-            site=(place.plan, place.equation.outvars[0]),
+            site=(place.plan, place.equation.outvars[output]),
             order=self.clock,
-            roles=roles,
+            axes=axes,
             scope=place.scope,
             frames=place.frames,
             **known,
@@ -71,16 +74,18 @@ class Regions:
         self.operations.append(operation)
         return operation
 
-    def _made(self, place: Place, kind: str, label: str, roles: _axes.Roles, **known: Any) -> Flow:
+    def _made(self, place: Place, kind: str, label: str, axes: _axes.Axes, *, output: int = 0, **known: Any) -> Flow:
         """A fresh activation that is the value of a new operation."""
-        return self._fresh(place, roles, operation=self._operation(place, kind, label, roles, **known))
+        operation = self._operation(place, kind, label, axes, output=output, **known)
+        return self._fresh(place, axes, output=output, operation=operation)
 
     def _move(self, place: Place, operation: Operation, flow: Flow, paths: frozenset[str] = frozenset()) -> Flow:
         """Take one more step into an open operation."""
         operation.site, operation.order = (place.plan, place.equation.outvars[0]), self.clock
-        operation.paths |= paths
-        operation.roles = flow.roles
-        moved = self._fresh(place, flow.roles, operation=operation, statistics=flow.statistics, source=flow.source)
+        if operation.kind == "norm" or not operation.paths:
+            operation.paths |= paths  # a kernel names its layer alone, wherever its bias is kept
+        operation.axes = flow.axes
+        moved = self._fresh(place, flow.axes, operation=operation, statistics=flow.statistics, source=flow.source)
         return replace(moved, entries=moved.entries | flow.entries)
 
     def fire(self, flow: Flow) -> None:
@@ -100,7 +105,7 @@ class Regions:
                 label=region_label(flow.nonlinear) if activation else "affine",
                 site=flow.site,
                 order=flow.order,
-                roles=flow.site_roles,
+                axes=flow.site_axes,
                 scope=flow.scope,
                 frames=flow.frames,
                 paths=flow.paths,
@@ -119,14 +124,14 @@ class Regions:
             if b.reduced(a) or a.reduced(b):
                 return self._feedback(place, *((a, b) if b.reduced(a) else (b, a)), denominator=flows[-1])
             if {entry for entry, _ in a.statistics} & {entry for entry, _ in b.statistics}:
-                return self._fresh(place, a.roles, statistics=a.statistics | b.statistics, paths=a.paths | b.paths)
+                return self._fresh(place, a.axes, statistics=a.statistics | b.statistics, paths=a.paths | b.paths)
             name = place.equation.primitive.name
             if a.source & b.source and name in ("max", "min", "add"):
                 return self._slices(place, a, b)
             if name in ("add", "add_any"):
                 self.fire(a)
                 self.fire(b)
-                return self._made(place, "residual", "add", _wider(a, b).roles)
+                return self._made(place, "residual", "add", _wider(a, b).axes)
         return self._other(place, flows, place.equation.primitive.name)
 
     def _member(self, place: Place, flows: list[Flow], active: list[Flow]) -> Flow:
@@ -142,7 +147,7 @@ class Regions:
             other = others[0]
             if (name == "mul" and other.inverse_root) or (name == "div" and other.root and flows[0] is flow):
                 self.fire(flow.before or replace(flow, paths=frozenset()))
-                return self._made(place, "norm", "norm", flow.roles, paths=paths)
+                return self._made(place, "norm", "norm", flow.axes, paths=paths)
         if operation is not None and others:
             if name in ("add", "add_any") and operation.kind in ("conv", "dense", "norm"):
                 if parameters and not operation.biased and not flow.paths:
@@ -181,8 +186,8 @@ class Regions:
             before=before,
             site=(place.plan, place.equation.outvars[0]),
             order=self.clock,
-            roles=flow.roles,
-            site_roles=flow.roles,
+            axes=flow.axes,
+            site_axes=flow.axes,
             scope=place.scope,
             frames=place.frames,
             operation=operation if not (parameters or added or name in ("sub", "neg")) else None,
@@ -195,19 +200,21 @@ class Regions:
         name = place.equation.primitive.name
         for operation in statistic.reduced(main):
             operation.dropped = True
+        if name == "sub" and "log" in statistic.nonlinear:
+            return self._made(place, "other", "log_softmax", main.axes)
         if name in ("add", "add_any", "sub"):
             self.fire(main)
-            centred = self._fresh(place, main.roles, paths=statistic.paths, statistics=main.statistics)
+            centred = self._fresh(place, main.axes, paths=statistic.paths, statistics=main.statistics)
             return replace(centred, entries=centred.entries | main.entries)
         if (name == "mul" and statistic.inverse_root) or (
             name == "div" and statistic.root and denominator is statistic
         ):
             self.fire(main)
-            return self._made(place, "norm", "norm", main.roles, paths=statistic.paths)
+            return self._made(place, "norm", "norm", main.axes, paths=statistic.paths)
         if "exp" not in main.nonlinear:
             self.fire(main)
         label = "softmax" if "exp" in main.nonlinear else name
-        return self._made(place, "other", label, main.roles, paths=statistic.paths)
+        return self._made(place, "other", label, main.axes, paths=statistic.paths)
 
     def _slices(self, place: Place, a: Flow, b: Flow) -> Flow:
         """Slices of one activation joined pairwise: a pool written out."""
@@ -216,21 +223,24 @@ class Regions:
         for extra in pools[1:]:
             extra.dropped = True
         label = {"max": "max_pool", "min": "min_pool"}.get(name, "sum_pool")
-        operation = pools[0] if pools else self._operation(place, "pool", label, a.roles)
+        operation = pools[0] if pools else self._operation(place, "pool", label, a.axes)
         return self._move(place, operation, replace(a, statistics=frozenset()))
 
-    def _other(self, place: Place, flows: list[Flow], label: str, roles: _axes.Roles | None = None) -> Flow:
+    def _other(
+        self, place: Place, flows: list[Flow], label: str, axes: _axes.Axes | None = None, *, output: int = 0
+    ) -> Flow:
         """An operation that is none of the known kinds."""
         active = [flow for flow in flows if flow.active]
         for flow in active:
             self.fire(flow)
-        if roles is None:
-            rank = len(place.equation.outvars[0].aval.shape)
-            roles = next((flow.roles for flow in active if len(flow.roles) == rank), (None,) * rank)
+        if axes is None:
+            aval = place.equation.outvars[output].aval
+            rank = len(getattr(aval, "shape", ()))
+            axes = next((flow.axes for flow in active if len(flow.axes) == rank), _axes.unknown(aval))
         paths = frozenset().union(*[flow.paths for flow in flows if not flow.active])
-        return self._made(place, "other", label, roles, paths=paths)
+        return self._made(place, "other", label, axes, output=output, paths=paths)
 
 
 def _wider(*flows: Flow) -> Flow:
     """The activation whose axes are known best."""
-    return max(flows, key=lambda flow: (len(flow.entries), sum(role is not None for role in flow.roles)))
+    return max(flows, key=lambda flow: (len(flow.entries), _axes.known(flow.axes)))

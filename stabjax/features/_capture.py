@@ -63,7 +63,7 @@ class Capture:
         outputs, found = _jaxpr.evaluate(reading.plan, leaves, set(first), visit)
         for site in sites:
             if site.kind == "output":
-                found[site.operation] = visit(site.operation, outputs[site.operation - _first_output(reading)])
+                found[site.operation] = visit(site.operation, outputs[site.operation - reading.operations])
         activations = OrderedDict(
             (
                 site.name,
@@ -101,6 +101,10 @@ def capture(f: Any, *, select: Select = None, reduce: Callable[[Tap, Any], Any] 
 def taps(f: Any, x: Any) -> tuple[Tap, ...]:
     """The operations of a network in order of execution; nothing is computed.
 
+    They are told from the program alone, so what is written alike is named alike: in a plain function every array that
+    does not depend on the images counts as a parameter, pairwise sums of slices over space count as pools, and a
+    learned gain or offset that follows no layer is ``other``. What `hidden` lists cannot be tapped.
+
     Args:
         f: a network from `of`, or a plain function of a batch.
         x: a batch, ``(batch, *spatial, channels)``, or its `jax.ShapeDtypeStruct`.
@@ -115,7 +119,12 @@ def taps(f: Any, x: Any) -> tuple[Tap, ...]:
 
 
 def hidden(f: Any, x: Any) -> tuple[_jaxpr.Hidden, ...]:
-    """What `taps` cannot reach: the kinds of operation inside ``cond``, ``while`` and custom rules, with the reason."""
+    """What `taps` cannot reach, by kind and with the reason.
+
+    Operations inside ``cond``, ``while``, derivative rules that wrap more than one operation, and loops over the images
+    (`jax.lax.map`) run as they are, unseen; and a value that mixes the images up, or holds them in several axes, has no
+    batch to put in front.
+    """
     return _read(_network(f), x).hidden
 
 
@@ -165,10 +174,6 @@ def _read(network: Guest, x: Any) -> _jaxpr.Reading:
 
 def _tap(site: _jaxpr.Site) -> Tap:
     return Tap(site.name, site.kind, site.shape, site.dtype, site.channel_axis)
-
-
-def _first_output(reading: _jaxpr.Reading) -> int:
-    return min(site.operation for site in reading.sites if site.kind == "output")
 
 
 def _selected(reading: _jaxpr.Reading, select: Any) -> list[_jaxpr.Site]:

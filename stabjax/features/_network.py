@@ -1,7 +1,8 @@
 """A network of any framework as data: a callable pytree whose leaves are its parameters."""
 
 import sys
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -138,7 +139,7 @@ def _taken_apart(model: Any, mode: str) -> tuple[Any, Callable[..., Any], Any, t
         copy = nnx.view(model, deterministic=True, use_running_average=mode == "eval", raise_if_not_found=False)
         graph, state = nnx.split(copy)
         leaves, treedef = jax.tree_util.tree_flatten(state)
-        paths = _paths(state, drop=("value",))
+        paths = _distinct(_paths(state, drop=("value",)))
         return (graph, treedef, paths), _rebuild_nnx, dict(zip(paths, leaves)), tuple(sorted(paths)), ""
     if mode != "eval":
         raise ValueError(
@@ -152,7 +153,7 @@ def _taken_apart(model: Any, mode: str) -> tuple[Any, Callable[..., Any], Any, t
                 "write features.of(module.bind(variables))"
             )
         skeleton, variables = model.unbind()
-        names = tuple(path.partition("/")[2] for path in _paths(variables))
+        names = tuple(path.partition("/")[2] for path in _paths(variables, drop=("value",)))
         return skeleton, _rebuild_linen, dict(variables), names, type(model).__name__
     equinox = sys.modules.get("equinox")
     if equinox is not None and isinstance(model, equinox.Module):
@@ -163,7 +164,8 @@ def _taken_apart(model: Any, mode: str) -> tuple[Any, Callable[..., Any], Any, t
     paths = [path for path, leaf in zip(_paths(model), leaves, strict=True) if _is_array(leaf)]
     if isinstance(model, jax.tree_util.Partial) and paths:
         paths = _shortened(paths)
-    return (treedef, fixed, tuple(paths)), _rebuild_tree, dict(zip(paths, arrays)), tuple(sorted(paths)), ""
+    paths = _distinct(paths)
+    return (treedef, fixed, paths), _rebuild_tree, dict(zip(paths, arrays)), tuple(sorted(paths)), ""
 
 
 def _is_array(leaf: Any) -> bool:
@@ -179,6 +181,16 @@ def _paths(tree: Any, drop: tuple[str, ...] = ()) -> tuple[str, ...]:
     return tuple(names)
 
 
+def _distinct(names: Iterable[str]) -> tuple[str, ...]:
+    """Paths told apart by a number where keys that hold a slash make two alike."""
+    used: Counter[str] = Counter()
+    result = []
+    for name in names:
+        result.append(f"{name}:{used[name]}" if used[name] else name)
+        used[name] += 1
+    return tuple(result)
+
+
 def _shortened(names: list[str]) -> list[str]:
     """Paths of a partial function without the position of the argument they stand in."""
     while all("/" in name for name in names) and len({name.partition("/")[0] for name in names}) == 1:
@@ -189,14 +201,8 @@ def _shortened(names: list[str]) -> list[str]:
     return names
 
 
-class _Array:
-    """Stands for an array in the static part of a network."""
-
-    def __repr__(self) -> str:
-        return "<array>"
-
-
-ARRAY = _Array()
+class ARRAY:
+    """Stands for an array in the static part of a network; a class, so that there is one of it in every process."""
 
 
 def _rebuild_nnx(skeleton: Any, variables: Any, method: Any) -> Callable[..., Any]:
