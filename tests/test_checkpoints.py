@@ -129,6 +129,10 @@ def test_a_finished_run_is_read_back(finished):
     assert time.perf_counter() - start < 5
 
 
+SPARE = 20
+"""The number of files that Orbax writes varies from run to run, by about ten of 340 operations."""
+
+
 def crash(path, n, **options):
     """Whether the run was ended before its n-th operation."""
     with killed_at(n):
@@ -150,7 +154,7 @@ def test_killed_before_a_file_operation(whole, tmp_path, monkeypatch):
     monkeypatch.setattr("stabjax.train._training.PATIENCE", 1e6)  # the operations must not depend on the clock
     count = operations(tmp_path / "count")
     assert count > 100
-    for n in range(0, count, 17):
+    for n in range(0, count - SPARE, 17):
         path = tmp_path / str(n)
         assert crash(path, n)
         same(go(path=path), whole)

@@ -19,10 +19,10 @@ pytestmark = [
 ]
 
 PUBLISHED = {
-    # name: D, G, R of means at initialisation, and the spread to allow for
-    "LeNet": (0.12, 0.14, 0.87),
-    "VGG11": (0.10, 0.26, 0.39),
-    "VGG11bn": (0.31, 0.35, 0.89),
+    # name: number of seeds here; D, G, R of means at initialisation over three seeds there
+    "LeNet": (8, (0.12, 0.14, 0.87)),
+    "VGG11": (4, (0.10, 0.26, 0.39)),
+    "VGG11bn": (3, (0.31, 0.35, 0.89)),
 }
 
 
@@ -37,7 +37,8 @@ def images():
 def test_stability_at_initialisation(name, images):
     deformation = sj.perturb.Diffeomorphism.of_displacement(1.0, 3, (32, 32), convention="paper")
     results = []
-    for seed in range(3):
+    seeds, expected = PUBLISHED[name]
+    for seed in range(seeds):
         network = sj.features.of(sj.models.build(name, rngs=nnx.Rngs(seed)), mode="batch_statistics")
         results.append(
             sj.probe.stability(
@@ -55,12 +56,10 @@ def test_stability_at_initialisation(name, images):
     np.testing.assert_allclose(at_input["deformation"], 0.042, rtol=0.05)
     np.testing.assert_allclose(at_input["noise"], 0.042, rtol=0.05)
     np.testing.assert_allclose(at_input["relative"], 1, rtol=1e-4)
-    d, g, r = (
-        float(np.exp(np.mean([np.log(getattr(result, field)[-1]) for result in results])))
-        for field in ("deformation", "noise", "relative")
-    )
-    print(f"{name}: D {d:.3f}, G {g:.3f}, R {r:.3f}")
-    expected_d, expected_g, expected_r = PUBLISHED[name]
-    np.testing.assert_allclose(r, expected_r, rtol=0.12)
-    np.testing.assert_allclose(d, expected_d, rtol=0.25)
-    np.testing.assert_allclose(g, expected_g, rtol=0.25)
+    logs = np.log([[getattr(r, field)[-1] for field in ("deformation", "noise", "relative")] for r in results])
+    deviation = logs.std(0, ddof=1)
+    error = deviation * np.sqrt(1 / seeds + 1 / 3)
+    print(f"{name}: D, G, R = {np.exp(logs.mean(0))}, deviation of their logarithms over seeds {deviation}")
+    # The published values are rounded to two digits and come from other draws (3 %).
+    assert (np.abs(logs.mean(0) - np.log(expected)) < 2.5 * error + 0.06).all()
+    assert (error < 0.4).all()
