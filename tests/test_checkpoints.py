@@ -165,9 +165,10 @@ def test_killed_before_a_file_operation(whole, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_killed_before_every_file_operation(whole, tmp_path, every_step):
-    for n in range(operations(tmp_path / "count")):
+    count = operations(tmp_path / "count")
+    for n in range(count):
         path = tmp_path / str(n)
-        assert crash(path, n)
+        assert crash(path, n) or n >= count - SPARE
         same(go(path=path), whole)
         shutil.rmtree(path)
 
