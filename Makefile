@@ -3,16 +3,14 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 DATA   ?= scale-detection
-SMOKE  := JAX_PLATFORMS=$${JAX_PLATFORMS:-cpu}
 
-.PHONY: demo test test-all lint types bench figures clean help
+.PHONY: demo test test-all lint types bench clean help
 
 help:
 	@echo "make demo [DATA=scale-detection|cifar10|mnist]   train a small CNN, probe it, print the table, draw the figure"
 	@echo "make test       lint, types and tests"
 	@echo "make test-all   the same with the long tests"
 	@echo "make bench      times against peers (installs torch)"
-	@echo "make figures    draw every figure anew from the committed numbers"
 
 $(VENV)/.core: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

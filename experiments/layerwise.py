@@ -1,7 +1,7 @@
 """D, G and R after every operation of a network, at initialisation and trained.
 
-Draws ``figures/layerwise_<data>_<model>.png`` (and ``.pdf``) with its numbers beside it: ``.json`` (settings, versions,
-test errors, the table) and ``.nc`` (everything measured, per image). A run that was killed goes on where it was::
+Draws ``figures/layerwise_<data>_<model>.png`` (and ``.pdf``) with its numbers beside it in ``.json``: settings,
+versions, test accuracy, D, G and R with their intervals. A run that was killed goes on where it was::
 
     python -m experiments.layerwise --data cifar10
 """
@@ -93,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     console.print(str(stages["trained"][0]))
 
     record = {
-        "command": "python -m experiments.layerwise " + " ".join(sorted_arguments(config)),
+        "command": "python -m experiments.layerwise " + " ".join(changed_arguments(config)),
         "config": {k: str(v) if isinstance(v, Path) else v for k, v in asdict(config).items()},
         "recipe": recipe.to_json(),
         "versions": sj.cli.versions(),
@@ -178,7 +178,7 @@ def change_by_kind(results: Sequence[sj.stability.Stability]) -> dict[str, dict[
     return table
 
 
-def sorted_arguments(config: Config) -> list[str]:
+def changed_arguments(config: Config) -> list[str]:
     """The options that differ from their defaults, as they are written on a command line."""
     default = Config()
     arguments = []
