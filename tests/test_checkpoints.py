@@ -154,7 +154,7 @@ def test_killed_before_a_file_operation(whole, tmp_path, monkeypatch):
     monkeypatch.setattr("stabjax.train._training.PATIENCE", 1e6)  # the operations must not depend on the clock
     count = operations(tmp_path / "count")
     assert count > 100
-    for n in range(0, count - SPARE, 17):
+    for n in range(0, count - SPARE, 41):
         path = tmp_path / str(n)
         assert crash(path, n)
         same(go(path=path), whole)
