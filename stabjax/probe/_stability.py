@@ -47,8 +47,9 @@ def stability(
         import jax, stabjax as sj
 
         images, labels = sj.data.load("cifar10", "test")
+        images = sj.data.normalize(jax.random.permutation(jax.random.key(1), images)[:500], "cifar10")
         deformation = sj.perturb.Diffeomorphism.of_displacement(1.0, 3, (32, 32), convention="paper")
-        result = sj.probe.stability(model, images[:500], key=jax.random.key(0), deformation=deformation)
+        result = sj.probe.stability(model, images, key=jax.random.key(0), deformation=deformation)
         print(result)               # a table; result.relative, result.relative_interval, ... are arrays
 
     Activations are reduced where they arise, batch by batch inside one compiled loop, so memory does not grow with the
