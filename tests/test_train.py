@@ -286,9 +286,12 @@ def test_normalise():
 
 @pytest.fixture(scope="module")
 def learned():
+    class Counted(Net):
+        """A class of its own, so that no program of another test is found again."""
+
     recipe = dataclasses.replace(SHORT, epochs=4.4)
     Net.traces = 0
-    run = train.fit(Net, DATA, test=TEST, key=jax.random.key(0), recipe=recipe, seeds=2)
+    run = train.fit(Counted, DATA, test=TEST, key=jax.random.key(0), recipe=recipe, seeds=2)
     return run, Net.traces
 
 
@@ -531,11 +534,14 @@ def test_divergence_keeps_the_last_finite_weights(key):
 
 
 def test_hinge_training_in_a_loop_compiled_once(key):
+    class Counted(Dense):
+        """A class of its own, so that no program of another test is found again."""
+
     images, labels = DATA
     recipe = dataclasses.replace(SHORT, epochs=3.4, loss="hinge")
     Dense.traces = 0
     data, test = (images, 2 * (labels // 2) - 1), (TEST[0], 2 * (TEST[1] // 2) - 1)
-    run = train.fit(functools.partial(Dense, outputs=1), data, test=test, key=key, recipe=recipe)
+    run = train.fit(functools.partial(Counted, outputs=1), data, test=test, key=key, recipe=recipe)
     assert run.history.test_accuracy[-1, 0] > 0.9
     np.testing.assert_array_equal(run.history.step, [6, 12, 18, 20])
     # Two checks of shapes, the step, the loop over it and the test batches.
