@@ -63,6 +63,11 @@ class Geometry:
         return self.out_channels // self.groups
 
     @property
+    def depthwise(self) -> bool:
+        """Whether every output channel sees one input channel; one that many outputs see is better a product."""
+        return self.in_group == 1 and (self.groups > 1 or self.out_channels == 1)
+
+    @property
     def positions(self) -> int:
         """Output pixels of the whole batch."""
         return self.batch * math.prod(self.out_size)

@@ -74,9 +74,9 @@ def _plain(x: Array, kernel: Array, geometry: Geometry) -> Array:
 
 def forward(x: Array, kernel: Array, geometry: Geometry) -> Array:
     """The convolution by its route."""
-    if geometry.groups > 1 and geometry.in_group > 1:
+    if geometry.groups > 1 and not geometry.depthwise:
         return _groups.forward(x, kernel, geometry, forward)
-    if geometry.groups > 1:
+    if geometry.depthwise:
         route = _products.depthwise_forward
     elif geometry.taps == 1:
         route = _products.forward
@@ -93,9 +93,9 @@ def forward(x: Array, kernel: Array, geometry: Geometry) -> Array:
 
 def kernel_gradient(x: Array, g: Array, geometry: Geometry) -> Array:
     """The gradient with respect to the kernel, ``g`` that of the output."""
-    if geometry.groups > 1 and geometry.in_group > 1:
+    if geometry.groups > 1 and not geometry.depthwise:
         return _groups.kernel_gradient(x, g, geometry, kernel_gradient)
-    if geometry.groups > 1:
+    if geometry.depthwise:
         route = _products.depthwise_kernel_gradient
     elif geometry.taps > 1 and _is_dense(geometry):
         route = _products.dense_kernel_gradient
@@ -112,7 +112,7 @@ def input_gradient(g: Array, kernel: Array, geometry: Geometry) -> Array:
     Pixels ``i = s u + r`` of one residue ``r`` of the stride ``s`` are a convolution at stride one of ``g`` with every
     ``s``-th tap of the kernel, flipped; the residues are then interleaved.
     """
-    if geometry.groups == 1 and geometry.taps > 1 and _is_dense(geometry):
+    if geometry.groups == 1 and not geometry.depthwise and geometry.taps > 1 and _is_dense(geometry):
         return _products.dense_input_gradient(g, kernel, geometry)
     parts = [
         _residue_gradient(g, kernel, geometry, residue) for residue in itertools.product(*map(range, geometry.strides))
