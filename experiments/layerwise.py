@@ -6,7 +6,6 @@ versions, test accuracy, D, G and R with their intervals. A run that was killed 
     python -m experiments.layerwise --data cifar10
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -56,7 +55,7 @@ class Config:
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    """Train, probe, draw; returns what is written beside the figure.
+    """Train, probe, draw; returns what is written beside the figure, by its name.
 
     Args:
         argv: command line; that of the process if None.
@@ -69,16 +68,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     train_key, probe_key = jax.random.split(jax.random.key(config.seed))
     training, test, deformation, recipe, note = material(config)
 
-    run = sj.train.fit(
-        lambda *, rngs: build(config, training[0].shape[-1], rngs),
-        training,
-        key=train_key,
-        recipe=recipe,
-        test=test,
-        seeds=config.seeds,
-        path=None if config.smoke else config.runs / f"{name}_w{config.width:g}_e{config.epochs:g}_s{config.seed}",
-        progress=console.is_terminal,
-    )
+    run = fit(config, train_key, training, test, recipe, progress=console.is_terminal)
     accuracy = np.asarray(run.history.test_accuracy[-1])
     console.print(run.history)
 
@@ -93,8 +83,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     console.print(str(stages["trained"][0]))
 
     record = {
-        "command": "python -m experiments.layerwise " + " ".join(changed_arguments(config)),
-        "config": {k: str(v) if isinstance(v, Path) else v for k, v in asdict(config).items()},
+        "command": sj.cli.command("experiments.layerwise", config),
+        "config": asdict(config),
         "recipe": recipe.to_json(),
         "versions": sj.cli.versions(),
         "data": note,
@@ -110,12 +100,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         title=f"{config.model}{width} on {config.data}: test error {100 * (1 - accuracy.mean()):.1f} %\n"
         f"{len(images)} images, {config.draws} deformations and noises each",
     )
-    config.out.mkdir(parents=True, exist_ok=True)
-    for suffix in ("png", "pdf"):
-        figure.savefig(config.out / f"{name}.{suffix}", dpi=130)
-    (config.out / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
-    console.print(f"figure and numbers: {config.out / name}.png, .pdf, .json")
-    return record
+    console.print(sj.plot.save(figure, config.out / name, record))
+    return {name: record}
 
 
 def material(config: Config) -> tuple[tuple[Any, Any], tuple[Any, Any], Any, sj.train.Recipe, str]:
@@ -154,6 +140,21 @@ def material(config: Config) -> tuple[tuple[Any, Any], tuple[Any, Any], Any, sj.
     return (images, labels), test, deformation, recipe, sj.data.describe(config.data).note or config.data
 
 
+def fit(config: Config, key: Any, training: Any, test: Any, recipe: sj.train.Recipe, *, progress: bool) -> sj.train.Run:
+    """The trained networks; a run that was finished before is read, one that was killed goes on."""
+    settings = f"w{config.width:g}_e{config.epochs:g}_s{config.seed}"
+    return sj.train.fit(
+        lambda *, rngs: build(config, training[0].shape[-1], rngs),
+        training,
+        key=key,
+        recipe=recipe,
+        test=test,
+        seeds=config.seeds,
+        path=None if config.smoke else config.runs / f"layerwise_{config.data}_{config.model}_{settings}",
+        progress=progress,
+    )
+
+
 def build(config: Config, channels: int, rngs: nnx.Rngs) -> Any:
     """The network."""
     options: dict[str, Any] = {"width": config.width} if config.model.startswith("VGG") else {}
@@ -176,16 +177,6 @@ def change_by_kind(results: Sequence[sj.stability.Stability]) -> dict[str, dict[
             error = float(here.std(ddof=1) / np.sqrt(len(here))) if len(here) > 1 else None
             table.setdefault(kind, {})[name] = {"mean": float(here.mean()), "error": error, "count": len(here)}
     return table
-
-
-def changed_arguments(config: Config) -> list[str]:
-    """The options that differ from their defaults, as they are written on a command line."""
-    default = Config()
-    arguments = []
-    for key, value in asdict(config).items():
-        if value != getattr(default, key) and key not in ("out", "runs"):
-            arguments.append(f"--{key}" if value is True else f"--{key} {value}")
-    return arguments
 
 
 if __name__ == "__main__":

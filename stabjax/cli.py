@@ -5,7 +5,6 @@ stabjax demo --data cifar10        the same on real images
 stabjax info                       versions and devices
 """
 
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -23,7 +22,7 @@ import stabjax
 from stabjax import data, features, models, perturb, plot, probe, train
 from stabjax.stability import Stability
 
-__all__ = ["Demo", "Info", "main", "table", "versions"]
+__all__ = ["Demo", "Info", "command", "main", "table", "versions"]
 
 
 @dataclass(frozen=True)
@@ -69,18 +68,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     Args:
         argv: command-line arguments; those of the process if None.
     """
-    command: Demo | Info = tyro.cli(
+    chosen: Demo | Info = tyro.cli(
         Annotated[Demo, tyro.conf.subcommand("demo")] | Annotated[Info, tyro.conf.subcommand("info")],  # pyright: ignore[reportArgumentType]
         args=None if argv is None else list(argv),
         prog="stabjax",
         description=__doc__,
     )
     console = Console(width=None if sys.stdout.isatty() else 110)
-    if isinstance(command, Info):
+    if isinstance(chosen, Info):
         for name, value in versions().items():
             console.print(f"{name:10} {value}")
     else:
-        _demo(command, console)
+        _demo(chosen, console)
 
 
 def versions() -> dict[str, str]:
@@ -97,6 +96,20 @@ def versions() -> dict[str, str]:
         "numpy": np.__version__,
         "device": f"{device.platform} ({device.device_kind}, {jax.device_count()})",
     }
+
+
+def command(module: str, config: Any) -> str:
+    """The command line that makes a result again: the options that differ from their defaults.
+
+    Args:
+        module: of the script, ``experiments.layerwise``.
+        config: its settings, a dataclass with a default for each. Folders are left out.
+    """
+    words = ["python", "-m", module]
+    for name, value in asdict(config).items():
+        if value != getattr(type(config)(), name) and not isinstance(value, Path):
+            words += [f"--{name}"] if value is True else [f"--{name}", str(value)]
+    return " ".join(words)
 
 
 def table(before: Stability, after: Stability, *, title: str = "") -> Table:
@@ -145,17 +158,13 @@ def _demo(demo: Demo, console: Console) -> None:
         after = probe.stability(run.model("last"), images, **options)
     console.print(table(before, after, title=f"{len(images)} test images, {demo.draws} deformations each"))
 
-    demo.out.mkdir(parents=True, exist_ok=True)
     figure = plot.layerwise(
         {"at initialisation": before, "trained": after},
         title=f"small CNN on {demo.data}: test accuracy {accuracy:.3f}",
     )
-    path = demo.out / f"demo_{demo.data}.png"
-    figure.savefig(path, dpi=150)
+    record = {"config": asdict(demo), "versions": versions(), "test_accuracy": accuracy}
     results = {"initial": before.to_json(), "trained": after.to_json()}
-    record = {"config": asdict(demo) | {"out": str(demo.out)}, "versions": versions(), "test_accuracy": accuracy}
-    path.with_suffix(".json").write_text(json.dumps(record | results, indent=1))
-    console.print(f"figure: {path}   numbers: {path.with_suffix('.json')}")
+    console.print(plot.save(figure, demo.out / f"demo_{demo.data}", record | results))
     console.print(
         f"R of the output: {float(before.relative[-1]):.3g} at initialisation, {float(after.relative[-1]):.3g} trained"
     )

@@ -1,7 +1,12 @@
-"""Results to figures: functions of results that return a Matplotlib figure, and draw nothing on the screen."""
+"""Results to figures: functions of results that return a Matplotlib figure, and draw nothing on the screen.
 
+Figures of one's own start from `panels` and end with `save`, which puts the numbers beside them.
+"""
+
+import json
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, TypeAlias
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from jaxtyping import Float
@@ -12,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["MARKERS", "layerwise"]
+__all__ = ["COLOURS", "MARKERS", "layerwise", "panels", "save", "shades"]
 
 Curve: TypeAlias = Float[np.ndarray, " layers"]
 Seeds: TypeAlias = Stability | Sequence[Stability]
@@ -35,7 +40,8 @@ _PANELS = (
     ("noise", "noise stability  $G$"),
     ("relative", "relative stability  $R = D/G$"),
 )
-_COLOURS = ("0.55", "#c0392b", "#2471a3", "#1e8449", "#7d3c98", "#b9770e")
+COLOURS = ("0.55", "#c0392b", "#2471a3", "#1e8449", "#7d3c98", "#b9770e")
+"""Grey for what is compared with, then one colour per curve."""
 
 
 def layerwise(results: Mapping[str, Seeds], *, title: str = "") -> "Figure":
@@ -56,8 +62,6 @@ def layerwise(results: Mapping[str, Seeds], *, title: str = "") -> "Figure":
     Raises:
         ValueError: if there is no result, or their layers differ.
     """
-    from matplotlib.figure import Figure
-
     named = {label: _listed(given) for label, given in results.items()}
     if not named or not all(named.values()):
         raise ValueError(f"expected at least one result per label, got {[len(given) for given in named.values()]}")
@@ -70,23 +74,90 @@ def layerwise(results: Mapping[str, Seeds], *, title: str = "") -> "Figure":
                     f"{first.layers}; draw different networks in figures of their own"
                 )
     count = len(first.layers)
-    figure = Figure(figsize=(max(6.4, 2.2 + 0.27 * count), 8.4), layout="constrained")
-    panels: Sequence[Axes] = figure.subplots(len(_PANELS), sharex=True)
-    for axes, (name, ylabel) in zip(panels, _PANELS, strict=True):
+    figure, grid = panels(len(_PANELS), 1, size=(max(6.4, 2.2 + 0.27 * count), 2.8), sharex=True)
+    column: list[Axes] = grid[:, 0].tolist()
+    for axes, (name, ylabel) in zip(column, _PANELS, strict=True):
         for colour, (label, given) in zip(_colours(len(named)), named.items(), strict=True):
             _curve(axes, given, name, colour=colour, label=label)
         axes.set_yscale("log")
         axes.set_ylabel(ylabel)
         axes.grid(axis="y", which="major", color="0.9")
         axes.set_axisbelow(True)
-    panels[-1].axhline(1, color="0.7", linewidth=0.8, linestyle="--", zorder=0)
-    panels[-1].set_xticks(range(count), first.layers, rotation=90, fontsize=7)
-    panels[-1].set_xlabel("operation, in order of execution")
-    panels[-1].set_xlim(-0.7, count - 0.3)
-    _legends(panels[0], tuple(dict.fromkeys(first.kinds)))
+    column[-1].axhline(1, color="0.7", linewidth=0.8, linestyle="--", zorder=0)
+    column[-1].set_xticks(range(count), first.layers, rotation=90, fontsize=7)
+    column[-1].set_xlabel("operation, in order of execution")
+    column[-1].set_xlim(-0.7, count - 0.3)
+    _legends(column[0], tuple(dict.fromkeys(first.kinds)))
     if title:
         figure.suptitle(title, fontsize=11)
     return figure
+
+
+def panels(
+    rows: int, columns: int, *, size: tuple[float, float] = (4.2, 3.2), **options: Any
+) -> tuple["Figure", np.ndarray]:
+    """A figure of equal panels that belongs to no window.
+
+    Args:
+        rows: panels above each other.
+        columns: panels side by side.
+        size: width and height of one panel, in inches.
+        **options: what Matplotlib's ``Figure.subplots`` takes (``sharex``, ``sharey``, ``gridspec_kw``, ...).
+
+    Returns:
+        the figure, and its axes as an array ``(rows, columns)``.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(size[0] * columns, size[1] * rows), layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False, **options)
+
+
+def save(figure: "Figure", path: Path | str, record: Mapping[str, Any]) -> str:
+    """Write a figure as PNG and PDF, and its numbers beside it as JSON.
+
+    Args:
+        figure: what is drawn.
+        path: without suffix; folders that are missing are made.
+        record: the numbers, and all it takes to draw them again: settings and versions. Not-a-number is written as
+            null, which every reader of JSON understands.
+
+    Returns:
+        a line that says what was written.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for suffix in ("png", "pdf"):
+        figure.savefig(path.with_name(f"{path.name}.{suffix}"), dpi=130)
+    text = json.dumps(_plain(record), indent=1, allow_nan=False)
+    path.with_name(f"{path.name}.json").write_text(text + "\n")
+    return f"figure and numbers: {path}.png, .pdf, .json"
+
+
+def shades(count: int) -> list[tuple[float, float, float, float]]:
+    """Colours from dark to light for curves in an order, such as strengths or times.
+
+    Args:
+        count: number of curves.
+    """
+    from matplotlib import colormaps
+
+    return [colormaps["viridis"](0.9 * k / max(count - 1, 1)) for k in range(count)]
+
+
+def _plain(value: Any) -> Any:
+    """As JSON has it: arrays as lists, not-a-number as null."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(entry) for entry in value]
+    if isinstance(value, str | bool | int) or value is None:
+        return value
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, float):
+        return value if np.isfinite(value) else None
+    return _plain(np.asarray(value).tolist())
 
 
 def _listed(given: Seeds) -> list[Stability]:
@@ -94,7 +165,7 @@ def _listed(given: Seeds) -> list[Stability]:
 
 
 def _colours(count: int) -> list[str]:
-    return [_COLOURS[0], *[_COLOURS[1 + k % (len(_COLOURS) - 1)] for k in range(count - 1)]]
+    return [COLOURS[0], *[COLOURS[1 + k % (len(COLOURS) - 1)] for k in range(count - 1)]]
 
 
 def _middle_and_band(given: list[Stability], name: str) -> tuple[Curve, Curve, Curve]:

@@ -19,15 +19,27 @@ EXPERIMENTS = sorted(
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_smoke(name, tmp_path):
     module = importlib.import_module(f"experiments.{name}")
-    record = module.main(["--smoke", "--out", str(tmp_path), "--runs", str(tmp_path / "runs")])
-    for suffix in (".png", ".pdf", ".json"):
-        (written,) = tmp_path.glob(f"*{suffix}")
-        assert 0 < written.stat().st_size < 1_000_000
-    assert json.loads(written.read_text()) == json.loads(json.dumps(record))
-    for label, (result,) in record["results"].items():
+    figures = module.main(["--smoke", "--out", str(tmp_path), "--runs", str(tmp_path / "runs")])
+    assert figures
+    for figure, record in figures.items():
+        for suffix in ("png", "pdf", "json"):
+            assert 0 < (tmp_path / f"{figure}.{suffix}").stat().st_size < 1_000_000
+        written = json.loads((tmp_path / f"{figure}.json").read_text())
+        assert set(written) == set(record)
+        assert written["command"].startswith(f"python -m experiments.{name}")
+        assert written["versions"] == cli.versions()
+        assert written["config"]["smoke"]
+        CHECKS[name](written)
+
+
+def check_layerwise(written):
+    for label, (result,) in written["results"].items():
         assert result["layers"][0] == "input", label
         assert result["relative"][0] == pytest.approx(1, rel=1e-4)
         assert all(np.isfinite(result["relative"]))
+
+
+CHECKS = {"layerwise": check_layerwise}
 
 
 def test_demo(tmp_path, capsys):
@@ -38,6 +50,12 @@ def test_demo(tmp_path, capsys):
     record = json.loads((tmp_path / "demo_scale-detection.json").read_text())
     assert record["trained"]["layers"][-1] == "output"
     assert (tmp_path / "demo_scale-detection.png").stat().st_size > 10_000
+
+
+def test_command_line_that_makes_a_result_again():
+    config = cli.Demo(images=10, out=Path("elsewhere"), data="mnist")
+    assert cli.command("experiments.layerwise", config) == ("python -m experiments.layerwise --data mnist --images 10")
+    assert cli.command("m", cli.Demo()) == "python -m m"
 
 
 def test_info(capsys):

@@ -1,5 +1,8 @@
 """Figures: the numbers drawn are the numbers given."""
 
+import json
+from pathlib import Path
+
 import jax
 import numpy as np
 import pytest
@@ -76,3 +79,28 @@ def test_every_kind_has_a_marker():
     from stabjax.features._capture import KINDS
 
     assert set(KINDS) <= set(sj.plot.MARKERS)
+
+
+def test_panels_and_what_is_saved_beside_them(tmp_path):
+    figure, axes = sj.plot.panels(2, 3, size=(2.0, 1.5), sharex=True)
+    assert axes.shape == (2, 3)
+    assert tuple(figure.get_size_inches()) == (6.0, 3.0)
+    axes[1, 2].plot([1, 2], [3, 4])
+    record = {
+        "numbers": np.array([[1.5, np.nan], [np.inf, 2]], np.float32),
+        "count": np.int64(3),
+        "traced": jax.numpy.float32(0.25),
+        "folder": Path("figures"),
+        "nested": {1: (True, None, float("nan"), "text")},
+    }
+    said = sj.plot.save(figure, tmp_path / "new" / "name.of.it", record)
+    assert "name.of.it.png" in said
+    for suffix in ("png", "pdf"):
+        assert (tmp_path / "new" / f"name.of.it.{suffix}").stat().st_size > 1000
+    assert json.loads((tmp_path / "new" / "name.of.it.json").read_text()) == {
+        "numbers": [[1.5, None], [None, 2.0]],
+        "count": 3,
+        "traced": 0.25,
+        "folder": "figures",
+        "nested": {"1": [True, None, None, "text"]},
+    }
