@@ -256,3 +256,51 @@ def test_batch_norm_against_float64():
     np.testing.assert_allclose(
         layer(jnp.asarray(x)), running * np.array([1, 2, 3]) + np.array([0.5, 0, -0.5]), rtol=1e-4
     )
+
+
+# Constant filters
+
+
+def test_constant_filters_count_paths():
+    network = models.ConstantFilterCNN(1, kernel=3, stride=2, depth=3, weights="one")
+    counts = network(jnp.eye(64)[:, :, None])[:, :, 0]
+    # The third layer has 8 units, whose fields of 15 pixels start every 8; the first ones hang over the edge by 7.
+    assert counts.shape == (64, 8)
+    np.testing.assert_array_equal(counts[17 - 8 : 32 - 8, 2], [1, 1, 2, 1, 3, 2, 3, 1, 3, 2, 3, 1, 2, 1, 1])
+    assert np.sum(counts[:, 2]) == 27
+
+
+def test_constant_filters_keep_the_sum_and_add_the_bias():
+    network = models.ConstantFilterCNN(1, kernel=4, stride=2, depth=2)
+    pixel = jnp.zeros((1, 40, 1)).at[0, 20].set(1)
+    np.testing.assert_allclose(jnp.sum(network(pixel)), 1, rtol=1e-6)
+    biased = models.ConstantFilterCNN(1, kernel=4, stride=2, depth=2, bias=jnp.asarray(0.5))
+    inside = (biased(pixel) - network(pixel))[0, 3:-3, 0]
+    np.testing.assert_allclose(inside, 0.5 + 0.5 * 2, rtol=1e-6)
+    negative = models.ConstantFilterCNN(1, kernel=4, stride=2, depth=2, bias=-10)
+    np.testing.assert_array_equal(negative(pixel), 0)
+
+
+def test_constant_filters_of_images_are_products_of_those_of_signals(key):
+    rows, columns = jax.random.uniform(key, (2, 12))
+    columns = columns[:9]
+    options = {"kernel": 3, "stride": 2, "depth": 2}
+    line, plane = (models.ConstantFilterCNN(ndim, **options) for ndim in (1, 2))
+    image = rows[:, None] * columns[None]
+    expected = line(rows[None, :, None])[0] * line(columns[None, :, None])[0].T
+    np.testing.assert_allclose(plane(image[None, :, :, None])[0, :, :, 0], expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"kernel": 2, "stride": 3}, "kernel >= stride"),
+        ({"ndim": 3}, "ndim 1 or 2"),
+        ({"depth": 0}, "depth and stride >= 1"),
+        ({"weights": "two"}, "stride/kernel or one"),
+    ],
+)
+def test_constant_filters_that_do_not_exist(changed, says):
+    options = {"ndim": 1, "kernel": 3, "stride": 2, "depth": 2} | changed
+    with pytest.raises(ValueError, match=says):
+        models.ConstantFilterCNN(options.pop("ndim"), **options)
