@@ -1,0 +1,234 @@
+"""What a value sees of the image after each kind of operation."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from stabjax._jaxpr import _rearranged, _selected, _spans
+from stabjax._jaxpr._constants import Constant
+from stabjax._jaxpr._primitives import AFFINE, NONLINEAR, VIEWS, WINDOWS
+from stabjax._jaxpr._spans import Span
+from stabjax._jaxpr._values import Seen, Value, each, inexact, joined, stretched
+
+
+def follow(equation: Any, operands: list[Any]) -> list[Any] | None:
+    """What the outputs of an operation see, one of its operands at least being seen; None if it is not known."""
+    name = equation.primitive.name
+    if name in VIEWS and len(equation.outvars) > 1:
+        return operands
+    rule = _elementwise if name in AFFINE or name in NONLINEAR else _RULES.get(name)
+    result = None if rule is None else rule(equation, operands)
+    return result if result is None or isinstance(result, list) else [result]
+
+
+def anything(var: Any, sides: Sequence[int]) -> Seen:
+    """A value of which nothing is known: it may see the whole image."""
+    rank = len(getattr(var.aval, "shape", ()))
+    return tuple(_spans.whole(rank, side, exact=False) for side in sides)
+
+
+def _elementwise(equation: Any, operands: list[Any]) -> Any:
+    name, shape = equation.primitive.name, equation.outvars[0].aval.shape
+    if name == "select_n" and not isinstance(operands[0], tuple):
+        return _chosen(operands, shape)
+    seen = []
+    for atom, operand in zip(equation.invars, operands):
+        if isinstance(operand, tuple):
+            seen.append(operand if atom.aval.shape == shape else _fitted(operand, atom.aval.shape, equation.outvars[0]))
+    result: Any = joined(seen)
+    if name == "mul" and len(seen) == 1:
+        for operand in operands:
+            if isinstance(operand, Constant) and _size(equation, operand, operands) > 1:
+                result = _masked(result, operand)
+    return result
+
+
+def _fitted(seen: Seen, old: tuple[int, ...], var: Any) -> Seen:
+    """Axes of length one, and single entries, stretched as an elementwise operation does."""
+    new = var.aval.shape
+    if len(old) != len(new):
+        return stretched(seen, var)
+    return tuple(_spans.spread_over(span, len(new), range(len(new)), new, old) for span in seen)
+
+
+def _size(equation: Any, operand: Constant, operands: list[Value]) -> int:
+    return next(atom.aval.size for atom, other in zip(equation.invars, operands) if other is operand)
+
+
+def _masked(seen: Seen, factor: Constant) -> Seen:
+    """What is multiplied by zero is not seen."""
+    if factor.value is None:
+        return tuple(_spans.inexact(span) for span in seen)
+    return seen if factor.value.all() else tuple(_spans.only(span, factor.value != 0) for span in seen)
+
+
+def _chosen(operands: list[Any], shape: tuple[int, ...]) -> Any:
+    """A choice that the images have no part in: exact where its table is known."""
+    which, cases = operands[0], operands[1:]
+    table = which.value if isinstance(which, Constant) else None
+    if table is None:
+        return inexact(joined(cases))
+    if np.ndim(table) == 0:
+        return cases[int(table)]
+    table = np.broadcast_to(table.astype(int), shape)
+    parts = [
+        tuple(_spans.only(span, table == k) for span in case) for k, case in enumerate(cases) if isinstance(case, tuple)
+    ]
+    others = [case.value for k, case in enumerate(cases) if not isinstance(case, tuple) and (table == k).any()]
+    # What is masked by another number than zero, as before a softmax, may vanish later on, and that is not followed.
+    zero = all(value is not None and not value.any() for value in others)
+    return joined(parts) if zero else inexact(joined(parts))
+
+
+def _convolution(equation: Any, operands: list[Any]) -> Any:
+    image, kernel = operands
+    params = equation.params
+    numbers = params["dimension_numbers"]
+    shapes = [atom.aval.shape for atom in equation.invars]
+    out = equation.outvars[0].aval.shape
+    if not isinstance(image, tuple) or isinstance(kernel, tuple):
+        # Images that are kernels: everything may meet everything.
+        return None
+    groups = params["feature_group_count"]
+    result = []
+    for span in image:
+        for k, axis in enumerate(numbers.lhs_spec[2:]):
+            span = _spans.window(
+                span,
+                axis,
+                out[numbers.out_spec[2 + k]],
+                size=shapes[1][numbers.rhs_spec[2 + k]],
+                stride=params["window_strides"][k],
+                dilation=params["rhs_dilation"][k],
+                low=params["padding"][k][0],
+                spread=params["lhs_dilation"][k],
+            )
+        span = _spans.channels(span, numbers.lhs_spec[1], groups, out[numbers.out_spec[1]])
+        if params["batch_group_count"] > 1:
+            span = _spans.mixed(span, numbers.lhs_spec[0])
+        order = sorted(range(len(out)), key=numbers.out_spec.__getitem__)
+        span = _spans.permute(span, [numbers.lhs_spec[k] for k in order])
+        result.append(span if _is_dense(kernel) else _spans.inexact(span))
+    return tuple(result)
+
+
+def _is_dense(weights: Value) -> bool:
+    """Whether no weight is zero by construction, as far as is known."""
+    return not isinstance(weights, Constant) or (weights.value is not None and bool(weights.value.all()))
+
+
+def _product(equation: Any, operands: list[Any]) -> Any:
+    (contracted, batch) = equation.params["dimension_numbers"]
+    shapes = [atom.aval.shape for atom in equation.invars]
+    free = [[k for k in range(len(shapes[i])) if k not in contracted[i] and k not in batch[i]] for i in (0, 1)]
+    shared = len(batch[0])
+    out = equation.outvars[0].aval.shape
+    results = []
+    for side, operand in enumerate(operands):
+        if not isinstance(operand, tuple):
+            continue
+        start = shared + (len(free[0]) if side else 0)
+        places = [*range(shared), *range(start, start + len(free[side]))]
+        kept = [*batch[side], *free[side]]
+        other = operands[1 - side]
+        spans = []
+        for span in operand:
+            moving = any(span.ends.shape[k + 1] > 1 for k in contracted[side])
+            table = other.value if isinstance(other, Constant) and moving and not _is_dense(other) else None
+            if table is not None and not shared and len(contracted[0]) == 1:
+                table = np.moveaxis(table != 0, contracted[1 - side][0], 0)
+                spans.append(_rearranged.contract(span, contracted[side][0], table, kept, behind=side == 0))
+                continue
+            span = span if _is_dense(other) or not moving else _spans.inexact(span)
+            mixed = _spans.reduce(_spans.permute(span, [*kept, *contracted[side]]), range(len(kept), len(shapes[side])))
+            spans.append(_spans.spread_over(mixed, len(out), places, out, [shapes[side][k] for k in kept]))
+        results.append(tuple(spans))
+    return joined(results)
+
+
+def _pool(equation: Any, span: Span) -> Span:
+    params = equation.params
+    rank = len(params["window_dimensions"])
+    for axis in range(rank):
+        span = _spans.window(
+            span,
+            axis,
+            equation.outvars[0].aval.shape[axis],
+            size=params["window_dimensions"][axis],
+            stride=params["window_strides"][axis],
+            dilation=(params.get("window_dilation") or (1,) * rank)[axis],
+            low=params["padding"][axis][0],
+            spread=(params.get("base_dilation") or (1,) * rank)[axis],
+        )
+    return span
+
+
+def _reduction(equation: Any, operands: list[Any]) -> list[Any]:
+    axes = [int(axis) for axis in equation.params.get("axes", equation.params.get("dimensions", ()))]
+    seen: Any = joined(operands[: len(equation.outvars)])
+    return [tuple(_spans.reduce(span, axes) for span in seen)] * len(equation.outvars)
+
+
+def _mixing(axes: Callable[[dict[str, Any], int], Sequence[int]]) -> Callable[[Any, list[Value]], list[Value]]:
+    """All entries along some axes meet, as in a sort."""
+
+    def rule(equation: Any, operands: list[Any]) -> list[Any]:
+        seen: Any = joined(operands)
+        for axis in axes(equation.params, len(equation.invars[0].aval.shape)):
+            seen = tuple(_spans.mixed(span, axis) for span in seen)
+        return [seen] * len(equation.outvars)
+
+    return rule
+
+
+def _accumulated(equation: Any, span: Span) -> Span:
+    return _spans.accumulate(span, equation.params["axis"], backwards=equation.params["reverse"])
+
+
+def _reverse(equation: Any, span: Span) -> Span:
+    for axis in map(int, equation.params["dimensions"]):
+        span = _spans.reverse(span, axis)
+    return span
+
+
+def _broadcast(equation: Any, span: Span) -> Span:
+    shape = equation.outvars[0].aval.shape
+    places = [int(place) for place in equation.params["broadcast_dimensions"]]
+    return _spans.spread_over(span, len(shape), places, shape, equation.invars[0].aval.shape)
+
+
+_reshaped = each(
+    lambda equation, span: _rearranged.reshape(span, equation.invars[0].aval.shape, equation.outvars[0].aval.shape)
+)
+
+
+_RULES: dict[str, Callable[[Any, list[Value]], Any]] = {
+    **dict.fromkeys(VIEWS, lambda equation, operands: operands[0]),
+    **dict.fromkeys(WINDOWS, each(_pool)),
+    "conv_general_dilated": _convolution,
+    "dot_general": _product,
+    "reshape": _reshaped,
+    "squeeze": _reshaped,
+    "expand_dims": _reshaped,
+    "transpose": each(lambda equation, span: _spans.permute(span, [int(k) for k in equation.params["permutation"]])),
+    "broadcast_in_dim": each(_broadcast),
+    "rev": each(_reverse),
+    "slice": each(_selected.slicing),
+    "pad": each(_selected.padding),
+    "dynamic_slice": _selected.dynamic_slice,
+    "dynamic_update_slice": _selected.update,
+    "concatenate": _selected.concatenation,
+    "gather": _selected.lookup,
+    "split": _selected.splitting,
+    "stack": _selected.stacking,
+    "unstack": _selected.unstacking,
+    **dict.fromkeys(
+        "reduce_sum reduce_max reduce_min reduce_prod reduce_and reduce_or reduce_xor reduce argmax argmin".split(),
+        _reduction,
+    ),
+    **dict.fromkeys("cumsum cumprod cummax cummin cumlogsumexp".split(), each(_accumulated)),
+    "sort": _mixing(lambda params, rank: [params["dimension"]]),
+    "top_k": _mixing(lambda params, rank: [params.get("axis", rank - 1) % rank]),
+    "fft": _mixing(lambda params, rank: range(rank - len(params["fft_lengths"]), rank)),
+}

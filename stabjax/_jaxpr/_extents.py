@@ -1,0 +1,186 @@
+"""Which pixels every value of a program can depend on: the program, followed with boxes in place of numbers."""
+
+from collections.abc import Sequence
+from math import prod
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+from stabjax._jaxpr import _rearranged, _spans
+from stabjax._jaxpr._boxes import anything, follow
+from stabjax._jaxpr._constants import Constant, literal
+from stabjax._jaxpr._flow import Plan
+from stabjax._jaxpr._program import CUSTOM, JIT, REMAT, body, is_literal, opened, scan_split
+from stabjax._jaxpr._reading import Reading, Site
+from stabjax._jaxpr._selected import stack
+from stabjax._jaxpr._spans import Span
+from stabjax._jaxpr._values import PARAMETER, Parameter, Seen, Value, inexact, joined, stretched
+
+
+def extents(reading: Reading) -> dict[str, Seen]:
+    """The boxes of every tap, batch and channels joined: what is left are the positions of its units."""
+    program = reading.program
+    image = program.jaxpr.invars[-1].aval
+    sides = image.shape[1:-1]
+    walk = _Walk(sides)
+    inputs: list[Value] = [PARAMETER] * (len(program.paths) - 1)
+    outputs = walk.run(reading.plan, [*inputs, tuple(_spans.of_image(image.shape, 1 + k) for k in range(len(sides)))])
+    found = walk.found
+    # The outputs' operations count on from those of the taps.
+    for k, value in enumerate(outputs):
+        found[reading.operations + k, ()] = value
+    return {site.name: _at_site(site, found[site.operation, site.iteration], sides) for site in reading.sites}
+
+
+def _at_site(site: Site, value: Value, sides: Sequence[int]) -> Seen:
+    if not isinstance(value, tuple):
+        nothing = np.full((2, *[1] * (len(site.shape) - 1)), np.inf)
+        return tuple(Span(nothing, (_spans.STILL,) * (len(site.shape) - 1), side) for side in sides)
+    result = []
+    for span in value:
+        if site.split != site.shape or site.batch_axis != 0:
+            shape = _split_back(site)
+            span = _rearranged.reshape(span, shape, site.split)
+            order = [site.batch_axis, *[k for k in range(len(site.split)) if k != site.batch_axis]]
+            span = _rearranged.reshape(_spans.permute(span, order), [site.split[k] for k in order], site.shape)
+        joined = [0] if site.channel_axis in (None, 0) else [0, site.channel_axis]
+        result.append(_spans.reduce(span, joined))
+    return tuple(result)
+
+
+def _split_back(site: Site) -> tuple[int, ...]:
+    """The shape in the program, in which the batch may be merged with what stands around it."""
+    if site.batch_axis == 0:
+        return site.split
+    axis = site.batch_axis
+    return (*site.split[: axis - 1], prod(site.split[axis - 1 : axis + 2]), *site.split[axis + 2 :])
+
+
+class _Walk:
+    """Follows a program; `found` holds what stands at its taps, by operation and iteration."""
+
+    def __init__(self, sides: Sequence[int]) -> None:
+        self.sides = sides
+        self.found: dict[tuple[int, tuple[int, ...]], Value] = {}
+
+    def run(self, plan: Plan, inputs: Sequence[Value], iteration: tuple[int, ...] = ()) -> list[Value]:
+        """Outputs of a program, from its inputs."""
+        jaxpr = plan.jaxpr
+        known: dict[Any, Value] = dict(zip(jaxpr.invars, inputs, strict=True)) | constants_of(plan)
+
+        def lookup(atom: Any) -> Value:
+            return literal(atom.val) if is_literal(atom) else known[atom]
+
+        for index, equation in enumerate(jaxpr.eqns):
+            operands = [lookup(atom) for atom in equation.invars]
+            if any(isinstance(operand, tuple) for operand in operands):
+                outputs = self._step(equation, operands, plan.children.get(index), iteration)
+            elif any(operand is PARAMETER for operand in operands):
+                outputs = [PARAMETER] * len(equation.outvars)
+            else:
+                outputs = [Constant(equation, operands, k) for k in range(len(equation.outvars))]
+            for var, value in zip(equation.outvars, outputs, strict=True):
+                known[var] = value
+                for operation in plan.taps.get(var, ()):
+                    self.found[operation, iteration] = value
+        return [lookup(atom) for atom in jaxpr.outvars]
+
+    def _step(
+        self, equation: Any, operands: list[Value], child: Plan | None, iteration: tuple[int, ...]
+    ) -> list[Value]:
+        name = equation.primitive.name
+        if name in JIT or name in REMAT or name in CUSTOM:
+            return self.run(child or Plan(*opened(body(equation))), operands, iteration)
+        if name == "cond":
+            return self._cond(equation, operands)
+        if name == "scan":
+            return self._scan(equation, operands, child, iteration)
+        outputs = follow(equation, operands)
+        return [anything(var, self.sides) for var in equation.outvars] if outputs is None else outputs
+
+    def _cond(self, equation: Any, operands: list[Value]) -> list[Value]:
+        """Any of the branches may be taken; `platform_dependent` is followed on its default branch."""
+        branches = equation.params["branches"]
+        platforms = equation.params.get("branches_platforms")
+        if platforms is not None:
+            default = platforms.index(None) if None in platforms else len(platforms) - 1
+            return self.run(Plan(*opened(branches[default])), operands[1:])
+        outcomes = [self.run(Plan(*opened(branch)), operands[1:]) for branch in branches]
+        results: list[Value] = []
+        for var, alternatives in zip(equation.outvars, zip(*outcomes)):
+            choice = stretched(operands[0], var) if isinstance(operands[0], tuple) else None
+            seen = joined([*alternatives, *([choice] if choice else [])])
+            if isinstance(seen, tuple) and not _all_equal(alternatives):
+                seen = inexact(seen)
+            results.append(seen)
+        return results
+
+    def _scan(self, equation: Any, operands: list[Value], child: Plan | None, outer: tuple[int, ...]) -> list[Value]:
+        """Iteration by iteration; one that begins as the last did ends as it did."""
+        params = equation.params
+        fixed, carried = scan_split(params)
+        plan = child or Plan(*opened(params["jaxpr"]))
+        consts, carry, stacked = operands[:fixed], operands[fixed : fixed + carried], operands[fixed + carried :]
+        length = params["length"]
+        order = range(length - 1, -1, -1) if params["reverse"] else range(length)
+        made: dict[int, list[Value]] = {}
+        before: list[Value] | None = None
+        outputs: list[Value] = []
+        for k in order:
+            inputs = [*consts, *carry, *[_row(value, k) for value in stacked]]
+            if before is not None and _all_alike(before, inputs) and child is None:
+                made[k] = outputs[carried:]
+                continue
+            before = inputs
+            outputs = self.run(plan, inputs, (*outer, k))
+            carry = outputs[:carried]
+            made[k] = outputs[carried:]
+        rows = []
+        for j, var in enumerate(equation.outvars[carried:]):
+            parts = [made[k][j] for k in range(length)]
+            seeing = any(isinstance(part, tuple) for part in parts)
+            rows.append(stack(parts, 0, len(var.aval.shape)) if seeing else PARAMETER)
+        return [*carry, *rows]
+
+
+def constants_of(plan: Plan) -> dict[Any, Constant | Parameter]:
+    """What is known of the constants of a program."""
+    given = dict(zip(plan.jaxpr.constvars, plan.consts))
+    return {var: _given(given[var]) if var in given else PARAMETER for var in plan.jaxpr.constvars}
+
+
+def _given(value: Any) -> Constant | Parameter:
+    """A constant of the program: tables of integers count by their values, kernels as any parameter does."""
+    known = isinstance(value, np.ndarray | np.generic | jax.Array) and not isinstance(value, Tracer)
+    if known and (jnp.issubdtype(value.dtype, jnp.integer) or value.dtype == bool):
+        return literal(np.asarray(value))
+    return PARAMETER
+
+
+def _alike(a: Value, b: Value) -> bool:
+    if isinstance(a, tuple) and isinstance(b, tuple):
+        return all(
+            s is t or (s.steps == t.steps and s.ends.shape == t.ends.shape and bool((s.ends == t.ends).all()))
+            for s, t in zip(a, b)
+        )
+    return not isinstance(a, tuple) and not isinstance(b, tuple)
+
+
+def _all_alike(first: Sequence[Value], second: Sequence[Value]) -> bool:
+    return all(_alike(a, b) for a, b in zip(first, second))
+
+
+def _all_equal(values: Sequence[Value]) -> bool:
+    return all(_alike(values[0], value) for value in values[1:])
+
+
+def _row(value: Value, k: int) -> Value:
+    """One iteration's part of a stacked value."""
+    if isinstance(value, tuple):
+        return tuple(_spans.reduce(_spans.window(span, 0, 1, low=-k), [0]) for span in value)
+    if isinstance(value, Constant):
+        return literal(None if value.value is None else value.value[k])
+    return value

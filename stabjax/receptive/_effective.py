@@ -1,0 +1,94 @@
+"""What a unit looks at: the size of its gradient, pixel by pixel."""
+
+import operator
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from stabjax import features
+from stabjax._types import Images
+from stabjax.receptive._unit import Unit, find, network_of, reading_of
+
+
+def effective(
+    f: Any,
+    images: Images,
+    *,
+    tap: str,
+    unit: Sequence[int] | None = None,
+    channel: int | Sequence[int] | None = None,
+    batch_size: int = 8,
+) -> Float[Array, "*spatial"]:
+    """Expected size of the gradient of a unit with respect to the image: its effective receptive field.
+
+    ``map[s] = < sum_c |d a_u / d x_{s,c}| >``, summed over the channels ``c`` of the image and averaged over the images
+    and the channels of the unit (Luo, Li, Urtasun, Zemel 2016, arXiv 1701.04128, section 2, where it is the plain
+    gradient that is averaged). Nothing outside of the box of `extent` is seen, and most of the map lies well inside.
+    Every image passes by itself.
+
+    Args:
+        f: a network from `features.of`, or a plain function of a batch.
+        images: ``(n, *spatial, channels)``.
+        tap: name of an operation, as in `features.taps`.
+        unit: position of the unit on the axes of the tap without batch and channels; by default the centre,
+            ``side // 2`` on each axis. ``()`` for a dense layer.
+        channel: channels of the tap to average over; all by default. One backward pass is made for each of them and
+            each image.
+        batch_size: images whose backward passes run at once; it bounds the memory.
+
+    Returns:
+        the map, of the shape of an image without channels.
+
+    Raises:
+        ValueError: for a name that is no operation of the network, or a unit or channel that it does not have.
+
+    Example:
+        >>> box = receptive.extent(network, images)["features/5/conv"]
+        >>> seen = receptive.effective(network, images, tap="features/5/conv")
+        >>> receptive.width(seen), box.size
+    """
+    images = jnp.asarray(images)
+    found, rows = _found(f, jax.ShapeDtypeStruct((1, *images.shape[1:]), images.dtype), tap, unit)
+    count = found.channels
+    wanted = range(count) if channel is None else [channel] if isinstance(channel, int) else channel
+    chosen = tuple(operator.index(c) for c in wanted)
+    if not chosen or any(not -count <= c < count for c in chosen):
+        raise ValueError(f"expected channels of {tap!r} within 0..{count - 1}, got {channel!r}")
+    return _mean_gradient(network_of(f), images, tap, found.index, chosen, rows, batch_size)
+
+
+def _found(f: Any, image: jax.ShapeDtypeStruct, tap: str, unit: Sequence[int] | None) -> tuple[Unit, int]:
+    """The unit, and the rows a batch must have: with a single one, few taps lose the axis of the batch."""
+    alone = reading_of(f, image)
+    if any(site.name == tap for site in alone.sites):
+        return find(alone, tap, unit), 1
+    return find(reading_of(f, jax.ShapeDtypeStruct((2, *image.shape[1:]), image.dtype)), tap, unit), 2
+
+
+@partial(jax.jit, static_argnums=(2, 3, 4, 5, 6))
+def _mean_gradient(
+    network: features.Guest,
+    images: Array,
+    tap: str,
+    index: tuple[int | None, ...],
+    channels: tuple[int, ...],
+    rows: int,
+    batch_size: int,
+) -> Array:
+    def of_image(image: Array) -> Array:
+        def unit(x: Array) -> Array:
+            activation = features.capture(network, select=lambda found: found.name == tap)(jnp.stack([x] * rows))[1][
+                tap
+            ]
+            values = activation[tuple(slice(None) if place is None else place for place in index)]
+            return jnp.ravel(values)[jnp.asarray(channels)]
+
+        values, backward = jax.vjp(unit, image)
+        (gradients,) = jax.vmap(backward)(jnp.eye(len(channels), dtype=values.dtype))
+        return jnp.mean(jnp.sum(jnp.abs(gradients), axis=-1), axis=0)
+
+    return jnp.mean(jax.lax.map(of_image, images, batch_size=batch_size), axis=0)

@@ -1,0 +1,126 @@
+"""What a unit can see: the box of pixels it depends on, read off the program of the network."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from stabjax import _jaxpr
+from stabjax.receptive._unit import reading_of
+
+
+@dataclass(frozen=True)
+class Extent:
+    """The boxes of pixels that the units of one tap see, one entry for each axis of the image.
+
+    Attributes:
+        size: sides of the box of one unit; the largest where they differ.
+        stride: pixels between the boxes of neighbouring units: 0 where every unit sees the same, a fraction after
+            upsampling, negative where the map is mirrored, NaN where the boxes lie on no regular grid.
+        start: first pixel of the box of the first unit; negative where it begins in the padding.
+        exact: whether these are the smallest boxes that hold all a unit depends on, for parameters in general position.
+            Otherwise they hold all of that, and perhaps more.
+        regular: whether unit ``k`` of an axis begins at ``start + stride * k`` and all boxes have this size. Not so
+            after upsampling, where boxes repeat with a period, nor where positions were merged into one axis.
+    """
+
+    size: tuple[int, ...]
+    stride: tuple[int | float, ...]
+    start: tuple[int, ...]
+    exact: bool
+    regular: bool
+
+    def box(self, unit: Sequence[int]) -> tuple[tuple[int, int], ...]:
+        """First pixel and the one behind the last, on each axis, of the unit at this position; not clipped.
+
+        Args:
+            unit: one entry for each axis of the image; any where the stride is 0.
+
+        Raises:
+            ValueError: if ``unit`` has not that many entries, or the boxes are not regular.
+        """
+        if len(unit) != len(self.size) or not self.regular:
+            kind = "regular" if self.regular else "irregular"
+            raise ValueError(
+                f"expected a position on {len(self.size)} axes of regular boxes, got {unit}; these are {kind}"
+            )
+        first = [start + int(stride) * k for start, stride, k in zip(self.start, self.stride, unit)]
+        return tuple((low, low + size) for low, size in zip(first, self.size))
+
+
+def extent(f: Any, x: Any) -> dict[str, Extent]:
+    """Size, stride and start of the receptive fields of every tap of a network; nothing is computed.
+
+    The traced program is followed with boxes of pixels in place of numbers: a window joins the boxes that it reads, a
+    sum those of its terms, a reshape deals them out anew. For a chain of layers this is the recursion
+    ``r_in = stride * r_out + kernel - stride`` of Araujo, Norris, Sim (Distill 2019), but it needs no chain: branches
+    with several paths get the union of their boxes.
+
+    * A box is not clipped to the image. What stands in a padding keeps its place outside of the image, be it zeros,
+      circular (then it is the pixel a whole side further on), mirrored or the border's own.
+    * A box is the smallest that encloses what is seen; dilation may leave holes inside.
+    * Where boxes lose their position, in flattened and dense layers, global pooling and attention, they are clipped,
+      and where a map is joined with such a value (a gate, a mean over space that is subtracted) too: a network with
+      group normalisation sees the whole image from its first norm on.
+    * Transposed convolutions and enlargements are exact; their boxes repeat with a period, ``size`` is the largest of
+      it and ``stride`` the mean.
+    * The channels of a tap see what any of them sees. Where positions were merged into one axis, as the tokens of a
+      transformer, ``stride`` is that between the rows and columns of the merged grid.
+    * ``exact`` is False behind operations that the program does not determine: ``while`` loops, unequal branches of
+      ``cond``, indices computed from the image, masks before a softmax, unknown primitives. Their boxes are too large
+      rather than too small.
+
+    Args:
+        f: a network from `features.of`, or a plain function of a batch.
+        x: a batch, ``(n, *spatial, channels)``, or its `jax.ShapeDtypeStruct`.
+
+    Returns:
+        one extent for each tap, by name as in `features.taps`; sizes are 0 for a tap that does not see the image.
+
+    Raises:
+        TypeError: if JAX cannot trace the network.
+        ValueError: if ``x`` is no batch.
+
+    Example:
+        >>> receptive.extent(network, jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32))["block4_unit3/add_0"].size
+        (483, 483)
+    """
+    result = {}
+    for name, spans in _jaxpr.extents(reading_of(f, x)).items():
+        moving = [[axis for axis in range(len(span.steps)) if not _jaxpr.is_still(span, axis)] for span in spans]
+        order = [axis for axes in moving for axis in axes]
+        in_place = all(len(axes) <= 1 for axes in moving) and order == sorted(set(order))
+        sides = [_along_axis(span, axes, order) for span, axes in zip(spans, moving)]
+        size, stride, start, even = zip(*sides) if sides else ((), (), (), ())
+        result[name] = Extent(size, stride, start, all(span.exact for span in spans), in_place and all(even))
+    return result
+
+
+def _along_axis(
+    span: _jaxpr.Span, moving: Sequence[int], all_moving: Sequence[int]
+) -> tuple[int, int | float, int, bool]:
+    """Size, stride and start along one axis of the image, and whether they tell every box.
+
+    ``moving`` are the axes of the tap along which the boxes change, ``all_moving`` those of all axes of the image.
+    """
+    if not moving or None in span.steps:
+        span = _jaxpr.clipped(span)
+    low, high = span.ends[0].ravel(), -span.ends[1].ravel()
+    seen = np.isfinite(low)
+    if not seen.any():
+        return 0, 0, 0, True
+    sizes, starts = (high - low + 1)[seen], low[seen]
+    size, start = int(sizes.max()), int(starts[0])
+    alike = bool((sizes == size).all() and seen.all())
+    step = span.steps[moving[0]] if len(moving) == 1 else None
+    if step is not None and all_moving.count(moving[0]) == 1:
+        period, shift = step
+        even = alike and len(set(np.diff(starts).tolist())) <= 1 and (period == 1 or len(starts) > 1)
+        return size, shift // period if shift % period == 0 else shift / period, start, even
+    # Several axes of the image in one of the tap, or one in several: the grid is that of the distinct boxes.
+    strides = np.unique(np.diff(np.unique(starts)))
+    if not (sizes == size).all() or len(strides) > 1:
+        return size, math.nan, start, False
+    return size, int(strides[0]) if len(strides) else 0, start, alike and len(strides) == 0
