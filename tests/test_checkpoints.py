@@ -91,7 +91,7 @@ def killed_at(n):
         "fsync": os,
         "rename": Path,
         "replace": Path,
-        "write_text": Path,
+        "write_bytes": Path,
         "rmtree": shutil,
         "save": orbax.checkpoint.Checkpointer,
     }
@@ -104,7 +104,7 @@ def killed_at(n):
 def _counted(name, original, n, done):
     def counted(*args, **kwargs):
         if len(done) == n:
-            if name == "write_text":
+            if name == "write_bytes":
                 original(args[0], args[1][: len(args[1]) // 2])
             raise Killed
         done.append(name)
@@ -146,7 +146,7 @@ def crash(path, n, **options):
 def operations(path):
     with killed_at(-1) as done:
         go(path=path, save_every=0.0)
-    assert set(done) == {"fsync", "rename", "replace", "write_text", "rmtree", "save"}
+    assert set(done) == {"fsync", "rename", "replace", "write_bytes", "rmtree", "save"}
     return len(done)
 
 
@@ -390,6 +390,6 @@ def test_a_folder_of_something_else_is_refused(tmp_path):
 def test_two_processes_do_not_share_a_folder(copy):
     with (copy / ".lock").open("w") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
-        with pytest.raises(OSError, match="another process is training"):
+        with pytest.raises(OSError, match="another process is at work"):
             go(path=copy)
     go(path=copy)

@@ -11,8 +11,6 @@ under ``.writing``, forced to disk and renamed in one step.
 """
 
 import contextlib
-import json
-import os
 import shutil
 import zlib
 from collections.abc import Iterator, Mapping
@@ -24,6 +22,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from flax import nnx
 
+from stabjax._files import check_empty, force_to_disk, locked, read_json, refuse_difference, write_json
 from stabjax.train._layout import Layout, to_host
 from stabjax.train._recipe import Recipe
 
@@ -117,29 +116,11 @@ def numbered(folder: Path) -> list[int]:
     return sorted(int(f.name) for f in folder.iterdir() if f.name.isdecimal()) if folder.exists() else []
 
 
-def refuse_difference(saved: Mapping[str, Any], given: Mapping[str, Any], what: str) -> None:
-    """Raise ``ValueError`` naming every entry in which two nested mappings differ."""
-    lines = list(_differences("", saved, given))
-    if lines:
-        shown = "; ".join(lines[:8]) + ("; ..." if len(lines) > 8 else "")
-        raise ValueError(
-            f"expected the configuration of {what}, got another ({shown}): use the same, or another folder"
-        )
-
-
-def _differences(name: str, saved: Any, given: Any) -> Iterator[str]:
-    if isinstance(saved, Mapping) and isinstance(given, Mapping):
-        for key in dict.fromkeys([*saved, *given]):
-            yield from _differences(f"{name}.{key}".lstrip("."), saved.get(key), given.get(key))
-    elif saved != given:
-        yield f"{name}: {saved} there, {given} here"
-
-
 @contextlib.contextmanager
 def opened(path: Path, given: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """The folder of a run, held by this process alone, with its ``run.json`` written or agreeing with the given one."""
     path.mkdir(parents=True, exist_ok=True)
-    with _locked(path / ".lock"):
+    with locked(path):
         shutil.rmtree(path / ".writing", ignore_errors=True)
         file = path / "run.json"
         if file.exists():
@@ -147,32 +128,10 @@ def opened(path: Path, given: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
             old, new = ({k: v for k, v in d.items() if k != "versions"} for d in (saved, given))
             refuse_difference(old, new, f"the run in {path}")
         else:
-            strangers = sorted(f.name for f in path.iterdir() if not f.name.startswith("."))
-            if strangers:
-                raise ValueError(
-                    f"expected a run or an empty folder at {path}, found {strangers[:5]}: choose another path"
-                )
+            check_empty(path, "a run")
             saved = dict(given)
             write_json(file, saved)
         yield saved
-
-
-@contextlib.contextmanager
-def _locked(file: Path) -> Iterator[None]:
-    """Hold a lock that the system takes back when the process dies."""
-    try:
-        import fcntl
-    except ImportError:  # no such locks on this system
-        yield
-        return
-    with file.open("w") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise OSError(
-                f"another process is training in {file.parent}: wait for it, or choose another path"
-            ) from error
-        yield
 
 
 def save_weights(path: Path, step: int, weights: Arrays) -> None:
@@ -210,10 +169,10 @@ def _write_arrays(path: Path, folder: str, name: str, arrays: Arrays, meta: Mapp
         checkpointer.save(draft.absolute() / "arrays", args=ocp.args.PyTreeSave(kept))
     write_json(draft / "meta.json", {**meta, "format": FORMAT, "checksums": {k: _checksum(v) for k, v in kept.items()}})
     for file in [*draft.rglob("*"), draft]:
-        _force_to_disk(file)
+        force_to_disk(file)
     (path / folder).mkdir(exist_ok=True)
     draft.rename(path / folder / name)
-    _force_to_disk(path / folder)
+    force_to_disk(path / folder)
 
 
 def read_arrays(
@@ -237,30 +196,6 @@ def read_arrays(
     return arrays, meta
 
 
-def write_json(file: Path, contents: Mapping[str, Any]) -> None:
-    """Write the file in one step, with a checksum."""
-    text = json.dumps(contents, allow_nan=False)
-    draft = file.with_name(f".{file.name}.draft")
-    draft.write_text(json.dumps({"checksum": zlib.crc32(text.encode()), **contents}, indent=1, allow_nan=False))
-    _force_to_disk(draft)
-    draft.replace(file)
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """The contents written by `write_json`."""
-    try:
-        contents = json.loads(file.read_text())
-        checksum = contents.pop("checksum")
-        good = zlib.crc32(json.dumps(contents).encode()) == checksum
-    except FileNotFoundError:
-        raise
-    except (OSError, ValueError, KeyError, AttributeError) as error:
-        raise OSError(f"the file {file} cannot be read ({error}): restore it, or remove its folder") from error
-    if not good:
-        raise OSError(f"the file {file} was changed or damaged after it was written: restore it, or remove its folder")
-    return contents
-
-
 def fingerprint(array: Any) -> str:
     """Dtype, shape and checksum of an array, as text."""
     array = np.asarray(array)
@@ -269,11 +204,3 @@ def fingerprint(array: Any) -> str:
 
 def _checksum(array: np.ndarray) -> int:
     return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
-
-
-def _force_to_disk(file: Path) -> None:
-    handle = os.open(file, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

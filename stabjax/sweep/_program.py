@@ -1,0 +1,304 @@
+"""The compiled program of a sweep: one cell, and a chunk of cells.
+
+What is swept is split into arrays, which are arguments of the program, and the rest, which is static. So functions that
+differ in their arrays alone share one compilation, and no array is a constant of the program.
+"""
+
+import dataclasses
+import functools
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+
+MEMORY = 2**30
+"""Bytes that the outputs of one chunk may take on a device, and what is under way besides."""
+ACCELERATOR = 16
+"""Operations of a batch read and write so many times the memory before it is tried for size, off the CPU."""
+PIECES = 16
+"""A sweep that is written to disk has at least so many chunks: each is lost as a whole when the process is killed."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """What is fixed while a program runs. The types are part of it, because 1 and True are equal."""
+
+    treedef: Any
+    constants: tuple[tuple[type, Any] | None, ...]
+    static: tuple[tuple[str, type, Any], ...] = ()
+
+    def cell(self, arrays: tuple[Any, ...], key: jax.Array, values: Mapping[str, Any]) -> Any:
+        """Call the function."""
+        found = iter(arrays)
+        leaves = [next(found) if constant is None else constant[1] for constant in self.constants]
+        f = jax.tree.unflatten(self.treedef, leaves)
+        return f(key, **values, **self.static_values())
+
+    def static_values(self) -> dict[str, Any]:
+        """The values of the static axes."""
+        return {name: value for name, _, value in self.static}
+
+    def of(self, static: Mapping[str, Any]) -> "Program":
+        """The same with values for the static axes."""
+        return dataclasses.replace(self, static=tuple((name, type(v), v) for name, v in static.items()))
+
+
+def split(f: Any) -> tuple[Program, tuple[Any, ...]]:
+    """A function as a program and its arrays."""
+    leaves, treedef = jax.tree.flatten(_as_tree(f))
+    arrays = tuple(leaf for leaf in leaves if _is_array(leaf))
+    program = Program(treedef, tuple(None if _is_array(leaf) else (type(leaf), leaf) for leaf in leaves))
+    try:
+        hash(program)
+    except TypeError as error:
+        raise TypeError(
+            "expected a function whose parts are arrays or hashable, got one that holds something else: hand lists "
+            f"over as tuples, and objects as registered pytrees ({error})"
+        ) from error
+    return program, arrays
+
+
+def _as_tree(f: Any) -> Any:
+    if isinstance(f, functools.partial) and not isinstance(f, jax.tree_util.Partial):
+        inner = _as_tree(f.func)
+        return jax.tree_util.Partial(_Call(), inner, *f.args, **f.keywords)
+    return f
+
+
+@dataclasses.dataclass(frozen=True)
+class _Call:
+    """Calls its first argument, so that a partial of a registered pytree keeps the arrays of both in sight."""
+
+    def __call__(self, f: Any, /, *args: Any, **kwargs: Any) -> Any:
+        return f(*args, **kwargs)
+
+
+def _is_array(leaf: Any) -> bool:
+    return isinstance(leaf, jax.Array) or (isinstance(leaf, np.ndarray | np.generic) and leaf.dtype.kind not in "OSUMm")
+
+
+def check_names(f: Any, names: tuple[str, ...]) -> None:
+    """Every axis is a parameter of the function, and every parameter has a value."""
+    if not callable(f):
+        raise TypeError(f"expected a function (key, **cell) -> arrays, got {type(f).__name__}")
+    inner, given = f, set()
+    while isinstance(inner, functools.partial):
+        given |= set(inner.keywords)
+        inner = inner.func
+    if twice := sorted(given & set(names)):
+        raise ValueError(f"expected every name once, got {twice} as axes and as arguments of the partial function")
+    try:
+        signature = inspect.signature(f)
+    except (ValueError, TypeError):
+        return
+    try:
+        signature.bind(None, **dict.fromkeys(names))
+    except TypeError as error:
+        raise TypeError(
+            f"expected a function (key, {', '.join(names)}), got {function_name(f)}{signature}: {error}; name the "
+            "axes like its parameters and bind the others with functools.partial"
+        ) from error
+
+
+def function_name(f: Any) -> str:
+    """Where a function was defined."""
+    while isinstance(f, functools.partial):
+        f = f.func
+    f = f if hasattr(f, "__qualname__") else type(f)
+    return f"{f.__module__}.{f.__qualname__}"
+
+
+@functools.partial(jax.jit, static_argnames="program")
+def cell(
+    arrays: tuple[Any, ...], key: jax.Array, seed: Any, values: dict[str, Any], *, program: Program
+) -> tuple[Any, jax.Array]:
+    """Outputs of one cell, and whether all of them are finite.
+
+    A function of its own under `jit`, so that it is traced once whatever the size of the chunks.
+    """
+    out = jax.tree.map(_storable, program.cell(arrays, jax.random.fold_in(key, seed), values))
+    finite = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(out) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
+    return out, functools.reduce(jnp.logical_and, finite, jnp.array(True))
+
+
+def _storable(leaf: Any) -> jax.Array:
+    """Keys as their numbers, and the short types of accelerators widened to what files know; both lose nothing."""
+    leaf = jnp.asarray(leaf)
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return jax.random.key_data(leaf)
+    if jnp.issubdtype(leaf.dtype, jnp.floating) and leaf.dtype.itemsize < 4:
+        return leaf.astype(jnp.float32)
+    if leaf.dtype.kind == "V":
+        return leaf.astype(jnp.int32)
+    return leaf
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How the cells of a chunk are dealt out."""
+
+    rows: int
+    """All cells, padding included."""
+    batch: int
+    """Cells side by side on a device."""
+    seeds: int
+    """With which every point of the grid is computed as a whole; 0 if cells are computed one by one."""
+
+
+@functools.partial(jax.jit, static_argnames=("program", "layout", "mesh"))
+def chunk(
+    arrays: tuple[Any, ...],
+    key: jax.Array,
+    seeds: Any,
+    values: dict[str, Any],
+    *,
+    program: Program,
+    layout: Layout,
+    mesh: Mesh | None,
+) -> tuple[list[jax.Array], jax.Array]:
+    """Outputs of some cells, ``(cells, ...)`` each, and which cells are finite."""
+
+    def cells(arrays: Any, key: Any, seeds: Any, values: Any) -> Any:
+        def one(seed: Any, values: Any) -> Any:
+            out, valid = cell(arrays, key, seed, values, program=program)
+            return jax.tree.leaves(out), valid
+
+        if not layout.seeds:
+            return _mapped(lambda x: one(*x), (seeds, values), layout.batch)
+
+        def point(values: Any) -> Any:
+            return _mapped(lambda seed: one(seed, values), seeds[: layout.seeds], layout.seeds)
+
+        points = jax.tree.map(lambda x: x[:: layout.seeds], values)
+        if points:
+            found = _mapped(point, points, layout.batch // layout.seeds)
+        else:
+            found = jax.tree.map(lambda x: x[None], point(values))
+        return jax.tree.map(lambda x: jnp.reshape(x, (-1, *x.shape[2:])), found)
+
+    if mesh is None:
+        return cells(arrays, key, seeds, values)
+    rows = P(mesh.axis_names)
+    specs = {"in_specs": (P(), P(), rows, rows), "out_specs": rows}
+    return jax.shard_map(cells, mesh=mesh, check_vma=False, **specs)(arrays, key, seeds, values)
+
+
+def _mapped(f: Any, xs: Any, batch: int) -> Any:
+    """``f`` of every row, ``batch`` of them side by side.
+
+    One at a time is not batched: a convolution with kernels of its own would become a slow, grouped one.
+    """
+    if 1 < batch == len(jax.tree.leaves(xs)[0]):
+        return jax.vmap(f)(xs)
+    return jax.lax.map(f, xs, batch_size=batch if batch > 1 else None)
+
+
+def trace(program: Program, arrays: tuple[Any, ...], key: jax.Array, values: dict[str, Any]) -> Any:
+    """Shapes of the outputs of a cell; what is wrong with the function comes out here."""
+    try:
+        return cell.eval_shape(arrays, key, np.uint32(0), values, program=program)[0]
+    except (jax.errors.JAXTypeError, jax.errors.JAXIndexError, jax.errors.UnexpectedTracerError) as error:
+        raise TypeError(
+            "expected a function that JAX can trace, but it asks for the value of something traced: name an axis in "
+            "static if Python needs its value (a size, an `if`), use jax.numpy and jax.lax where it is computed with, "
+            f"and jax.pure_callback for what cannot be traced. JAX says: {error}"
+        ) from error
+    except Exception as error:
+        shown = ", ".join(
+            [*(f"{k}: {v.dtype}" for k, v in values.items()), *(f"{k}={v!r}" for k, _, v in program.static)]
+        )
+        error.add_note(
+            f"raised while a cell was traced (key, {shown}): call the function with one cell to see it alone"
+        )
+        raise
+
+
+def output_names(out: Any, axes: tuple[str, ...]) -> tuple[str, ...]:
+    """A name for every array of the output, from its path."""
+    paths = [path for path, _ in jax.tree_util.tree_flatten_with_path(out)[0]]
+    # Files of labelled arrays keep "/" for groups.
+    names = tuple(jax.tree_util.keystr(p, simple=True, separator=".").replace("/", ".") or "value" for p in paths)
+    if not names:
+        raise ValueError("expected a function that returns arrays, got one that returns none")
+    taken = {"seed": "a sweep", "valid": "a sweep"} | dict.fromkeys(axes, "an axis")
+    for k, name in enumerate(names):
+        if name in taken or name in names[:k]:
+            raise ValueError(
+                f"expected every name once, got an output {name!r}, which is also the name of "
+                f"{taken.get(name, 'another')}: return it under another name, such as {{'my_{name}': ...}}"
+            )
+    return names
+
+
+def chunk_size(total: int, bytes_per_cell: int, *, seeds: int, devices: int, pieces: int) -> int:
+    """Largest number of cells whose outputs keep to the memory, dealt out evenly.
+
+    Args:
+        total: cells in all.
+        bytes_per_cell: of the outputs.
+        seeds: cells of one point of the grid; they stay together if that leaves enough chunks.
+        devices: a multiple of it is taken.
+        pieces: smallest number of chunks.
+    """
+    largest = max(1, min(devices * MEMORY // max(1, bytes_per_cell), -(-total // pieces)))
+    together = seeds if seeds * devices <= largest else 1
+    return together * multiple(_evenly(total // together, largest // together), devices)
+
+
+def layout(size: int, *, seeds: int, devices: int, largest: int) -> Layout:
+    """A chunk of ``size`` cells, at most ``largest`` side by side on a device.
+
+    Where all seeds of a point fit, points are computed as a whole: what depends on the key alone is then computed once
+    for all points of a batch, and what depends on the strengths alone once for all seeds.
+    """
+    if size % seeds == 0 and seeds <= largest:
+        each = -(-size // (seeds * devices))
+        batch = _evenly(each, largest // seeds)
+        rows = devices * multiple(each, batch) * seeds
+        if 8 * rows <= 9 * size:  # else too many cells are padding
+            return Layout(rows, batch * seeds, seeds)
+    each = -(-size // devices)
+    batch = _evenly(each, largest)
+    return Layout(devices * multiple(each, batch), batch, 0)
+
+
+def side_by_side(traffic: float, platform: str) -> int:
+    """Number of cells that may run side by side.
+
+    On the CPU, cells are fastest when what is under way stays in the cache: measured from cells of a microsecond to
+    small convolutional networks, the optimum lies where the operations of a batch read and write 1 GiB in all, of
+    which a few MiB are alive at once. Other devices want large batches; `fits` guards their memory.
+    """
+    return max(1, int((1 if platform == "cpu" else ACCELERATOR) * MEMORY / max(traffic, 1)))
+
+
+@functools.lru_cache(maxsize=256)
+def traffic(program: Program, treedef: Any, shapes: tuple[jax.ShapeDtypeStruct, ...], x64: bool) -> float:
+    """Bytes that the operations of one cell read and write, an upper bound on what it holds; nothing is compiled."""
+    del x64  # another answer, though the arguments are the same
+    arrays, key, values = jax.tree.unflatten(treedef, shapes)
+    lowered = cell.lower(arrays, key, jax.ShapeDtypeStruct((), np.uint32), values, program=program)
+    try:
+        return float((lowered.cost_analysis() or {})["bytes accessed"])
+    except (KeyError, NotImplementedError, jax.errors.JaxRuntimeError):  # unknown to this device
+        return 1.0
+
+
+def fits(compiled: Any) -> bool:
+    """Whether what a compiled program holds besides its outputs keeps to the memory."""
+    stats = compiled.memory_analysis()
+    return stats is None or stats.temp_size_in_bytes <= MEMORY
+
+
+def _evenly(total: int, largest: int) -> int:
+    return -(-total // -(-total // largest))
+
+
+def multiple(number: int, of: int) -> int:
+    """The next multiple of a number."""
+    return -(-number // of) * of

@@ -1,0 +1,119 @@
+"""`run`: what is asked for, checked and handed on."""
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from os import PathLike
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import xarray
+from jax.sharding import Mesh
+
+from stabjax._types import PRNGKey
+from stabjax.sweep import _program
+from stabjax.sweep._grid import grid
+from stabjax.sweep._result import as_json
+from stabjax.sweep._store import Store
+from stabjax.sweep._sweep import Sweep
+from stabjax.sweep._team import Team
+
+
+def run(
+    f: Callable[..., Any],
+    axes: Mapping[str, Any],
+    *,
+    key: PRNGKey,
+    seeds: int = 1,
+    static: str | Iterable[str] = (),
+    path: str | PathLike[str] | None = None,
+    chunk: int | None = None,
+    mesh: Mesh | None = None,
+    config: Mapping[str, Any] | None = None,
+) -> xarray.Dataset:
+    """Evaluate a function of a key and named parameters at every point of a grid, for several seeds.
+
+    Example::
+
+        def noise_gain(key, *, bias, radius):
+            ...
+            return {"gain": gain}
+
+        result = sj.sweep.run(noise_gain, {"bias": biases, "radius": radii}, key=jax.random.key(0), seeds=20)
+        result.gain.sel(bias=0.1).mean("seed")          # (radius,)
+
+    The function sees one cell: a key and one number per axis. Cells run side by side under `jax.vmap`, as one compiled
+    program for the whole grid: as many at a time as memory allows, on the CPU as many as is fastest there. The key of a
+    cell is ``fold_in(key, seed)``, whatever the strengths: the curves of one seed over an axis are paired, and differ
+    by the strength alone.
+
+    Axes hold numbers, which are traced. A parameter that Python needs the value of (a size, a name, an `if`) is named
+    in ``static``; its axis may hold anything hashable, and each combination of static values compiles once.
+
+    The program is compiled once per function, so define it once, outside of loops. Arrays that it closes over are
+    constants of the program. Large ones are better arguments: `functools.partial` (or `jax.tree_util.Partial`) of
+    arrays, networks of `stabjax.features.of` and other registered pytrees, or a callable pytree itself, keep their
+    arrays outside of the program; other numbers bound this way are static.
+
+    With a ``path``, each finished chunk is written at once. After a kill the same call goes on where it stopped, and
+    its result is the same to the bit; at most the chunk in flight is lost. What differs from the sweep in that folder
+    (axes, key, function, its compiled program, configuration, chunks, devices, version of JAX) is refused by name. What
+    Python does inside of callbacks is not part of the comparison. A damaged chunk is named in a warning and computed
+    again.
+
+    On several devices, ``mesh`` deals the cells of a chunk out to all of them; every device runs its share by itself.
+    In several processes (`jax.distributed`), every process makes the same call and gets the whole result; by default
+    all devices of all processes take part. The first process alone reads and writes ``path``.
+
+    Args:
+        f: ``(key, **cell) -> arrays``: an array, a dictionary of arrays, or any pytree of them.
+        axes: Name of a parameter to its values, one-dimensional.
+        key: Key of the sweep, `jax.random.key`.
+        seeds: Number of seeds.
+        static: Names of the axes whose values are handed over as they are.
+        path: Folder for the chunks, new or of the same sweep.
+        chunk: Number of cells in one call of the program, and in one file (rounded up to a multiple of the devices). By
+            default all, if their outputs keep within 1 GiB per device; with a ``path`` at most a sixteenth of them.
+            Results with other chunks agree up to rounding.
+        mesh: Devices that share the work.
+        config: Anything that JSON can hold, kept with the result.
+
+    Returns:
+        A dataset with the dimensions of ``axes`` in their order, ``seed``, and those of an output ``x``,
+        ``x_dim_0, ...``. Its variables are named by their path in the output (``value`` for a bare array; nested names
+        are joined by dots, as is a ``/`` in a name). ``valid`` says in which cells every number is finite. Keys become
+        their numbers, half precision single precision. Attributes: ``jax``, ``numpy``, ``stabjax``, ``python``,
+        ``device``, ``function``, ``key`` and ``config`` as JSON, the size of a ``chunk``, and ``errors``, if any.
+
+        A chunk that raises while it runs is NaN (zero where there are integers) and not valid; the text stands in
+        ``errors`` and in a warning, and the rest goes on. It is not written: the next call with the same path tries
+        again.
+
+    Raises:
+        TypeError: if the function does not take these names or cannot be traced, if an axis holds no numbers and is
+            not static, or if something static is not hashable.
+        ValueError: for an axis that is empty or not one-dimensional, a name used twice, or a path that holds something
+            else.
+        OSError: if a file cannot be written, by name; all chunks before it stay whole.
+        RuntimeError: in several processes, what the first one raised about the files.
+    """
+    if not (isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.ndim == 0):
+        raise TypeError(f"expected one typed key, got {key!r}: make it with jax.random.key(0)")
+    if chunk is not None and (isinstance(chunk, bool) or not isinstance(chunk, int | np.integer) or chunk < 1):
+        raise ValueError(f"expected chunk=None or at least 1, got {chunk!r}")
+    cells = grid(axes, static, seeds)
+    _program.check_names(f, cells.names)
+    if mesh is None and jax.process_count() > 1:
+        mesh = jax.make_mesh((jax.device_count(),), ("cells",))
+    team = Team(mesh)
+    with contextlib.ExitStack() as stack:
+        store = stack.enter_context(_entered(Store(path), team)) if path is not None else None
+        return Sweep(f, cells, key, mesh, team, store, as_json(config)).run(chunk)
+
+
+@contextlib.contextmanager
+def _entered(store: Store, team: Team) -> Iterator[Store]:
+    with contextlib.ExitStack() as stack:
+        team.lead(lambda: stack.enter_context(store) and None)
+        yield store

@@ -1,0 +1,65 @@
+"""The processes that run one sweep: one of them holds the files, all of them get everything."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+
+LONGEST = 2000
+"""Bytes of an error message that the others get to see."""
+
+
+class Team:
+    """Alone, everything is what it seems; in several processes every method is called by all of them together."""
+
+    def __init__(self, mesh: Mesh | None) -> None:
+        self.several = mesh is not None and mesh.is_multi_process
+        if mesh is not None and self.several:
+            members = {device.process_index for device in mesh.devices.flat}
+            if len(members) < jax.process_count():
+                raise ValueError(
+                    f"expected a mesh over the devices of all {jax.process_count()} processes, or of this one alone, "
+                    f"got one over the processes {sorted(members)}"
+                )
+        self.leads = not self.several or jax.process_index() == 0
+
+    def errors(self, mine: str) -> str:
+        """The first message that is not empty."""
+        if not self.several:
+            return mine
+        texts = [row.tobytes().rstrip(b"\0") for row in self._gather(mine.encode()[:LONGEST].ljust(LONGEST, b"\0"))]
+        return next((f"process {k}: {t.decode(errors='replace')}" for k, t in enumerate(texts) if t), "")
+
+    def lead(self, work: Callable[[], None]) -> None:
+        """The leader does it; what it raises, all raise."""
+        failure = None
+        if self.leads:
+            try:
+                work()
+            except Exception as error:
+                if not self.several:
+                    raise
+                failure = error
+        text = self.errors(f"{type(failure).__name__}: {failure}" if failure else "")
+        if failure is not None:
+            raise failure
+        if text:
+            raise RuntimeError(text)
+
+    def share(self, arrays: Sequence[np.ndarray]) -> None:
+        """Overwrite arrays with those of the leader, bit by bit (a sum over processes would lose -0 and NaN)."""
+        if self.several:
+            for array in arrays:
+                array[...] = self._gather(array.tobytes())[0].view(array.dtype).reshape(array.shape)
+
+    def whole(self, arrays: Any) -> Any:
+        """Arrays spread over devices, as a whole in the memory of every process."""
+        if self.several:
+            return multihost_utils.process_allgather(arrays, tiled=True)
+        return jax.tree.map(np.asarray, arrays)
+
+    def _gather(self, payload: bytes) -> np.ndarray:
+        return np.asarray(multihost_utils.process_allgather(np.frombuffer(payload, np.uint8)))
