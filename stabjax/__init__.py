@@ -2,7 +2,7 @@
 
 The rooms, in the order of the data::
 
-    images -> perturb (fields, warp) -> features -> stability -> plot
+    images -> perturb (fields, warp) -> features -> stability -> sweep -> plot
 
     data       real image sets, and the scale-detection task
     fields     random displacement fields
@@ -11,9 +11,12 @@ The rooms, in the order of the data::
     features   the activations of any network, by operation
     stability  D, G and R with their intervals, from features
     probe      the main job: perturb, run, reduce, in one jitted pass
+    receptive  receptive fields of any network
+    theory     constant-filter networks in closed form
     conv       the convolution the models use
     models     Flax networks of the field
     train      Optax training as jitted epochs
+    sweep      grids over strengths and seeds
     plot       results to matplotlib axes
     cli        the command ``stabjax``
 
@@ -25,7 +28,23 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from stabjax import cli, conv, data, features, fields, models, perturb, plot, probe, stability, train, warp
+    from stabjax import (
+        cli,
+        conv,
+        data,
+        features,
+        fields,
+        models,
+        perturb,
+        plot,
+        probe,
+        receptive,
+        stability,
+        sweep,
+        theory,
+        train,
+        warp,
+    )
 
 __version__ = "0.1.0"
 
@@ -39,7 +58,10 @@ __all__ = [
     "perturb",
     "plot",
     "probe",
+    "receptive",
     "stability",
+    "sweep",
+    "theory",
     "train",
     "warp",
 ]

@@ -39,7 +39,40 @@ def check_layerwise(written):
         assert all(np.isfinite(result["relative"]))
 
 
-CHECKS = {"layerwise": check_layerwise}
+def check_constant_filters(written):
+    if "closed_form" in written:
+        measured = np.array(written["measured"]["numerator_over_radius_squared"])
+        # The closed form is on a grid twice as fine; two noises of 64 images.
+        exact = np.array(written["closed_form"]["numerator_over_radius_squared"])[:, ::2]
+        np.testing.assert_allclose(measured, exact, rtol=0.15)
+    for name, numbers in written.get("networks", {}).items():
+        if "exact" in numbers:
+            for quantity in ("deformation_numerators", "denominators", "deformation"):
+                np.testing.assert_allclose(numbers["measured"][quantity], numbers["exact"][quantity], rtol=1e-5)
+            np.testing.assert_allclose(numbers["measured"]["noise"], numbers["exact"]["noise"], rtol=0.2)
+        elif "receptive_fields" in numbers:
+            assert numbers["sums_of_squared_differences"][0] == 2, name
+
+
+def check_receptive_fields(written):
+    for network in written.get("networks", {}).values():
+        for layer, extent in network["extents"].items():
+            for sizes in network["effective_size"].values():
+                size = sizes[network["layers"].index(layer)]
+                assert size is None or 0 < size <= 1.01 * extent["size"][0]
+    if "box" in written:
+        (top, bottom), (left, right) = written["box"]
+        gradient = np.array(written["gradient"]["last"])
+        assert gradient.max() > 0
+        gradient[max(top, 0) : bottom, max(left, 0) : right] = 0
+        assert gradient.max() == 0
+
+
+CHECKS = {
+    "constant_filters": check_constant_filters,
+    "layerwise": check_layerwise,
+    "receptive_fields": check_receptive_fields,
+}
 
 
 def test_demo(tmp_path, capsys):
