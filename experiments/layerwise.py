@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """
     config = tyro.cli(Config, args=None if argv is None else list(argv), description=__doc__)
     if config.smoke:
-        config = replace(config, data="scale-detection", width=1 / 32, epochs=1.0, training=256, images=40, draws=2)
+        config = replace(config, data="scale-detection", model="LeNet", epochs=1.0, training=256, images=40, draws=2)
     console = Console()
     name = f"layerwise_{config.data}_{config.model}"
     train_key, probe_key = jax.random.split(jax.random.key(config.seed))

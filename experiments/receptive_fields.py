@@ -78,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """
     config = tyro.cli(Config, args=None if argv is None else list(argv), description=__doc__)
     if config.smoke:
-        config = replace(config, data="scale-detection", models=("VGG11bn",), epochs=1.0, images=2, channels=2)
+        config = replace(config, data="scale-detection", models=("LeNet",), epochs=1.0, images=2, channels=2)
     console = Console()
     networks = {name: measure(name, config, console) for name in config.models}
     first = next(iter(networks.values()))
@@ -103,7 +103,7 @@ def measure(name: str, config: Config, console: Console) -> Network:
     given = layerwise.Config(
         data=config.data,
         model=name,
-        width=1 / 32 if config.smoke else config.width,
+        width=config.width,
         epochs=config.epochs,
         training=256 if config.smoke else None,
         images=config.images,
@@ -193,7 +193,7 @@ def depth(networks: dict[str, Network], config: Config) -> tuple[Any, dict[str, 
 
 def maps(name: str, network: Network) -> tuple[Any, dict[str, Any]]:
     """Effective fields of the middle unit."""
-    layers = [layer for layer in network.layers if "pool" not in layer][1:8]
+    layers = [layer for layer in network.layers if "pool" not in layer][-7:]
     figure, panels = sj.plot.panels(2, len(layers), size=(2.0, 2.15), sharex=True, sharey=True)
     for row, (stage, label) in zip(panels, STAGES.items(), strict=True):
         for axes, layer in zip(row, layers, strict=True):
@@ -217,8 +217,9 @@ def maps(name: str, network: Network) -> tuple[Any, dict[str, Any]]:
 def unit(name: str, network: Network) -> tuple[Any, dict[str, Any]]:
     """The field of one unit of the 8 x 8 maps over an image: its box, and its gradient there."""
     taps = sj.features.taps(network.models["last"], network.images)
-    # The last whose units are four pixels apart; before its ReLU, where no unit is silent.
-    chosen = [tap for tap in taps if tap.kind in ("conv", "norm") and network.extents[tap.name].stride == (4, 4)][-1]
+    # The last whose units are at most four pixels apart; before its ReLU, where no unit is silent.
+    fine = [tap for tap in taps if tap.kind in ("conv", "norm") and 0 < network.extents[tap.name].stride[0] <= 4]
+    chosen = fine[-1]
     layer, side = chosen.name, chosen.shape[1]
     place = (side // 2 - 1, side // 2)
     _, found = sj.features.capture(network.models["last"], select=layer)(network.images)
