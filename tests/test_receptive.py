@@ -407,6 +407,14 @@ def test_random_networks_against_nan(seed):
     compare(drawn(seed), (20, 17))
 
 
+def test_a_map_without_units_sees_nothing():
+    network = drawn(33995)
+    shape = image_shape(sides=(26, 23))
+    *_, output = sj.features.taps(network, shape)
+    assert 0 in output.shape
+    assert receptive.extent(network, shape)["output"].size[0] == 0
+
+
 @pytest.mark.slow
 @settings(max_examples=150)
 @given(st.integers(100, 10**6))

@@ -65,9 +65,10 @@ def clipped(span: Span) -> Span:
         ends = np.where(outside, low, ends)
     steps = []
     for axis, step in enumerate(span.steps):
-        first = ends.take([0], axis + 1)
-        if step != STILL and ends.shape[axis + 1] > 1 and (ends == first).all():
-            ends, step = first, STILL
+        if step != STILL and ends.shape[axis + 1] > 1:
+            first = ends.take([0], axis + 1)
+            if (ends == first).all():
+                ends, step = first, STILL
         steps.append(step if step == STILL else None)
     return replace(span, ends=ends, steps=tuple(steps), wraps=False)
 
