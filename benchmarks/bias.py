@@ -6,10 +6,8 @@ import jax
 import numpy as np
 
 import stabjax as sj
-from experiments.constant_filters import BIAS_NETWORK, bias_cell, size
+from experiments.constant_filters import BIAS_NETWORK, BIASES, RADII, bias_cell, size
 
-BIASES = np.array([0, *np.logspace(-4, -1, 8)], np.float32)
-RADII = np.logspace(-4, 4, 30).astype(np.float32)
 SEEDS = 20
 
 

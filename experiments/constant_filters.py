@@ -13,7 +13,6 @@ Draws five figures, each with its numbers beside it in ``.json``::
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +36,8 @@ QUANTITIES: tuple[sj.theory.Quantity, ...] = (
     "noise",
     "relative",
 )
+BIASES = np.array([0, *np.logspace(-4, -1, 8)], np.float32)
+RADII = np.logspace(-4, 4, 30).astype(np.float32)
 RADIUS = 2**0.5  # of the noise: the norm of a shift of one lit pixel
 
 
@@ -168,8 +169,7 @@ def stability(measured: Mapping[tuple[int, int], Mapping[str, Any]]) -> tuple[An
 def _against_depth(
     measured: Mapping[tuple[int, int], Mapping[str, Any]], curves: Mapping[sj.theory.Quantity, str], ylabel: str
 ) -> tuple[Any, dict[str, Any]]:
-    from_left, rows = 3, -(-len(measured) // 3)
-    figure, panels = sj.plot.panels(rows, from_left, sharey=True)
+    figure, panels = sj.plot.panels(-(-len(measured) // 3), 3, sharey=True)
     for axes, ((kernel, stride), numbers) in zip(panels.flat, measured.items(), strict=False):
         depth = np.arange(1, len(numbers["exact"]["denominators"]) + 1)
         for colour, (name, label) in zip(sj.plot.COLOURS[1:], curves.items(), strict=False):
@@ -232,7 +232,7 @@ def bias_cell(key: jax.Array, *, bias: jax.Array, radius: jax.Array) -> dict[str
     pixels = size(**BIAS_NETWORK)
     clean = jnp.eye(pixels)
     keys = jax.random.split(key, pixels)
-    noisy = jax.vmap(partial(sj.perturb.SphericalNoise(1.0)))(keys, jnp.zeros_like(clean)) * radius + clean
+    noisy = jax.vmap(sj.perturb.SphericalNoise(1.0))(keys, jnp.zeros_like(clean)) * radius + clean
     last = sj.features.capture(network, select=f"layers/{BIAS_NETWORK['depth'] - 1}")
     found = [next(iter(last(x[:, :, None])[1].values())) for x in (clean, noisy)]
     change = jnp.mean(sj.stability.squared_change(*found))
@@ -241,11 +241,10 @@ def bias_cell(key: jax.Array, *, bias: jax.Array, radius: jax.Array) -> dict[str
 
 def bias(config: Config) -> tuple[Any, dict[str, Any]]:
     """``G_f / eta^2`` against ``eta``: the step from one plateau to the other is where noise switches units off."""
-    biases = np.array([0, *np.logspace(-4, -1, 8)], np.float32)
-    radii = np.logspace(-4, 4, 5 if config.smoke else 30).astype(np.float32)
+    radii = np.logspace(-4, 4, 5).astype(np.float32) if config.smoke else RADII
     result = sj.sweep.run(
         bias_cell,
-        {"bias": biases[:: 4 if config.smoke else 1], "radius": radii},
+        {"bias": BIASES[:: 4 if config.smoke else 1], "radius": radii},
         key=jax.random.key(config.seed),
         seeds=config.seeds,
         path=None if config.smoke else config.runs / f"constant_filters_bias_s{config.seed}_n{config.seeds}",

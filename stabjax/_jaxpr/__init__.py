@@ -6,14 +6,13 @@ The only place that touches JAX's tracing machinery.
 from stabjax._jaxpr._evaluate import evaluate
 from stabjax._jaxpr._extents import extents
 from stabjax._jaxpr._positive import positive
-from stabjax._jaxpr._program import Program, path_name, trace
-from stabjax._jaxpr._reading import Reading, Site, read
+from stabjax._jaxpr._program import path_name
+from stabjax._jaxpr._reading import Reading, Site, read_network
 from stabjax._jaxpr._regions import Hidden
 from stabjax._jaxpr._spans import Span, clipped, is_still
 
 __all__ = [
     "Hidden",
-    "Program",
     "Reading",
     "Site",
     "Span",
@@ -23,6 +22,5 @@ __all__ = [
     "is_still",
     "path_name",
     "positive",
-    "read",
-    "trace",
+    "read_network",
 ]

@@ -4,20 +4,18 @@ from collections.abc import Sequence
 from math import prod
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 
 from stabjax._jaxpr import _rearranged, _spans
 from stabjax._jaxpr._boxes import anything, follow
 from stabjax._jaxpr._constants import Constant, literal
 from stabjax._jaxpr._flow import Plan
-from stabjax._jaxpr._program import CUSTOM, JIT, REMAT, body, is_literal, opened, scan_split
+from stabjax._jaxpr._program import CUSTOM, JIT, REMAT, body, opened, scan_split
 from stabjax._jaxpr._reading import Reading, Site
 from stabjax._jaxpr._selected import stack
 from stabjax._jaxpr._spans import Span
-from stabjax._jaxpr._values import PARAMETER, Parameter, Seen, Value, inexact, joined, stretched
+from stabjax._jaxpr._values import PARAMETER, Seen, Value, inexact, joined, stretched
+from stabjax._jaxpr._walk import Walk
 
 
 def extents(reading: Reading) -> dict[str, Seen]:
@@ -59,38 +57,14 @@ def _split_back(site: Site) -> tuple[int, ...]:
     return (*site.split[: axis - 1], prod(site.split[axis - 1 : axis + 2]), *site.split[axis + 2 :])
 
 
-class _Walk:
-    """Follows a program; `found` holds what stands at its taps, by operation and iteration."""
+class _Walk(Walk):
+    """Follows boxes."""
 
     def __init__(self, sides: Sequence[int]) -> None:
+        super().__init__()
         self.sides = sides
-        self.found: dict[tuple[int, tuple[int, ...]], Value] = {}
 
-    def run(self, plan: Plan, inputs: Sequence[Value], iteration: tuple[int, ...] = ()) -> list[Value]:
-        """Outputs of a program, from its inputs."""
-        jaxpr = plan.jaxpr
-        known: dict[Any, Value] = dict(zip(jaxpr.invars, inputs, strict=True)) | constants_of(plan)
-
-        def lookup(atom: Any) -> Value:
-            return literal(atom.val) if is_literal(atom) else known[atom]
-
-        for index, equation in enumerate(jaxpr.eqns):
-            operands = [lookup(atom) for atom in equation.invars]
-            if any(isinstance(operand, tuple) for operand in operands):
-                outputs = self._step(equation, operands, plan.children.get(index), iteration)
-            elif any(operand is PARAMETER for operand in operands):
-                outputs = [PARAMETER] * len(equation.outvars)
-            else:
-                outputs = [Constant(equation, operands, k) for k in range(len(equation.outvars))]
-            for var, value in zip(equation.outvars, outputs, strict=True):
-                known[var] = value
-                for operation in plan.taps.get(var, ()):
-                    self.found[operation, iteration] = value
-        return [lookup(atom) for atom in jaxpr.outvars]
-
-    def _step(
-        self, equation: Any, operands: list[Value], child: Plan | None, iteration: tuple[int, ...]
-    ) -> list[Value]:
+    def step(self, equation: Any, operands: list[Value], child: Plan | None, iteration: tuple[int, ...]) -> list[Value]:
         name = equation.primitive.name
         if name in JIT or name in REMAT or name in CUSTOM:
             return self.run(child or Plan(*opened(body(equation))), operands, iteration)
@@ -102,13 +76,10 @@ class _Walk:
         return [anything(var, self.sides) for var in equation.outvars] if outputs is None else outputs
 
     def _cond(self, equation: Any, operands: list[Value]) -> list[Value]:
-        """Any of the branches may be taken; `platform_dependent` is followed on its default branch."""
-        branches = equation.params["branches"]
-        platforms = equation.params.get("branches_platforms")
-        if platforms is not None:
-            default = platforms.index(None) if None in platforms else len(platforms) - 1
-            return self.run(Plan(*opened(branches[default])), operands[1:])
-        outcomes = [self.run(Plan(*opened(branch)), operands[1:]) for branch in branches]
+        """Any of the branches may be taken."""
+        outcomes = self.outcomes(equation, operands)
+        if len(outcomes) == 1:
+            return outcomes[0]
         results: list[Value] = []
         for var, alternatives in zip(equation.outvars, zip(*outcomes)):
             choice = stretched(operands[0], var) if isinstance(operands[0], tuple) else None
@@ -144,20 +115,6 @@ class _Walk:
             seeing = any(isinstance(part, tuple) for part in parts)
             rows.append(stack(parts, 0, len(var.aval.shape)) if seeing else PARAMETER)
         return [*carry, *rows]
-
-
-def constants_of(plan: Plan) -> dict[Any, Constant | Parameter]:
-    """What is known of the constants of a program."""
-    given = dict(zip(plan.jaxpr.constvars, plan.consts))
-    return {var: _given(given[var]) if var in given else PARAMETER for var in plan.jaxpr.constvars}
-
-
-def _given(value: Any) -> Constant | Parameter:
-    """A constant of the program: tables of integers count by their values, kernels as any parameter does."""
-    known = isinstance(value, np.ndarray | np.generic | jax.Array) and not isinstance(value, Tracer)
-    if known and (jnp.issubdtype(value.dtype, jnp.integer) or value.dtype == bool):
-        return literal(np.asarray(value))
-    return PARAMETER
 
 
 def _alike(a: Value, b: Value) -> bool:

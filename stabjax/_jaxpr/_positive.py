@@ -15,14 +15,12 @@ import numpy as np
 from jax import lax
 
 from stabjax._jaxpr._constants import Constant, literal
-from stabjax._jaxpr._extents import constants_of
 from stabjax._jaxpr._flow import Plan
 from stabjax._jaxpr._primitives import AFFINE, NONLINEAR, VIEWS, WINDOWS, is_activation
-from stabjax._jaxpr._program import CUSTOM, JIT, REMAT, body, is_literal, opened, scan_split
+from stabjax._jaxpr._program import CUSTOM, JIT, REMAT, body, opened, scan_split
 from stabjax._jaxpr._reading import Reading, Site
-from stabjax._jaxpr._values import PARAMETER, Parameter
-
-Passive = (Constant, Parameter)
+from stabjax._jaxpr._values import PARAMETER
+from stabjax._jaxpr._walk import PASSIVE, Walk
 
 
 def positive(reading: Reading, site: Site, x: Any) -> Any:
@@ -31,52 +29,23 @@ def positive(reading: Reading, site: Site, x: Any) -> Any:
     outputs = walk.run(reading.plan, [*[PARAMETER] * (len(reading.program.paths) - 1), x])
     walk.found |= {(reading.operations + k, ()): value for k, value in enumerate(outputs)}
     value = walk.found[site.operation, site.iteration]
-    return jnp.zeros(site.shape, x.dtype) if isinstance(value, Passive) else site.arranged(value)
+    return jnp.zeros(site.shape, x.dtype) if isinstance(value, PASSIVE) else site.arranged(value)
 
 
-class _Walk:
-    """Follows a program; `found` holds the values of its taps, by operation and iteration."""
+class _Walk(Walk):
+    """Follows values, with all weights one."""
 
-    def __init__(self) -> None:
-        self.found: dict[tuple[int, tuple[int, ...]], Any] = {}
-
-    def run(self, plan: Plan, inputs: Sequence[Any], iteration: tuple[int, ...] = ()) -> list[Any]:
-        """Outputs of a program, from its inputs."""
-        jaxpr = plan.jaxpr
-        known: dict[Any, Any] = dict(zip(jaxpr.invars, inputs, strict=True)) | constants_of(plan)
-
-        def lookup(atom: Any) -> Any:
-            return literal(atom.val) if is_literal(atom) else known[atom]
-
-        for index, equation in enumerate(jaxpr.eqns):
-            operands = [lookup(atom) for atom in equation.invars]
-            if not all(isinstance(operand, Passive) for operand in operands):
-                outputs = self._step(equation, operands, plan.children.get(index), iteration)
-            elif any(operand is PARAMETER for operand in operands):
-                outputs = [PARAMETER] * len(equation.outvars)
-            else:
-                outputs = [Constant(equation, operands, k) for k in range(len(equation.outvars))]
-            for var, value in zip(equation.outvars, outputs, strict=True):
-                known[var] = value
-                for operation in plan.taps.get(var, ()):
-                    self.found[operation, iteration] = value
-        return [lookup(atom) for atom in jaxpr.outvars]
-
-    def _step(self, equation: Any, operands: list[Any], child: Plan | None, iteration: tuple[int, ...]) -> list[Any]:
+    def step(self, equation: Any, operands: list[Any], child: Plan | None, iteration: tuple[int, ...]) -> list[Any]:
         name = equation.primitive.name
-        active = [operand for operand in operands if not isinstance(operand, Passive)]
+        active = [operand for operand in operands if not isinstance(operand, PASSIVE)]
         if name in JIT or name in REMAT or name in CUSTOM:
             inner = body(equation)
             if len(active) == len(equation.outvars) == 1 and is_activation(inner) and child is None:
                 return [jnp.broadcast_to(active[0], equation.outvars[0].aval.shape)]
             return self.run(child or Plan(*opened(inner)), operands, iteration)
         if name == "cond":
-            branches = equation.params["branches"]
-            platforms = equation.params.get("branches_platforms")
-            if platforms is not None:
-                branches = [branches[platforms.index(None) if None in platforms else -1]]
-            outcomes = [self.run(Plan(*opened(branch)), operands[1:]) for branch in branches]
-            chooser = [] if isinstance(operands[0], Passive) else [operands[0]]
+            outcomes = self.outcomes(equation, operands)
+            chooser = [] if isinstance(operands[0], PASSIVE) else [operands[0]]
             return [
                 _mean([*alternatives, *chooser], var.aval.shape)
                 for var, alternatives in zip(equation.outvars, zip(*outcomes))
@@ -104,7 +73,7 @@ class _Walk:
             carry, made[k] = outputs[:carried], outputs[carried:]
         rows = []
         for column, var in zip(zip(*made), equation.outvars[carried:]):
-            blank = all(isinstance(value, Passive) for value in column)
+            blank = all(isinstance(value, PASSIVE) for value in column)
             rows.append(PARAMETER if blank else jnp.stack(_filled(column, [var.aval.shape[1:]] * len(column))))
         return [*carry, *rows]
 
@@ -117,8 +86,8 @@ def _row(value: Any, k: int) -> Any:
 
 def _filled(values: Sequence[Any], shapes: Sequence[tuple[int, ...]]) -> list[Any]:
     """The values, zero where they do not depend on the images."""
-    dtype = next(value.dtype for value in values if not isinstance(value, Passive))
-    return [jnp.zeros(shape, dtype) if isinstance(value, Passive) else value for value, shape in zip(values, shapes)]
+    dtype = next(value.dtype for value in values if not isinstance(value, PASSIVE))
+    return [jnp.zeros(shape, dtype) if isinstance(value, PASSIVE) else value for value, shape in zip(values, shapes)]
 
 
 def _fitted(value: Any, shape: tuple[int, ...]) -> Any:
@@ -129,14 +98,14 @@ def _fitted(value: Any, shape: tuple[int, ...]) -> Any:
 
 def _mean(values: Sequence[Any], shape: tuple[int, ...]) -> Any:
     """The mean of what depends on the images."""
-    active = [_fitted(value, shape) for value in values if not isinstance(value, Passive)]
+    active = [_fitted(value, shape) for value in values if not isinstance(value, PASSIVE)]
     return sum(active[1:], active[0]) / len(active) if active else PARAMETER
 
 
 def _elementwise(equation: Any, operands: list[Any]) -> Any:
     """Sums stay sums, numbers factors; what is chosen among or multiplied is averaged."""
     name, shape = equation.primitive.name, equation.outvars[0].aval.shape
-    active = [operand for operand in operands if not isinstance(operand, Passive)]
+    active = [operand for operand in operands if not isinstance(operand, PASSIVE)]
     if name == "select_n" and isinstance(operands[0], Constant) and operands[0].value is not None:
         table = jnp.broadcast_to(jnp.asarray(operands[0].value, int), shape)
         cases = _filled(operands[1:], [shape] * (len(operands) - 1))
@@ -157,13 +126,13 @@ def _elementwise(equation: Any, operands: list[Any]) -> Any:
 
 def _first(rule: Callable[[Any, Any], Any]) -> Callable[[Any, list[Any]], Any]:
     """A rule for the first operand alone."""
-    return lambda equation, operands: None if isinstance(operands[0], Passive) else rule(equation, operands[0])
+    return lambda equation, operands: None if isinstance(operands[0], PASSIVE) else rule(equation, operands[0])
 
 
 def _convolution(equation: Any, operands: list[Any]) -> Any:
     """Every spatial weight is one; the channels of a group are averaged."""
     x, kernel = operands
-    if isinstance(x, Passive) or not isinstance(kernel, Passive):
+    if isinstance(x, PASSIVE) or not isinstance(kernel, PASSIVE):
         return None
     params, numbers, out = equation.params, equation.params["dimension_numbers"], equation.outvars[0].aval.shape
     shape = list(equation.invars[1].aval.shape)
@@ -191,10 +160,10 @@ def _product(equation: Any, operands: list[Any]) -> Any:
     contracted, _ = numbers = equation.params["dimension_numbers"]
     shapes = [atom.aval.shape for atom in equation.invars]
     count = prod(shapes[0][k] for k in contracted[0])
-    active = [operand for operand in operands if not isinstance(operand, Passive)]
+    active = [operand for operand in operands if not isinstance(operand, PASSIVE)]
     results = []
     for side, operand in enumerate(operands):
-        if isinstance(operand, Passive):
+        if isinstance(operand, PASSIVE):
             continue
         other = operands[1 - side]
         table = other.value if isinstance(other, Constant) else None
@@ -254,15 +223,15 @@ def _split(equation: Any, operands: list[Any]) -> list[Any]:
 
 def _dynamic_slice(equation: Any, operands: list[Any]) -> Any:
     x, *starts = operands
-    places: list[Any] = [start.value if isinstance(start, Passive) else None for start in starts]
-    if isinstance(x, Passive) or any(place is None for place in places):
+    places: list[Any] = [start.value if isinstance(start, PASSIVE) else None for start in starts]
+    if isinstance(x, PASSIVE) or any(place is None for place in places):
         return None
     return lax.dynamic_slice(x, [int(place) for place in places], equation.params["slice_sizes"])
 
 
 def _update(equation: Any, operands: list[Any]) -> Any:
     base, part, *starts = operands
-    places: list[Any] = [start.value if isinstance(start, Passive) else None for start in starts]
+    places: list[Any] = [start.value if isinstance(start, PASSIVE) else None for start in starts]
     if any(place is None for place in places):
         return None
     base, part = _filled([base, part], [atom.aval.shape for atom in equation.invars[:2]])
@@ -271,7 +240,7 @@ def _update(equation: Any, operands: list[Any]) -> Any:
 
 def _gather(equation: Any, operands: list[Any]) -> Any:
     x, indices = operands
-    if isinstance(x, Passive) or not isinstance(indices, Constant) or indices.value is None:
+    if isinstance(x, PASSIVE) or not isinstance(indices, Constant) or indices.value is None:
         return None
     return equation.primitive.bind(x, jnp.asarray(indices.value), **equation.params)
 

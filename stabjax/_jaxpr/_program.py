@@ -105,6 +105,14 @@ def scan_split(params: dict[str, Any]) -> tuple[int, int]:
     return len(consts), len(carry)
 
 
+def default_branch(equation: Equation) -> Jaxpr | None:
+    """What `platform_dependent` runs on platforms it does not name; None for any other ``cond``."""
+    platforms = equation.params.get("branches_platforms")
+    if platforms is None:
+        return None
+    return equation.params["branches"][platforms.index(None) if None in platforms else -1]
+
+
 def inner_programs(equation: Equation) -> list[Jaxpr]:
     """Every program in the parameters of an equation."""
     found = []

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from stabjax._jaxpr import _axes
 from stabjax._jaxpr._flow import Entry, Flow, Frame, Operation, Plan, common_path, passive
-from stabjax._jaxpr._program import Program
+from stabjax._jaxpr._program import Program, trace
 from stabjax._jaxpr._recognise import Reader
 from stabjax._jaxpr._regions import Hidden
 
@@ -65,6 +66,29 @@ class Reading:
     operations: int
     hidden: tuple[Hidden, ...]
     mixed_rows: tuple[str, ...]
+
+
+def read_network(variables: Any, adapter: Any, x: Any) -> Reading:
+    """Trace a network on a batch, or its shape, and read its program; nothing is computed.
+
+    Args:
+        variables: parameters, a pytree.
+        adapter: ``adapter(variables, x)`` runs the network; it knows the ``paths`` of the parameters and the ``root``
+            of the named scopes.
+        x: a batch, ``(batch, *spatial, channels)``, or its shape and dtype.
+
+    Raises:
+        TypeError: if JAX cannot trace the network.
+        ValueError: if ``x`` is no batch.
+    """
+    shape = getattr(x, "shape", None)
+    if shape is None or len(shape) < 2:
+        raise ValueError(f"expected a batch, (batch, *spatial, channels), got {shape}; put an axis in front: x[None]")
+    leaves, treedef = jax.tree_util.tree_flatten(variables)
+    program = trace(
+        lambda leaves, x: adapter(jax.tree_util.tree_unflatten(treedef, leaves), x), leaves, adapter.paths, x
+    )
+    return read(program, root_scope=adapter.root)
 
 
 def read(program: Program, *, root_scope: str = "") -> Reading:

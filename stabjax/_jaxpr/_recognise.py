@@ -30,6 +30,7 @@ from stabjax._jaxpr._program import (
     Jaxpr,
     body,
     call_name,
+    default_branch,
     inner_programs,
     is_dropped,
     is_literal,
@@ -208,11 +209,10 @@ class Reader(Regions):
     def _cond(self, place: Place, flows: list[Flow]) -> list[Flow]:
         """`platform_dependent` is read on its default branch; any other cond is bound whole."""
         branches = place.equation.params["branches"]
-        platforms = place.equation.params.get("branches_platforms")
-        if platforms is not None:
-            default = platforms.index(None) if None in platforms else len(platforms) - 1
+        default = default_branch(place.equation)
+        if default is not None:
             reason = "inside a platform_dependent call, which is bound whole"
-            return self._closed(place, flows[1:], branches[default], reason)
+            return self._closed(place, flows[1:], default, reason)
         outcomes = []
         for branch in branches:
             outputs, found = self._inside(place, branch, flows)

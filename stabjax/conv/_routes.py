@@ -32,9 +32,10 @@ _WINOGRAD_POSITIONS = 256
 
 
 def _is_dense(geometry: Geometry) -> bool:
-    """Small maps: no more pixels than the kernel has taps."""
+    """Small maps, no more pixels than the kernel has taps, whose channels all mix."""
     pixels = math.prod(geometry.size)
-    return pixels <= geometry.taps and pixels * math.prod(geometry.out_size) <= _DENSE_BLOCKS
+    mixing = geometry.groups == 1 and not geometry.depthwise
+    return mixing and pixels <= geometry.taps and pixels * math.prod(geometry.out_size) <= _DENSE_BLOCKS
 
 
 def _overhangs(geometry: Geometry) -> bool:
@@ -112,7 +113,7 @@ def input_gradient(g: Array, kernel: Array, geometry: Geometry) -> Array:
     Pixels ``i = s u + r`` of one residue ``r`` of the stride ``s`` are a convolution at stride one of ``g`` with every
     ``s``-th tap of the kernel, flipped; the residues are then interleaved.
     """
-    if geometry.groups == 1 and not geometry.depthwise and geometry.taps > 1 and _is_dense(geometry):
+    if geometry.taps > 1 and _is_dense(geometry):
         return _products.dense_input_gradient(g, kernel, geometry)
     parts = [
         _residue_gradient(g, kernel, geometry, residue) for residue in itertools.product(*map(range, geometry.strides))

@@ -154,19 +154,11 @@ def _listed(select: Any) -> tuple[str, ...]:
 
 
 def _read(network: Guest, x: Any) -> _jaxpr.Reading:
-    shape = getattr(x, "shape", None)
-    if shape is None or len(shape) < 2:
-        raise ValueError(f"expected a batch, (batch, *spatial, channels), got {shape}; put an axis in front: x[None]")
-    adapter = network.adapter
-    leaves, treedef = jax.tree_util.tree_flatten(network.variables)
-    program = _jaxpr.trace(
-        lambda leaves, x: adapter(jax.tree_util.tree_unflatten(treedef, leaves), x), leaves, adapter.paths, x
-    )
-    reading = _jaxpr.read(program, root_scope=adapter.root)
+    reading = _jaxpr.read_network(network.variables, network.adapter, x)
     for site in reading.sites:
-        if site.kind == "output" and site.shape[:1] != shape[:1]:
+        if site.kind == "output" and site.shape[:1] != x.shape[:1]:
             raise ValueError(
-                f"expected a network with one output row per image, ({shape[0]}, ...), got {site.name} of shape "
+                f"expected a network with one output row per image, ({x.shape[0]}, ...), got {site.name} of shape "
                 f"{site.shape}; a network of single examples comes in by features.of(model, single=True)"
             )
     return reading

@@ -1,6 +1,6 @@
 """Receptive fields: which pixels a unit of any network sees, and which of them it looks at.
 
-    boxes = receptive.extent(network, images)["blocks/2/conv"]                    # Extent(size, stride, start, exact)
+    boxes = receptive.extent(network, images)["blocks/2/conv"]                    # Extent(size, stride, start, ...)
     seen = receptive.effective(network, images, tap="blocks/2/conv")              # (h, w), expected size of a gradient
     paths = receptive.constant_weight(network, images, tap="blocks/2/conv")       # (h, w), all weights one
     receptive.width(seen), receptive.centre(seen)

@@ -81,10 +81,8 @@ def _mean_gradient(
 ) -> Array:
     def of_image(image: Array) -> Array:
         def unit(x: Array) -> Array:
-            activation = features.capture(network, select=lambda found: found.name == tap)(jnp.stack([x] * rows))[1][
-                tap
-            ]
-            values = activation[tuple(slice(None) if place is None else place for place in index)]
+            _, found = features.capture(network, select=lambda site: site.name == tap)(jnp.stack([x] * rows))
+            values = found[tap][tuple(slice(None) if place is None else place for place in index)]
             return jnp.ravel(values)[jnp.asarray(channels)]
 
         values, backward = jax.vjp(unit, image)

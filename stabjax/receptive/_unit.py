@@ -5,8 +5,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import jax
-
 from stabjax import _jaxpr, features
 
 
@@ -35,16 +33,8 @@ def network_of(f: Any) -> features.Guest:
 
 def reading_of(f: Any, x: Any) -> _jaxpr.Reading:
     """The program of a network, read; nothing is computed."""
-    shape = getattr(x, "shape", None)
-    if shape is None or len(shape) < 2:
-        raise ValueError(f"expected a batch, (batch, *spatial, channels), got {shape}; put an axis in front: x[None]")
     network = network_of(f)
-    adapter = network.adapter
-    leaves, treedef = jax.tree_util.tree_flatten(network.variables)
-    program = _jaxpr.trace(
-        lambda leaves, x: adapter(jax.tree_util.tree_unflatten(treedef, leaves), x), leaves, adapter.paths, x
-    )
-    return _jaxpr.read(program, root_scope=adapter.root)
+    return _jaxpr.read_network(network.variables, network.adapter, x)
 
 
 def find(reading: _jaxpr.Reading, tap: str, unit: Sequence[int] | None) -> Unit:
