@@ -9,6 +9,8 @@ import stabjax as sj
 from experiments.constant_filters import BIAS_NETWORK, BIASES, RADII, bias_cell, size
 
 SEEDS = 20
+ROOMS = (sj.features, sj.models, sj.perturb, sj.stability, sj.sweep)
+"""Rooms load on first use, which is no part of a compilation."""
 
 
 def run() -> list[dict]:

@@ -49,8 +49,11 @@ def kernel_gradient(x: Array, g: Array, geometry: Geometry) -> Array:
 def depthwise_forward(x: Array, kernel: Array, geometry: Geometry) -> Array:
     """Every channel with its own kernels: a sum of shifted products, (batch, *out_size, in * multiplier)."""
     kernel = jnp.reshape(kernel, (geometry.taps, *(1,) * (1 + len(geometry.size)), geometry.out_channels))
-    terms = [_repeat(tap, geometry.out_group) * weight for tap, weight in zip(_shifted(x, geometry), kernel)]
-    return reduce(operator.add, terms)
+    # Images of one channel take the place of channels, so that neighbours in memory are computed alike.
+    lone = geometry.in_channels == geometry.out_channels == 1
+    shifted = _shifted(jnp.swapaxes(x, 0, -1) if lone else x, geometry)
+    y = reduce(operator.add, [_repeat(tap, geometry.out_group) * weight for tap, weight in zip(shifted, kernel)])
+    return jnp.swapaxes(y, 0, -1) if lone else y
 
 
 def depthwise_kernel_gradient(x: Array, g: Array, geometry: Geometry) -> Array:
