@@ -77,6 +77,19 @@ def versions_of(images, key, *, draws=1, deformation=DEFORMATION):
     return jax.jit(jax.vmap(of_one, out_axes=1))(jnp.arange(len(images)), images)
 
 
+@pytest.mark.parametrize("noise", [None, perturb.GaussianNoise(0.1)])
+def test_the_images_behind_a_measurement(images, noise):
+    deformed, noisy = probe.perturbed(images, key=jax.random.key(1), deformation=DEFORMATION, noise=noise, draws=3)
+    expected = versions_of(images, jax.random.key(1), draws=3)
+    np.testing.assert_allclose(deformed, expected[0], atol=1e-6)
+    if noise is None:
+        np.testing.assert_allclose(noisy, expected[1], atol=1e-6)
+    else:
+        np.testing.assert_allclose(jnp.std(noisy - images[None]), 0.1, rtol=0.02)
+    once = probe.perturbed(images[:3], key=jax.random.key(1), deformation=DEFORMATION, noise=noise)
+    np.testing.assert_allclose(once[1], noisy[:1, :3], atol=1e-6)
+
+
 def whole(f, images, key, *, draws=1, average="mean", radius=None):
     """The same measurement from whole arrays, without loop, batches or moments."""
     deformed, noisy = versions_of(images, key, draws=draws)

@@ -151,6 +151,30 @@ def test_one_result_for_all_layers(key, average):
         assert jnp.all((low < getattr(result, name)) & (getattr(result, name) < high))
 
 
+def test_medians_per_unit_in_one_result(key):
+    """Against the formulas, and intervals against resampled whole arrays."""
+    rng = np.random.default_rng(0)
+    clean = rng.normal(size=(40, 3)).astype(np.float32)
+    deformed = clean + rng.gamma(1, 0.1, (2, 40, 3)).astype(np.float32)
+    noisy = clean + rng.gamma(1, 0.2, (2, 40, 3)).astype(np.float32)
+    features = [{"output": x} for x in (clean, deformed, noisy)]
+    result = stability.from_features(key, *features, average="median_per_unit", confidence=0.8)
+
+    def statistics(chosen):
+        tops = [np.mean([stability.median_change(clean[chosen], x[chosen]) for x in y]) for y in (deformed, noisy)]
+        pairs = float(stability.median_pair_distance(clean[chosen]))
+        return tops[0] / pairs, tops[1] / pairs, tops[0] / tops[1]
+
+    found = [float(getattr(result, name)[0]) for name in ("deformation", "noise", "relative")]
+    np.testing.assert_allclose(found, statistics(np.arange(40)), rtol=1e-5)
+    assert result.average == "median_per_unit"
+    resampled = np.array([statistics(rng.integers(0, 40, 40)) for _ in range(400)])
+    for name, values in zip(("deformation", "noise", "relative"), resampled.T, strict=True):
+        interval = np.asarray(getattr(result, f"{name}_interval"))[0]
+        expected = np.quantile(values, [0.1, 0.9])
+        np.testing.assert_allclose(interval, expected, atol=0.25 * np.ptp(expected))
+
+
 def numbers_per_image(seed, n, layers=1):
     """Per-image numbers with a known law, correlated as those of one image are: means 1, 2 and 4."""
     rng = np.random.default_rng(seed)

@@ -56,14 +56,14 @@ def measure(
     starts, lengths, firsts = plan.steps()
     steps = jnp.asarray(starts), jnp.asarray(lengths), jnp.asarray(firsts)
     if noise is None and radius == "mean":
-        noise_of = _sphere(_mean_radius(images, key, deformation, steps, plan))
+        noise_of = noise_rule(perturb.SphericalNoise(_mean_radius(images, key, deformation, steps, plan)))
     else:
-        noise_of = perturb.noise_like if noise is None else lambda key, image, deformed: noise(key, image)
+        noise_of = noise_rule(noise)
 
     def step(carried: tuple[Array, dict[str, Array]], position: Position) -> tuple[Any, Any]:
         (seen, means), (start, length, draw) = carried, position
         clean, finite, keys = _batch(images, key, start, plan)
-        pairs = jax.vmap(partial(_pairs, deformation, noise_of, draw, plan), out_axes=1)(keys, clean)
+        pairs = jax.vmap(partial(pairs_of, deformation, noise_of, draw, plan.draws_together), out_axes=1)(keys, clean)
         versions = jnp.concatenate([clean[None], *pairs])
         # Further draws of the same images must not count again.
         weights = ((jnp.arange(plan.size) < length) & finite & (draw == 0)).astype(seen.dtype)
@@ -117,22 +117,22 @@ def _batch(
     return blanked, finite, jax.vmap(jax.random.fold_in, (None, 0))(key, start + jnp.arange(plan.size))
 
 
-def _pairs(
+def pairs_of(
     deformation: Perturbation,
     noise_of: Callable[..., AnyArray],
-    first: Int[Array, ""],
-    plan: Plan,
+    first: Int[Array, ""] | int,
+    draws: int,
     key: PRNGKey,
     image: Array,
 ) -> tuple[Float[AnyArray, " draws *image"], Float[AnyArray, " draws *image"]]:
-    """One image deformed, and with noise, for the draws of a step."""
+    """One image deformed, and with noise, for so many draws from the first on."""
 
     def pair(draw: Int[Array, ""]) -> tuple[AnyArray, AnyArray]:
         deformation_key, noise_key = jax.random.split(jax.random.fold_in(key, draw))
         deformed = deformation(deformation_key, image)
         return deformed, noise_of(noise_key, image, deformed)
 
-    return jax.vmap(pair)(first + jnp.arange(plan.draws_together))
+    return jax.vmap(pair)(jnp.asarray(first) + jnp.arange(draws))
 
 
 def _mean_radius(
@@ -143,7 +143,7 @@ def _mean_radius(
     def step(position: Position) -> tuple[Array, Array]:
         start, _, draw = position
         clean, finite, keys = _batch(images, key, start, plan)
-        pairs = partial(_pairs, deformation, lambda key, image, deformed: deformed, draw, plan)
+        pairs = partial(pairs_of, deformation, lambda key, image, deformed: deformed, draw, plan.draws_together)
         deformed, _ = jax.vmap(pairs, out_axes=1)(keys, clean)
         return jax.vmap(_distances, (0, None))(deformed, clean), finite[None]
 
@@ -151,8 +151,9 @@ def _mean_radius(
     return jnp.mean(radii, where=jnp.broadcast_to(finite[:1, :1], radii.shape))
 
 
-def _sphere(radius: Float[Array, ""]) -> Callable[..., AnyArray]:
-    return lambda key, image, deformed: perturb.SphericalNoise(radius)(key, image)
+def noise_rule(noise: Perturbation | None) -> Callable[..., AnyArray]:
+    """The noisy image as a function of key, image and deformed image; on the sphere through the latter if None."""
+    return perturb.noise_like if noise is None else lambda key, image, deformed: noise(key, image)
 
 
 def _distances(x: Float[AnyArray, " size *image"], y: Float[AnyArray, " size *image"]) -> Float[Array, " size"]:

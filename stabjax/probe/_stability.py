@@ -77,7 +77,7 @@ def stability(
         draws: Number of deformations, and of noises, per image; they are averaged within an image.
         average: ``"mean"`` over images; or ``"median"`` over images in the numerators (the lower of two middle values;
             the denominator stays the mean over pairs, and cancels from ``R``). The published medians per unit need
-            whole arrays: see `stabjax.stability.deformation`.
+            whole arrays: see `perturbed` and `stabjax.stability.from_features`.
         batch_size: Largest number of images whose clean, deformed and noisy versions pass together; with several draws
             fewer images pass, so that the memory stays the same. Images are dealt out evenly, and every image counts
             once, so results differ by rounding only; intervals of ``D`` and ``G`` also by the batch means they use.
@@ -102,8 +102,8 @@ def stability(
         f,
         images,
         key,
-        _as_tree(deformation),
-        _as_tree(noise),
+        as_tree(deformation),
+        as_tree(noise),
         radius=radius,
         plan=deal(len(images), draws, batch_size),
         average=average,
@@ -113,18 +113,9 @@ def stability(
 
 
 def _check(images: Any, deformation: Any, noise: Any, radius: str, draws: int, average: str, batch_size: int) -> None:
-    if not jnp.issubdtype(images.dtype, jnp.floating):
-        raise TypeError(f"expected floating-point images, got {images.dtype}: divide by 255 and normalise first")
-    if images.ndim < 3:
-        raise ValueError(f"expected images (n, *spatial, channels), got shape {images.shape}: add the missing axes")
+    check_images(images, deformation, noise, draws)
     if images.shape[0] < 2:
         raise ValueError(f"expected at least two images, got shape {images.shape}: the pair distance needs a pair")
-    for name, perturbation in (("deformation", deformation), ("noise", noise)):
-        if not callable(perturbation) and not (name == "noise" and perturbation is None):
-            raise TypeError(
-                f"expected {name} to be a function (key, image) -> image, got {type(perturbation).__name__}: "
-                "see stabjax.perturb"
-            )
     if radius not in get_args(Radius):
         raise ValueError(f"expected radius 'each' or 'mean', got {radius!r}")
     if radius == "mean" and noise is not None:
@@ -132,15 +123,29 @@ def _check(images: Any, deformation: Any, noise: Any, radius: str, draws: int, a
     if average not in ("mean", "median"):
         raise ValueError(
             f"expected average 'mean' or 'median' over images, got {average!r}: medians per unit need whole arrays, "
-            "see stabjax.stability.deformation"
+            "see stabjax.stability.from_features and stabjax.probe.perturbed"
         )
-    if draws < 1:
-        raise ValueError(f"expected draws >= 1, got {draws}")
     if batch_size < 2:
         raise ValueError(f"expected batch_size >= 2, got {batch_size}: the spread of a batch needs two images")
 
 
-def _as_tree(perturbation: Any) -> Any:
+def check_images(images: Any, deformation: Any, noise: Any, draws: int) -> None:
+    """Raises unless the images can be perturbed by these."""
+    if not jnp.issubdtype(images.dtype, jnp.floating):
+        raise TypeError(f"expected floating-point images, got {images.dtype}: divide by 255 and normalise first")
+    if images.ndim < 3:
+        raise ValueError(f"expected images (n, *spatial, channels), got shape {images.shape}: add the missing axes")
+    for name, perturbation in (("deformation", deformation), ("noise", noise)):
+        if not callable(perturbation) and not (name == "noise" and perturbation is None):
+            raise TypeError(
+                f"expected {name} to be a function (key, image) -> image, got {type(perturbation).__name__}: "
+                "see stabjax.perturb"
+            )
+    if draws < 1:
+        raise ValueError(f"expected draws >= 1, got {draws}")
+
+
+def as_tree(perturbation: Any) -> Any:
     """A perturbation as an argument of jit; a plain function is static."""
     plain = callable(perturbation) and jax.tree_util.all_leaves([perturbation])
     return jax.tree_util.Partial(perturbation) if plain else perturbation

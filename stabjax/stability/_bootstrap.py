@@ -1,7 +1,7 @@
 """Bootstrap intervals over images, from a few numbers per image."""
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -62,13 +62,18 @@ def bootstrap(
     """
     if average not in ("mean", "median"):
         raise ValueError(f"expected average 'mean' or 'median' over images, got {average!r}: others need whole arrays")
-    if not 0 < confidence < 1:
-        raise ValueError(f"expected a confidence between 0 and 1, got {confidence}: 0.95 is usual")
+    ends = interval_ends(confidence, spread.dtype)
     measured = jnp.ones(spread.shape[-1], bool) if measured is None else measured
-    ends = np.array([(1 - confidence) / 2, (1 + confidence) / 2], spread.dtype)
     return _bootstrap(
         key, deformation_numerators, noise_numerators, spread, pair_distance, measured, ends, average, resamples
     )
+
+
+def interval_ends(confidence: float, dtype: Any) -> Float[np.ndarray, " 2"]:
+    """The two quantiles between which a share of the resamples lies."""
+    if not 0 < confidence < 1:
+        raise ValueError(f"expected a confidence between 0 and 1, got {confidence}: 0.95 is usual")
+    return np.array([(1 - confidence) / 2, (1 + confidence) / 2], dtype)
 
 
 @partial(jax.jit, static_argnames=("average", "resamples"))

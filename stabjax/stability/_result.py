@@ -1,7 +1,7 @@
 """The result of a measurement: D, G and R of every layer, with their intervals and what they were made of."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, no_type_check
 
 import jax
@@ -12,8 +12,9 @@ from jaxtyping import Array, Bool, Float
 
 from stabjax._numerics import centered, safe_ratio
 from stabjax._types import AnyArray, PRNGKey
-from stabjax.stability._bootstrap import bootstrap, image_average
+from stabjax.stability._bootstrap import bootstrap, image_average, interval_ends
 from stabjax.stability._formulas import Average, pair_distance, squared_change
+from stabjax.stability._per_unit import per_unit
 
 if TYPE_CHECKING:
     import xarray
@@ -42,12 +43,13 @@ class Stability:
         noise_numerators: ``|f(x + eta) - f(x)|^2``, ``(layers, draws, n)``.
         spread: Share of each image in the pair distance, ``2 |f(x) - <f>|^2 B / (B - 1)`` with the mean over the ``B``
             images of its batch, ``(layers, n)``.
-        pair_distance: ``<|f(x) - f(z)|^2>`` over all ordered pairs, ``(layers,)``: the denominator of ``D`` and ``G``.
+        pair_distance: ``<|f(x) - f(z)|^2>`` over all ordered pairs (their median by medians per unit), ``(layers,)``:
+            the denominator of ``D`` and ``G``.
         noise_radius: ``|eta|`` of each draw and image, ``(draws, n)``.
         valid: Whether ``D``, ``G`` and ``R`` of the layer are all finite, ``(layers,)``.
         measured: False for images left out because a pixel is not finite, ``(n,)``; their numbers are NaN.
         confidence: Probability that an interval covers.
-        average: How numerators were averaged over images, ``"mean"`` or ``"median"``.
+        average: How numerators were averaged over images: ``"mean"``, ``"median"`` or ``"median_per_unit"``.
     """
 
     layers: tuple[str, ...] = field(metadata={"static": True})
@@ -211,6 +213,10 @@ def from_features(
 ) -> Stability:
     """``D``, ``G`` and ``R`` from whole arrays of features, however they were computed.
 
+    The headline figure of Petrini et al. 2021 is ``average="median_per_unit"`` of the output: numerators
+    ``sum_u med_x (f_u(x') - f_u(x))^2``, here averaged over the draws, and ``med_{x,z} |f(x) - f(z)|^2`` below.
+    `stabjax.probe.perturbed` makes the images it takes.
+
     Args:
         key: Key of the bootstrap.
         clean: Features of the clean images by layer, ``(n, *units)`` each.
@@ -218,7 +224,7 @@ def from_features(
         noisy: The same of the noisy images.
         kinds: Kind of each layer; ``"other"`` by default.
         noise_radius: ``|eta|``, ``(draws, n)``; NaN by default.
-        average: ``"mean"`` or ``"median"`` over images.
+        average: ``"mean"`` or ``"median"`` over images, or ``"median_per_unit"`` as published, see `deformation`.
         confidence: Probability that an interval covers.
 
     Raises:
@@ -228,17 +234,19 @@ def from_features(
     if not layers or set(deformed) != set(layers) or set(noisy) != set(layers):
         raise ValueError(f"expected features of the same layers, got {layers}, {tuple(deformed)} and {tuple(noisy)}")
 
+    def draws(name: str, perturbed: AnyArray) -> Array:
+        return jnp.asarray(perturbed if perturbed.ndim == clean[name].ndim + 1 else perturbed[None])
+
     def numerators(name: str, perturbed: AnyArray) -> Array:
         base = jnp.asarray(clean[name])
-        draws = perturbed if perturbed.ndim == base.ndim + 1 else perturbed[None]
-        return jax.lax.map(lambda one: squared_change(base, one), jnp.asarray(draws))
+        return jax.lax.map(lambda one: squared_change(base, one), draws(name, perturbed))
 
     def spread(name: str) -> Array:
         n = clean[name].shape[0]
         return 2 * centered(clean[name])[1] * (n / max(n - 1, 1))
 
     above = jnp.stack([numerators(name, deformed[name]) for name in layers])
-    return summarize(
+    result = summarize(
         key,
         layers=layers,
         kinds=tuple((kinds or {}).get(name, "other") for name in layers),
@@ -247,8 +255,26 @@ def from_features(
         spread=jnp.stack([spread(name) for name in layers]),
         pair_distance=jnp.stack([pair_distance(clean[name]) for name in layers]),
         noise_radius=jnp.full(above.shape[1:], jnp.nan, above.dtype) if noise_radius is None else noise_radius,
-        average=average,
+        average="median" if average == "median_per_unit" else average,
         confidence=confidence,
+    )
+    if average != "median_per_unit":
+        return result
+    ends = interval_ends(confidence, above.dtype)
+    found = [per_unit(key, clean[name], draws(name, deformed[name]), draws(name, noisy[name]), ends) for name in layers]
+    tops, noises, pairs, intervals = map(jnp.stack, zip(*found))
+    d, g, r = safe_ratio(tops, pairs), safe_ratio(noises, pairs), safe_ratio(tops, noises)
+    return replace(
+        result,
+        deformation=d,
+        noise=g,
+        relative=r,
+        deformation_interval=intervals[:, 0],
+        noise_interval=intervals[:, 1],
+        relative_interval=intervals[:, 2],
+        pair_distance=pairs,
+        valid=jnp.isfinite(d) & jnp.isfinite(g) & jnp.isfinite(r),
+        average=average,
     )
 
 

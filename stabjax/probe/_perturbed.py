@@ -1,0 +1,64 @@
+"""The images behind a measurement, as whole arrays."""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from stabjax._types import AnyArray, Perturbation, PRNGKey
+from stabjax.probe._pass import noise_rule, pairs_of
+from stabjax.probe._stability import as_tree, check_images
+
+_TOGETHER = 64  # images perturbed side by side
+
+
+def perturbed(
+    images: Float[AnyArray, " n *spatial channels"],
+    *,
+    key: PRNGKey,
+    deformation: Any,
+    noise: Any = None,
+    draws: int = 1,
+) -> tuple[Float[Array, " draws n *spatial channels"], Float[Array, " draws n *spatial channels"]]:
+    """The deformed and the noisy images that `stability` measures with this key, for statistics that need them whole.
+
+    The published medians per unit, say, of the output of one network::
+
+        deformed, noisy = probe.perturbed(images, key=key, deformation=deformation)
+        clean, *others = [{"output": network(x)} for x in (images, deformed[0], noisy[0])]
+        stability.from_features(key, clean, *others, average="median_per_unit")
+
+    Args:
+        images: Clean images as the network takes them (normalised), ``(n, *spatial, channels)``.
+        key: Key of all deformations and noise. Image ``i``, draw ``d`` takes the keys
+            ``jax.random.split(fold_in(fold_in(key, i), d))``, as in `stability`: the same for any number of images.
+        deformation: ``(key, image) -> image``.
+        noise: ``(key, image) -> image``; by default uniform on the sphere of radius ``|tau x - x|`` of each image.
+        draws: Number of deformations, and of noises, per image.
+
+    Returns:
+        Deformed and noisy images, ``(draws, n, *spatial, channels)`` each.
+
+    Raises:
+        TypeError: if the images are not floating-point, or something is not callable.
+        ValueError: for a wrong shape, or no draw.
+    """
+    check_images(images, deformation, noise, draws)
+    return _perturbed(jnp.asarray(images), key, as_tree(deformation), as_tree(noise), draws=draws)
+
+
+@partial(jax.jit, static_argnames="draws")
+def _perturbed(
+    images: Array, key: PRNGKey, deformation: Perturbation, noise: Perturbation | None, *, draws: int
+) -> tuple[Array, Array]:
+    pairs = partial(pairs_of, deformation, noise_rule(noise), 0, draws)
+
+    def of_image(position: tuple[Array, Array]) -> tuple[Any, Any]:
+        index, image = position
+        return pairs(jax.random.fold_in(key, index), image)
+
+    found = jax.lax.map(of_image, (jnp.arange(len(images)), images), batch_size=_TOGETHER)
+    deformed, noisy = (jnp.moveaxis(jnp.asarray(many), 1, 0) for many in found)
+    return deformed, noisy
