@@ -1,7 +1,7 @@
 """The result of a measurement: D, G and R of every layer, with their intervals and what they were made of."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, no_type_check
 
 import jax
@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float
 
 from stabjax._numerics import centered, safe_ratio
 from stabjax._types import AnyArray, PRNGKey
-from stabjax.stability._bootstrap import bootstrap, image_average, interval_ends
+from stabjax.stability._bootstrap import Intervals, bootstrap, image_average, interval_ends
 from stabjax.stability._formulas import Average, pair_distance, squared_change
 from stabjax.stability._per_unit import per_unit
 
@@ -172,31 +172,39 @@ def summarize(
         average=average,
         confidence=confidence,
     )
-    deformed = image_average(deformation_numerators, measured, average)
-    noisy = image_average(noise_numerators, measured, average)
-    d, g, r = safe_ratio(deformed, pair_distance), safe_ratio(noisy, pair_distance), safe_ratio(deformed, noisy)
-
-    def blank(values: AnyArray) -> Array:
-        return jnp.where(jnp.broadcast_to(measured, values.shape), values, jnp.nan)
-
-    return Stability(
+    return _assembled(
         layers=tuple(layers),
         kinds=tuple(kinds),
+        deformed=image_average(deformation_numerators, measured, average),
+        noisy=image_average(noise_numerators, measured, average),
+        intervals=intervals,
+        deformation_numerators=deformation_numerators,
+        noise_numerators=noise_numerators,
+        spread=spread,
+        pair_distance=jnp.asarray(pair_distance),
+        noise_radius=noise_radius,
+        measured=measured,
+        confidence=confidence,
+        average=average,
+    )
+
+
+def _assembled(*, deformed: Array, noisy: Array, intervals: Intervals, measured: Array, **numbers: Any) -> Stability:
+    """The result, from what was averaged over the images and what it was averaged from."""
+    pairs = numbers["pair_distance"]
+    d, g, r = safe_ratio(deformed, pairs), safe_ratio(noisy, pairs), safe_ratio(deformed, noisy)
+    for name in ("deformation_numerators", "noise_numerators", "spread", "noise_radius"):
+        numbers[name] = jnp.where(jnp.broadcast_to(measured, numbers[name].shape), numbers[name], jnp.nan)
+    return Stability(
         deformation=d,
         noise=g,
         relative=r,
         deformation_interval=intervals.deformation,
         noise_interval=intervals.noise,
         relative_interval=intervals.relative,
-        deformation_numerators=blank(deformation_numerators),
-        noise_numerators=blank(noise_numerators),
-        spread=blank(spread),
-        pair_distance=jnp.asarray(pair_distance),
-        noise_radius=blank(noise_radius),
         valid=jnp.isfinite(d) & jnp.isfinite(g) & jnp.isfinite(r),
         measured=measured,
-        confidence=confidence,
-        average=average,
+        **numbers,
     )
 
 
@@ -246,35 +254,29 @@ def from_features(
         return 2 * centered(clean[name])[1] * (n / max(n - 1, 1))
 
     above = jnp.stack([numerators(name, deformed[name]) for name in layers])
-    result = summarize(
-        key,
-        layers=layers,
-        kinds=tuple((kinds or {}).get(name, "other") for name in layers),
-        deformation_numerators=above,
-        noise_numerators=jnp.stack([numerators(name, noisy[name]) for name in layers]),
-        spread=jnp.stack([spread(name) for name in layers]),
-        pair_distance=jnp.stack([pair_distance(clean[name]) for name in layers]),
-        noise_radius=jnp.full(above.shape[1:], jnp.nan, above.dtype) if noise_radius is None else noise_radius,
-        average="median" if average == "median_per_unit" else average,
-        confidence=confidence,
-    )
+    numbers: dict[str, Any] = {
+        "layers": layers,
+        "kinds": tuple((kinds or {}).get(name, "other") for name in layers),
+        "deformation_numerators": above,
+        "noise_numerators": jnp.stack([numerators(name, noisy[name]) for name in layers]),
+        "spread": jnp.stack([spread(name) for name in layers]),
+        "noise_radius": jnp.full(above.shape[1:], jnp.nan, above.dtype) if noise_radius is None else noise_radius,
+        "average": average,
+        "confidence": confidence,
+    }
     if average != "median_per_unit":
-        return result
+        pairs = jnp.stack([pair_distance(clean[name]) for name in layers])
+        return summarize(key, pair_distance=pairs, **numbers)
     ends = interval_ends(confidence, above.dtype)
     found = [per_unit(key, clean[name], draws(name, deformed[name]), draws(name, noisy[name]), ends) for name in layers]
     tops, noises, pairs, intervals = map(jnp.stack, zip(*found))
-    d, g, r = safe_ratio(tops, pairs), safe_ratio(noises, pairs), safe_ratio(tops, noises)
-    return replace(
-        result,
-        deformation=d,
-        noise=g,
-        relative=r,
-        deformation_interval=intervals[:, 0],
-        noise_interval=intervals[:, 1],
-        relative_interval=intervals[:, 2],
+    return _assembled(
+        deformed=tops,
+        noisy=noises,
+        intervals=Intervals(*jnp.moveaxis(intervals, 1, 0)),
         pair_distance=pairs,
-        valid=jnp.isfinite(d) & jnp.isfinite(g) & jnp.isfinite(r),
-        average=average,
+        measured=jnp.ones(above.shape[-1], bool),
+        **numbers,
     )
 
 
