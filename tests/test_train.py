@@ -119,6 +119,8 @@ def test_recipe_survives_json_hashing_and_the_command_line():
         {"decay": -1.0},
         {"turn": 0.0},
         {"warmup": 1.0},
+        {"averaging": 1.0},
+        {"averaging": -0.1},
         {"deviation": (0.0,)},
         {"loss": "hinge", "smoothing": 0.1},
     ],
@@ -128,7 +130,7 @@ def test_recipe_refuses(wrong):
         train.Recipe(**wrong)
 
 
-@pytest.mark.parametrize("name", ["loss", "optimiser", "schedule", "decay_on"])
+@pytest.mark.parametrize("name", ["loss", "optimiser", "schedule", "decay_on", "precision"])
 def test_recipe_refuses_unknown_options(name):
     recipe = train.Recipe()
     object.__setattr__(recipe, name, "unknown")  # the type checker of the tests would refuse a constructor first

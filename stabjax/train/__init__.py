@@ -1,6 +1,7 @@
 """Train Flax NNX models, so that a killed run loses nothing that was saved.
 
-`fit` runs the epochs, `evaluate` scores a model, `calibrate` sets batch statistics from images, `load` reads weights.
+`fit` runs the epochs, `evaluate` scores a model, `calibrate` sets batch statistics from images, `load` reads weights;
+a `Recipe` says how to train, `published` and `fast` are two of them.
 Images are ``(n, *spatial, channels)``, integers 0..255 (kept as bytes on the device) or floats; labels are integers.
 """
 
@@ -11,6 +12,7 @@ from stabjax.train._fit import Run, fit
 from stabjax.train._history import History, history
 from stabjax.train._prepare import crop, flip, normalise
 from stabjax.train._recipe import Recipe, log_spaced, loss, optimiser, schedule
+from stabjax.train._recipes import fast, published
 
 __all__ = [
     "Evaluation",
@@ -21,6 +23,7 @@ __all__ = [
     "checkpoints",
     "crop",
     "evaluate",
+    "fast",
     "fit",
     "flip",
     "history",
@@ -29,6 +32,7 @@ __all__ = [
     "loss",
     "normalise",
     "optimiser",
+    "published",
     "recipe",
     "schedule",
 ]

@@ -37,6 +37,7 @@ def evaluate(
     loss: Loss = "cross-entropy",
     mean: tuple[Real, ...] = (),
     deviation: tuple[Real, ...] = (),
+    flip: bool = False,
 ) -> Evaluation:
     """Mean loss and accuracy of ``model`` in evaluation mode; the model itself is left as it is.
 
@@ -50,10 +51,13 @@ def evaluate(
         loss: see `Recipe`.
         mean: see `normalise`.
         deviation: see `normalise`.
+        flip: score the mean of the outputs for each image and its mirror image along the last spatial axis.
     """
     layout, weights = Layout.of(model)
     images, labels = on_device(images, labels, loss)
-    total = total_of(batched(layout, loss, mean, deviation), weights, images, labels, size=batch_size)
+    if images.ndim < 3 and flip:
+        raise ValueError(f"expected images with spatial axes for flip, got shape {images.shape}")
+    total = total_of(batched(layout, loss, mean, deviation, flip), weights, images, labels, size=batch_size)
     return Evaluation(*(float(x) for x in total / len(images)))
 
 
@@ -71,7 +75,7 @@ def on_device(images: AnyArray, labels: AnyArray, loss: Loss) -> tuple[jax.Array
 
 @functools.lru_cache(maxsize=16)
 def batched(
-    layout: Layout, loss: Loss, mean: tuple[Real, ...], deviation: tuple[Real, ...]
+    layout: Layout, loss: Loss, mean: tuple[Real, ...], deviation: tuple[Real, ...], flip: bool
 ) -> Callable[..., jax.Array]:
     """The jitted sum of (loss, hits) over one batch, cached so that models of one architecture share it."""
 
@@ -80,7 +84,12 @@ def batched(
         index = start + jnp.arange(size, dtype=jnp.int32)
         counted = index < len(images)
         index = jnp.minimum(index, len(images) - 1)
-        outputs = layout.model(weights, training=False)(normalise(images[index], mean=mean, deviation=deviation))
+        inputs = normalise(images[index], mean=mean, deviation=deviation)
+        if flip:
+            inputs = jnp.concatenate([inputs, jnp.flip(inputs, axis=-2)])
+        outputs = layout.model(weights, training=False)(inputs)
+        if flip:
+            outputs = (outputs[:size] + outputs[size:]) / 2
         each = jnp.stack(loss_of(outputs, labels[index], kind=loss)).astype(jnp.float32)
         return jnp.sum(jnp.where(counted[None], each, 0), axis=1)
 

@@ -64,7 +64,7 @@ def load(
         if not saved:
             raise FileNotFoundError(f"no saved state in {path}: the run was killed before the first; start it again")
         arrays, _ = read_arrays(path / "state" / number(saved[-1]))
-        prefixes = ("best/", "params/", "rest/") if step == "best" else ("params/", "rest/")
+        prefixes = ("best/",) * (step == "best") + ("average/", "params/", "rest/")
     else:
         wanted = 0 if step == "initial" else int(step)
         arrays, _ = read_arrays(path / "steps" / number(wanted), known=checkpoints(path))
@@ -125,7 +125,9 @@ def opened(path: Path, given: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         file = path / "run.json"
         if file.exists():
             saved = manifest(path)
-            old, new = ({k: v for k, v in d.items() if k != "versions"} for d in (saved, given))
+            # Runs of older versions lack the fields that a recipe had not yet.
+            completed = {**saved, "recipe": {**Recipe().to_json(), **saved["recipe"]}}
+            old, new = ({k: v for k, v in d.items() if k != "versions"} for d in (completed, given))
             refuse_difference(old, new, f"the run in {path}")
         else:
             check_empty(path, "a run")

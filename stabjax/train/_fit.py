@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import math
 import warnings
 from collections.abc import Callable, Iterator
 from os import PathLike
@@ -39,10 +40,11 @@ class Run:
     initial: Weights
     """``{name: (seeds, ...)}``: every variable (parameters, batch statistics, keys as integers) at step 0."""
     best: Weights
-    """Likewise, at the end of each seed's epoch of best test accuracy (the first of equals); the last without test
-    images. Chosen on the test images, so its accuracy is optimistic by a few tenths of a percent."""
+    """Likewise (moving averages where the recipe asks for ``averaging``), at the end of each seed's epoch of best test
+    accuracy (the first of equals); the last without test images. Chosen on the test images, so its accuracy is
+    optimistic by a few tenths of a percent."""
     last: Weights
-    """Likewise, at the end; of a seed that diverged, before the step that did it."""
+    """Likewise (moving averages likewise), at the end; of a seed that diverged, before the step that did it."""
     best_step: Int[np.ndarray, " seeds"]
     """``(seeds,)``: the number of steps taken by ``best``."""
     diverged: Int[np.ndarray, " seeds"]
@@ -93,6 +95,9 @@ def fit(
     A step whose loss or update is not finite is not taken and ends the training of its seed: a ``RuntimeWarning`` names
     it, ``Run.diverged`` holds it, the weights before it are kept, and the other seeds go on.
 
+    With ``averaging`` in the recipe, it is the moving averages that are scored, given back and kept as the weights of
+    an epoch; a state holds both, and the training goes on from the weights themselves.
+
     Args:
         build: called as ``build(rngs=nnx.Rngs(...))`` for each seed; or a module (one seed), which is copied.
         data: training images ``(n, *spatial, channels)``, integers 0..255 (kept as they are on the device) or floats,
@@ -124,7 +129,7 @@ def fit(
         raise ValueError(f"expected seeds >= 1, and a function that builds the network where seeds > 1; got {seeds}")
     images, labels = on_device(*data, recipe.loss)
     test_data = None if test is None else on_device(*test, recipe.loss)
-    if images.ndim < 3 and (recipe.crop or recipe.flip):
+    if images.ndim < 3 and (recipe.crop or recipe.flip or recipe.test_flip):
         raise ValueError(f"expected images with spatial axes for crop and flip, got shape {images.shape}")
     per_epoch, total = steps(recipe, len(images))
 
@@ -133,11 +138,15 @@ def fit(
     if len(set(layouts)) > 1:
         raise ValueError("expected networks of one architecture for all seeds, got different ones")
     layout: Layout = layouts[0]
-    trained = frozenset(named(nnx.state(layout.model(initial[0], training=True), trainable)))
+    model = layout.model(initial[0], training=True)
+    trained, parameters, statistics = (
+        frozenset(named(nnx.state(model, chosen))) for chosen in (trainable, nnx.Param, nnx.BatchStat)
+    )
     if not trained:
         raise ValueError(f"expected a filter that selects at least one variable to train, got {trainable}")
-    for known in (data,) if test is None else (data, test):
-        _check_outputs(layout, initial[0], *known, recipe)
+    outputs = [
+        _check_outputs(layout, initial[0], *known, recipe) for known in ((data,) if test is None else (data, test))
+    ]
 
     perturbation, described = _as_pytree(perturbation)
     host_initial = stacked([to_host(w) for w in initial])
@@ -159,7 +168,7 @@ def fit(
         "vectorised": vectorised,
         "steps_per_epoch": per_epoch,
     }
-    program = Program(layout, trained, recipe, len(images), per_epoch, vectorised)
+    program = Program(layout, trained, parameters, statistics, recipe, outputs[0], len(images), per_epoch, vectorised)
     training = Training(program, machine(program), initial, keys)
 
     with contextlib.ExitStack() as stack:
@@ -214,8 +223,8 @@ def _built(build: Any, key: jax.Array) -> tuple[Layout, dict[str, jax.Array]]:
     return Layout.of(model)
 
 
-def _check_outputs(layout: Layout, weights: Weights, images: AnyArray, labels: AnyArray, recipe: Recipe) -> None:
-    """Trace two images through the network, so that what does not fit is named before anything is computed."""
+def _check_outputs(layout: Layout, weights: Weights, images: AnyArray, labels: AnyArray, recipe: Recipe) -> int:
+    """The number of outputs, from a trace of two images, so that misfits are named before anything is computed."""
 
     def outputs(x: jax.Array) -> jax.Array:
         out = layout.model(weights, training=False)(normalise(x, mean=recipe.mean, deviation=recipe.deviation))
@@ -225,6 +234,7 @@ def _check_outputs(layout: Layout, weights: Weights, images: AnyArray, labels: A
     shape = jax.eval_shape(outputs, jax.ShapeDtypeStruct((2, *images.shape[1:]), images.dtype)).shape
     if recipe.loss == "cross-entropy" and np.max(labels) >= shape[1]:
         raise ValueError(f"expected labels below {shape[1]}, the number of outputs, got {np.max(labels)}")
+    return math.prod(shape[1:])
 
 
 def _as_pytree(perturbation: Any) -> tuple[Any, Any]:

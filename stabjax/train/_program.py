@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 
 from stabjax._types import AnyArray
 from stabjax.train._layout import Layout, Weights
@@ -21,6 +22,8 @@ class Carry(NamedTuple):
     params: dict[str, jax.Array]
     rest: dict[str, jax.Array]
     """The variables that are not trained: batch statistics, keys of dropout, frozen layers."""
+    average: dict[str, jax.Array]
+    """Moving averages of trained weights and batch statistics; empty where the recipe asks for none."""
     moments: Any
     """The optimiser's state."""
     step: jax.Array
@@ -38,7 +41,11 @@ class Program:
 
     layout: Layout
     trained: frozenset[str]
+    parameters: frozenset[str]
+    """Trained or not: what is computed with in the precision of the recipe."""
+    statistics: frozenset[str]
     recipe: Recipe
+    outputs: int
     images: int
     per_epoch: int
     vectorised: bool
@@ -47,9 +54,12 @@ class Program:
         """The carry before the first step, of one seed."""
         params = {k: jnp.asarray(v) for k, v in weights.items() if k in self.trained}
         rest = {k: jnp.asarray(v) for k, v in weights.items() if k not in self.trained}
+        # Copies, since every buffer of the carry is donated.
+        averaged = _floating(weights, self.trained | self.statistics) if self.recipe.averaging else ()
+        average = {k: jnp.copy(weights[k]) for k in averaged}
+        moments = optimiser(self.recipe, outputs=self.outputs).init(params)
         zero = jnp.zeros((), jnp.float32)
-        moments = optimiser(self.recipe).init(params)
-        return Carry(params, rest, moments, jnp.zeros((), jnp.int32), zero, zero, jnp.full((), -1, jnp.int32))
+        return Carry(params, rest, average, moments, jnp.zeros((), jnp.int32), zero, zero, jnp.full((), -1, jnp.int32))
 
     def step(
         self, carry: Carry, key: jax.Array, order: jax.Array, images: jax.Array, labels: jax.Array, perturbation: Any
@@ -61,24 +71,23 @@ class Program:
         batch = self._prepared(jax.random.fold_in(key, carry.step), images[chosen], perturbation)
 
         def objective(params: dict[str, jax.Array]) -> tuple[jax.Array, tuple[jax.Array, dict[str, jax.Array]]]:
-            model = self.layout.model({**params, **carry.rest}, training=True)
-            each, hit = loss(model(batch), labels[chosen], kind=recipe.loss, smoothing=recipe.smoothing)
-            after = self.layout.weights(model)
+            outputs, after = self._outputs({**params, **carry.rest}, batch)
+            each, hit = loss(outputs, labels[chosen], kind=recipe.loss, smoothing=recipe.smoothing)
             return jnp.mean(each), (jnp.sum(hit), {k: after[k] for k in carry.rest})
 
         (value, (hits, rest)), gradients = jax.value_and_grad(objective, has_aux=True)(carry.params)
-        updates, moments = optimiser(recipe).update(gradients, carry.moments, carry.params)
+        updates, moments = optimiser(recipe, outputs=self.outputs).update(gradients, carry.moments, carry.params)
         rate = schedule(recipe, self.per_epoch)(carry.step)
         params = jax.tree.map(lambda p, u: p - rate.astype(p.dtype) * u, carry.params, updates)
+        average = self._averaged(carry, {**params, **rest})
 
         good = jnp.isfinite(value) & functools.reduce(
-            jnp.logical_and, [jnp.all(jnp.isfinite(p)) for p in jax.tree.leaves(params)]
+            jnp.logical_and, [jnp.all(jnp.isfinite(p)) for p in jax.tree.leaves((params, average))]
         )
         alive = good & (carry.diverged < 0)
-        taken = (params, rest, moments)
-        kept = jax.tree.map(
-            lambda new, old: jnp.where(alive, new, old), taken, (carry.params, carry.rest, carry.moments)
-        )
+        taken = (params, rest, average, moments)
+        before = (carry.params, carry.rest, carry.average, carry.moments)
+        kept = jax.tree.map(lambda new, old: jnp.where(alive, new, old), taken, before)
         first = position == 0
         return Carry(
             *kept,
@@ -87,6 +96,35 @@ class Program:
             hits=jnp.where(first, 0, carry.hits) + hits.astype(jnp.float32),
             diverged=jnp.where(good | (carry.diverged >= 0), carry.diverged, carry.step),
         )
+
+    def _outputs(self, weights: dict[str, jax.Array], batch: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """The network's outputs in training mode, and its variables afterwards.
+
+        In bfloat16 the parameters and the batch are rounded on their way in. Batch statistics are not: they change by
+        less than its spacing. A normalisation of Flax that holds them has to be told the type of its result, or it
+        would take all layers behind it back to float32.
+        """
+        if self.recipe.precision == "float32":
+            model = self.layout.model(weights, training=True)
+            return model(batch), self.layout.weights(model)
+        low = jnp.bfloat16
+        rounded = _floating(weights, self.trained | self.parameters)
+        model = self.layout.model({**weights, **{k: weights[k].astype(low) for k in rounded}}, training=True)
+        for _, node in nnx.iter_graph(model):
+            if isinstance(node, nnx.BatchNorm) and node.dtype is None:
+                node.dtype = low
+        outputs = model(batch.astype(low)).astype(jnp.float32)
+        return outputs, {**self.layout.weights(model), **{k: weights[k] for k in rounded}}
+
+    def _averaged(self, carry: Carry, weights: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        """``a <- a + (1 - d) (w - a)`` with ``d = min(averaging, (1 + t) / (10 + t))`` in step ``t``, counted from 0.
+
+        The warm-up is that of TensorFlow's ``ExponentialMovingAverage(num_updates=t)``: the average reaches back over
+        about a tenth of the training, until ``averaging`` makes that shorter.
+        """
+        t = carry.step.astype(jnp.float32)
+        share = 1 - jnp.minimum(self.recipe.averaging, (1 + t) / (10 + t))
+        return {k: a + share.astype(a.dtype) * (weights[k] - a) for k, a in carry.average.items()}
 
     def _prepared(self, key: jax.Array, batch: jax.Array, perturbation: Any) -> jax.Array:
         recipe = self.recipe
@@ -99,6 +137,10 @@ class Program:
         if perturbation is None:
             return batch
         return jax.vmap(perturbation)(jax.random.split(perturb_key, len(batch)), batch)
+
+
+def _floating(weights: Weights, names: frozenset[str]) -> list[str]:
+    return [k for k, v in weights.items() if k in names and jnp.issubdtype(v.dtype, jnp.floating)]
 
 
 @functools.partial(jax.jit, static_argnames="images")

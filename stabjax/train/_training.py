@@ -46,8 +46,8 @@ class Training:
         return np.concatenate([np.array(c.diverged, np.int64).reshape(-1) for c in self.carries])
 
     def weights(self) -> list[dict[str, np.ndarray]]:
-        """Of each seed, on the host."""
-        flat = self._flat(tuple({**c.params, **c.rest} for c in self.carries))
+        """Of each seed, on the host: the averages where there are any."""
+        flat = self._flat(tuple({**c.params, **c.rest, **c.average} for c in self.carries))
         return [{k: np.array(v[s]) for k, v in flat.items()} for s in range(self.seeds)]
 
     def run(
@@ -119,7 +119,7 @@ class Training:
         ]
         scores = np.full((2, self.seeds), np.nan)
         if test is not None:
-            batch = batched(self.program.layout, recipe.loss, recipe.mean, recipe.deviation)
+            batch = batched(self.program.layout, recipe.loss, recipe.mean, recipe.deviation, recipe.test_flip)
             for s, weights in enumerate(self.weights()):
                 if not lost[s]:
                     device = self.program.layout.on_device(weights)
