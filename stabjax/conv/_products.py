@@ -1,10 +1,12 @@
 """Convolution as matrix products over its taps, and, for depthwise kernels, as a sum of shifted products."""
 
+import dataclasses
 import itertools
 import math
 import operator
 from functools import reduce
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
@@ -57,10 +59,28 @@ def depthwise_forward(x: Array, kernel: Array, geometry: Geometry) -> Array:
 
 
 def depthwise_kernel_gradient(x: Array, g: Array, geometry: Geometry) -> Array:
-    """The transpose of the depthwise convolution with respect to the kernel."""
+    """The transpose of the depthwise convolution with respect to the kernel.
+
+    One image after the other is added to sums of the size of an image, a row of the kernel at a time so that they stay
+    in the cache; a reduction over the whole batch would be a loop over single numbers on the CPU.
+    """
+    padded = pad(x, geometry.padding)
+    flat = ((0, 0),) * len(geometry.size)
+    alone = dataclasses.replace(geometry, batch=1, size=padded.shape[1:-1], padding=flat)
+    start = jnp.zeros((1, *geometry.out_size, geometry.out_channels), g.dtype)
+    width = geometry.kernel[-1]
+    sums: list[Array] = []
+    for row in range(0, geometry.taps, width):
+
+        def add(sums: list[Array], image: tuple[Array, Array], row: int = row) -> tuple[list[Array], None]:
+            pixels, slope = image
+            taps = _shifted(pixels[None], alone)[row : row + width]
+            return [s + _repeat(tap, geometry.out_group) * slope[None] for s, tap in zip(sums, taps)], None
+
+        # Else a transposed loop keeps what every tap sees of every image.
+        sums += lax.scan(jax.checkpoint(add, prevent_cse=False), [start] * width, (padded, g))[0]
     axes = tuple(range(g.ndim - 1))
-    taps = [jnp.sum(_repeat(tap, geometry.out_group) * g, axes) for tap in _shifted(x, geometry)]
-    return jnp.reshape(jnp.stack(taps), (*geometry.kernel, 1, geometry.out_channels))
+    return jnp.reshape(jnp.stack([jnp.sum(s, axes) for s in sums]), (*geometry.kernel, 1, geometry.out_channels))
 
 
 def _repeat(x: Array, times: int) -> Array:
