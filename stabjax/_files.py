@@ -1,6 +1,7 @@
 """Files that a kill at any moment cannot spoil: written as drafts, forced to disk, renamed in one step."""
 
 import contextlib
+import errno
 import json
 import os
 import re
@@ -43,7 +44,7 @@ def read_json(file: Path) -> dict[str, Any]:
         good = zlib.crc32(json.dumps(contents).encode()) == checksum
     except FileNotFoundError:
         raise
-    except (OSError, ValueError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise OSError(f"the file {file} cannot be read ({error}): restore it, or remove its folder") from error
     if not good:
         raise OSError(f"the file {file} was changed or damaged after it was written: restore it, or remove its folder")
@@ -77,17 +78,20 @@ def locked(folder: Path) -> Iterator[None]:
     """Hold a folder by a lock that the system takes back when the process dies.
 
     Raises:
-        OSError: another process holds it.
+        OSError: another process holds it, or the system cannot lock; the error names the folder or the file.
     """
     try:
         import fcntl
     except ImportError:  # no such locks on this system
         yield
         return
-    with (folder / ".lock").open("w") as handle:
+    file = folder / ".lock"
+    with file.open("w") as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
+            if error.errno not in (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES):
+                raise OSError(error.errno, error.strerror, str(file)) from error
             raise OSError(f"another process is at work in {folder}: wait for it, or choose another path") from error
         yield
 

@@ -54,6 +54,8 @@ def devices(out):
     again = sweep(mesh=mesh, path=f"{out}/stored", chunk=7)
     xarray.testing.assert_identical(stored, again)
     assert stored.attrs["chunk"] == 8
+    row = sweep(mesh=jax.make_mesh((8,), ("c",)), path=f"{out}/stored", chunk=7)
+    xarray.testing.assert_identical(stored, row)
     with pytest.raises(ValueError, match="devices: 8 there, 1 here"):
         sweep(path=f"{out}/stored", chunk=8)
     stored.to_netcdf(f"{out}/stored.nc", engine="scipy")

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import errno
+import fcntl
 import functools
 import io
 import os
@@ -18,15 +19,17 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 import xarray
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jax.experimental import io_callback
 from rich.console import Console
 
-from stabjax import sweep
-from stabjax.sweep import _program, _progress, _result, _store
+from stabjax import _files, sweep
+from stabjax.sweep import _grid, _identity, _program, _progress, _result, _store
 from tests import sweep_worker
 
 ROOT = Path(__file__).parent.parent
@@ -223,13 +226,9 @@ def test_any_chunk_size_gives_the_same_labelled_values(key, whole):
 @pytest.mark.parametrize(("traffic", "batch"), [(2.0**30, 1), (2.0**28, 4), (1.0, 12)])
 def test_batches_inside_a_chunk(key, whole, monkeypatch, traffic, batch):
     seen = []
-    original = _program.chunk
+    original = _program.lower
     monkeypatch.setattr(_program, "traffic", lambda *args: traffic)
-    monkeypatch.setattr(
-        _program,
-        "chunk",
-        lambda *args, layout, **kwargs: seen.append(layout.batch) or original(*args, layout=layout, **kwargs),
-    )
+    monkeypatch.setattr(_program, "lower", lambda *args: seen.append(args[2].batch) or original(*args))
     found = sweep.run(cell, AXES, key=key, seeds=2)
     assert seen == [batch]
     xarray.testing.assert_allclose(found, whole, rtol=1e-6)
@@ -262,16 +261,16 @@ def test_points_are_computed_with_all_their_seeds():
 
 def test_what_depends_on_the_seed_or_the_strength_alone_is_computed_once(key, monkeypatch):
     texts = []
-    original = _program.chunk
+    original = _program.lower
 
-    def read(*args, **kwargs):
-        texts.append(original.lower(*args, **kwargs).as_text())
-        return original(*args, **kwargs)
+    def read(*args):
+        texts.append(original(*args).as_text())
+        return original(*args)
 
     def f(key, a):
         return jnp.sum(jnp.sin(jax.random.normal(key, (100,))) * jnp.cos(a * jnp.arange(100.0)))
 
-    monkeypatch.setattr(_program, "chunk", read)
+    monkeypatch.setattr(_program, "lower", read)
     found = sweep.run(f, {"a": np.arange(7.0)}, key=key, seeds=3)
     assert re.findall(r"stablehlo.sine .*tensor<(.*)xf32>", texts[0]) == ["3x100"]
     assert re.findall(r"stablehlo.cosine .*tensor<(.*)xf32>", texts[0]) == ["7x100"]
@@ -417,20 +416,30 @@ def test_an_exception_in_a_chunk_is_kept_as_text(key, tmp_path):
     np.testing.assert_array_equal(found.y, np.array([[np.nan], [np.nan], [3], [4]]))
     np.testing.assert_array_equal(found.n, np.array([[0], [0], [7], [7]]))
     np.testing.assert_array_equal(found.valid, [[False], [False], [True], [True]])
-    assert found.attrs["errors"].startswith("cells 0 to 1: ")
+    assert found.attrs["errors"].startswith("cells (a=1.0, seed=0) to (a=2.0, seed=0): ")
     assert "no 2.0" in found.attrs["errors"]
     assert [file.name[:11] for file in chunks(tmp_path / "a")] == ["chunk-00001"]
     found.to_netcdf(tmp_path / "a.nc", engine="scipy")
 
 
 def test_many_errors_are_grouped_and_shortened():
-    same = [(k, k + 1, "the same") for k in range(50)]
-    other = [(k, k + 1, f"{k}: " + 10_000 * "x") for k in range(50, 100)]
+    same = [(f"{k}", f"{k + 1}", "the same") for k in range(50)]
+    other = [(f"{k}", f"{k}", f"{k}: " + 10_000 * "x") for k in range(50, 100)]
     text = _result.error_text(same + other)
     assert text.startswith("cells 0 to 1, 1 to 2, ")
-    assert "9 to 10, and 40 more: the same\n" in text
+    assert "9 to 10, and 40 more: the same\ncells 50: 50: xxx" in text
     assert text.endswith("and 41 more kinds of errors")
     assert len(text) < 60_000
+
+
+def test_cells_are_named_by_their_coordinates():
+    cells = _grid.grid({"a": [0.5, 1.5], "kind": ["u", "v", "w"], "b": [1, 2]}, "kind", 2)
+    count = 2 * 3 * 2 * 2
+    found = _result.dataset(cells, {"row": np.arange(count)}, {}, []).row
+    assert cells.where(0) == "(a=0.5, kind=u, b=1, seed=0)"
+    for row in range(count):
+        a, kind, b, seed = re.fullmatch(r"\(a=(.*), kind=(.*), b=(.*), seed=(.*)\)", cells.where(row)).groups()
+        assert found.sel(a=float(a), kind=kind, b=int(b), seed=int(seed)) == row
 
 
 def test_a_failed_chunk_is_tried_again(key, tmp_path):
@@ -461,9 +470,35 @@ def test_an_interrupt_is_not_swallowed(key, tmp_path, monkeypatch, where):
         return jax.pure_callback(interrupt, jax.ShapeDtypeStruct((), np.float32), a, vmap_method="sequential")
 
     if where == "call":
-        monkeypatch.setattr(_program, "chunk", interrupt)
+        monkeypatch.setattr(jax, "block_until_ready", interrupt)
     with pytest.raises(KeyboardInterrupt):
         sweep.run(f, {"a": [1.0, 2.0]}, key=key, chunk=1)
+
+
+def test_the_mere_word_of_an_interrupt_is_no_interrupt(key):
+    def f(key, a):
+        def check(x):
+            raise ValueError("KeyboardInterrupt is not meant")
+
+        return jax.pure_callback(check, jax.ShapeDtypeStruct((), np.float32), a, vmap_method="sequential")
+
+    with pytest.warns(RuntimeWarning, match="1 of 1 chunks failed"):
+        found = sweep.run(f, {"a": [1.0]}, key=key)
+    assert "is not meant" in found.attrs["errors"]
+
+
+@pytest.mark.parametrize(
+    ("callback", "options", "error"),
+    [(jax.pure_callback, {}, NotImplementedError), (io_callback, {"ordered": True}, ValueError)],
+)
+def test_what_cannot_be_batched_is_no_failure_of_a_chunk(key, tmp_path, callback, options, error):
+    def f(key, a):
+        return callback(lambda x: x, jax.ShapeDtypeStruct((), np.float32), a, **options)
+
+    with pytest.raises(error) as caught:
+        sweep.run(f, {"a": [1.0, 2.0]}, key=key, path=tmp_path / "a", chunk=2)
+    assert "while cells, 2 side by side, were traced (key, a: float32)" in "".join(caught.value.__notes__)
+    assert not (tmp_path / "a").exists()
 
 
 # Files
@@ -475,6 +510,19 @@ def test_a_second_call_reads_what_is_there(finished, copy, monkeypatch):
         xarray.testing.assert_identical(go(copy), finished[0])
     assert not compiled
     xarray.testing.assert_identical(go(copy, chunk=None), finished[0])
+
+
+def test_the_folder_is_listed_once(finished, copy, monkeypatch):
+    listed, counts = [], []
+    for name in ("scandir", "listdir"):
+        original = getattr(os, name)
+        monkeypatch.setattr(os, name, lambda path, original=original: listed.append(path) or original(path))
+    with _store.Store(copy) as store:
+        store.open({k: v for k, v in store.saved().items() if k not in ("format", "order")})
+        for number in range(3):
+            counts.append(len(listed))
+            assert store.read(number) is not None
+    assert counts[0] == counts[-1] == len(listed) > 0
 
 
 def test_without_files_the_bits_are_the_same(finished):
@@ -595,16 +643,95 @@ def test_folders_of_others_are_left_alone(tmp_path, copy):
         go(tmp_path / "mine")
     with pytest.raises(NotADirectoryError, match=r"thesis\.tex"):
         go(tmp_path / "mine" / "thesis.tex")
-    with _store.Store(copy), pytest.raises(OSError, match=r"another process is at work in .*copy"):
+    with _files.locked(copy), pytest.raises(OSError, match=r"another process is at work in .*copy"):
         go(copy)
+
+
+def contents(folder):
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+def test_a_refused_folder_is_left_as_it_was(copy):
+    (copy / ".lock").unlink()
+    for name in (".thesis.draft", ".chunk-00000-1.npz.draft", ".manifest.json.draft"):
+        (copy / name).write_text("x")
     manifest = copy / "manifest.json"
-    text = manifest.read_text()
-    manifest.write_text(text.replace('"seeds": 2', '"seeds": 3'))
-    with pytest.raises(OSError, match=r"manifest\.json was changed"):
+    whole = manifest.read_text()
+
+    def refused(error, match, **options):
+        before = contents(copy)
+        with pytest.raises(error, match=match):
+            go(copy, **options)
+        assert contents(copy) == before
+
+    refused(ValueError, "seeds: 2 there, 3 here", seeds=3)
+    for text, match in (
+        (whole.replace('"seeds": 2', '"seeds": 3'), "was changed"),
+        (whole[:100], "cannot be read"),
+        ("[]", "cannot be read"),
+        ("{}", "cannot be read"),
+    ):
+        manifest.write_text(text)
+        refused(OSError, rf"manifest\.json {match}")
+    _files.write_json(manifest, {"a": 1})
+    refused(OSError, r"manifest\.json is damaged or not of a sweep")
+    manifest.unlink()
+    refused(ValueError, r"found \['chunk-")
+    manifest.write_text(whole)
+    go(copy)
+    assert {file.name for file in copy.glob(".*")} == {".lock", ".thesis.draft"}
+
+
+def test_a_failure_does_not_keep_the_folder(finished, copy, monkeypatch):
+    def refuse(*args):
+        raise PermissionError("no")
+
+    (copy / ".chunk-00000-1.npz.draft").write_text("x")
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", refuse)
+        with pytest.raises(PermissionError) as caught:
+            go(copy)
+    # The traceback is alive, and with it all that was under way.
+    assert caught.tb is not None
+    xarray.testing.assert_identical(go(copy), finished[0])
+
+
+def test_a_folder_in_the_place_of_a_chunk_is_named(copy):
+    file = chunks(copy)[1]
+    file.unlink()
+    file.mkdir()
+    with pytest.raises(OSError, match=rf"{file.name} cannot be read .*: restore it, or move it elsewhere"):
         go(copy)
-    manifest.write_text(text[:100])
-    with pytest.raises(OSError, match=r"manifest\.json cannot be read"):
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EACCES])
+def test_what_the_lock_says_is_told_apart(copy, monkeypatch, number):
+    def flock(*args):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    match = r"No locks available: .*\.lock" if number == errno.ENOLCK else "another process is at work"
+    with pytest.raises(OSError, match=match):
         go(copy)
+
+
+def test_static_values_are_written_the_same_in_every_process():
+    letters = "abcdefgh"
+    listed = f"frozenset({{{', '.join(repr(x) for x in letters)}}})"
+    for value, text in (
+        (frozenset(letters), listed),
+        ((1, frozenset(letters)), f"(1, {listed})"),
+        (Options(frozenset(letters)), f"Options(value={listed})"),
+        ((ok,), "(tests.test_sweep.ok,)"),
+        ((), "()"),
+    ):
+        assert _identity.text(value) == text
+    assert _grid.grid({"v": [frozenset(letters)]}, "v", 1).describe() == {"v": {"static": [listed]}}
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    value: object
 
 
 @pytest.mark.parametrize("full_at", range(8))
@@ -636,7 +763,7 @@ def test_a_full_disk_names_the_file_and_loses_nothing(finished, tmp_path, monkey
 
 def test_outputs_of_any_name_are_kept(tmp_path):
     def f(key, a):
-        return {"file": a, "self": 2 * a, "allow_pickle": 3 * a, "with space": a}
+        return {"file": a, "self": 2 * a, "allow_pickle": 3 * a, "with space": a, "x": -a, "x.npy": 5 * a}
 
     first = go(tmp_path / "a", f, {"a": [1.0, 2.0]})
     xarray.testing.assert_identical(go(tmp_path / "a", f, {"a": [1.0, 2.0]}), first)
@@ -669,6 +796,10 @@ def ok(key, a):
         (ok, {"a": [None]}, {}, TypeError, "numbers on axis 'a'"),
         (ok, {"a": [2**40]}, {}, ValueError, "fit int32 on axis 'a'"),
         (ok, {"a": [1e300]}, {}, ValueError, "fit float32 on axis 'a'"),
+        (ok, {"a": [1.0, 1e-300]}, {}, ValueError, "fit float32 on axis 'a'"),
+        (ok, {"a": [1j]}, {}, TypeError, "real ones of at most 64 bits, got complex128"),
+        (ok, {"a": [1.0]}, {"config": {"p": Path("x")}}, TypeError, r"lists and mappings only: got PosixPath\('x'\)"),
+        (ok, {"a": [1.0]}, {"config": {"p": [1j]}}, TypeError, "lists and mappings only: got 1j of type complex"),
         (ok, {"a": [[1, 2]]}, {"static": "a"}, TypeError, "hashable values on the static axis 'a', got list"),
         (ok, {"a": "xyz"}, {"static": "a"}, TypeError, "list of the values of axis 'a', got str"),
         (ok, {"a": [1.0]}, {"static": "b"}, ValueError, r"static to name some of the axes \['a'\], got \['b'\]"),
@@ -691,6 +822,20 @@ def ok(key, a):
         (lambda key, a: {"b": {"c": a}, "b.c": a}, {"a": [1.0]}, {}, ValueError, "the name of another"),
         (lambda key, a: None, {"a": [1.0]}, {}, ValueError, "returns none"),
         (
+            lambda key, x_dim_1: {"x": jnp.ones((2, 3))},
+            {"x_dim_1": [1.0]},
+            {},
+            ValueError,
+            r"dimension of the output 'x', got \['x_dim_1'\]",
+        ),
+        (
+            lambda key, a: {"x": jnp.ones(2), "x_dim_0": a},
+            {"a": [1.0]},
+            {},
+            ValueError,
+            r"dimension of the output 'x', got \['x_dim_0'\]",
+        ),
+        (
             lambda key, a: jnp.ones(a),
             {"a": [1, 2]},
             {"static": "a"},
@@ -710,13 +855,33 @@ def test_mistakes_are_named(key, f, axes, options, error, match):
         sweep.run(f, axes, key=key, **options)
 
 
-def test_more_mistakes(key):
-    with pytest.raises(TypeError):
+@pytest.fixture
+def unchecked():
+    """Without the checker of the suite, which would speak first."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+def test_more_mistakes(key, unchecked):
+    with pytest.raises(TypeError, match=r"expected a function \(key, \*\*cell\) -> arrays, got NoneType"):
         sweep.run(None, {"a": [1.0]}, key=key)
-    with pytest.raises(TypeError):
+    with pytest.raises(TypeError, match=r"expected one typed key, got .*: make it with"):
         sweep.run(ok, {"a": [1.0]}, key=jax.random.PRNGKey(0))
-    with pytest.raises(TypeError):
+    with pytest.raises(TypeError, match=r"expected axes as a mapping from name to values, got list"):
         sweep.run(ok, [("a", [1.0])], key=key)
+    with pytest.raises(TypeError, match=r"a jax\.sharding\.Mesh, got 8: make it with"):
+        sweep.run(ok, {"a": [1.0]}, key=key, mesh=8)
+    for static in (None, [["a"]], 5):
+        with pytest.raises(TypeError, match=r"static as the name of an axis or several, got "):
+            sweep.run(ok, {"a": [1.0]}, key=key, static=static)
+    if np.dtype(np.longdouble).itemsize > 8:
+        with pytest.raises(TypeError, match=r"real ones of at most 64 bits, got float128"):
+            sweep.run(ok, {"a": np.ones(2, np.longdouble)}, key=key)
+    with pytest.raises(TypeError, match=r"got tracers: call sweep\.run outside of jax\.jit"):
+        jax.jit(lambda key: sweep.run(ok, {"a": [1.0]}, key=key))(key)
+    with pytest.raises(TypeError, match=r"got tracers: call sweep\.run outside of jax\.jit"):
+        jax.jit(lambda x: sweep.run(ok, {"a": [1.0]}, key=key))(1.0)
     with pytest.raises(ZeroDivisionError) as caught:
         sweep.run(raises, {"a": [1.0]}, key=key)
     assert "while a cell was traced (key, a: float32)" in "".join(caught.value.__notes__)

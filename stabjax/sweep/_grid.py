@@ -3,13 +3,14 @@
 import dataclasses
 import itertools
 import math
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from stabjax.sweep._identity import text
 
 RESERVED = ("key", "seed", "valid")
 
@@ -48,6 +49,13 @@ class Grid:
         *indices, seeds = np.unravel_index(numbers, self.block_shape)
         return seeds.astype(np.uint32), {name: axis[i] for (name, axis), i in zip(self.traced.items(), indices)}
 
+    def where(self, row: int) -> str:
+        """The coordinates of one cell of the sweep, as text."""
+        index = np.unravel_index(row, (*map(len, self.static.values()), *self.block_shape))
+        position = dict(zip([*self.static, *self.traced, "seed"], index))
+        shown = {name: f"{self.labels[name][position[name]]!s:.40}" for name in self.names}
+        return f"({', '.join(f'{k}={v}' for k, v in (shown | {'seed': str(position['seed'])}).items())})"
+
     def unflatten(self, flat: np.ndarray) -> np.ndarray:
         """Rows of cells, block after block, to ``(*axes, seeds, ...)`` in the order the axes were given."""
         outer = tuple(map(len, self.static.values()))
@@ -59,7 +67,7 @@ class Grid:
     def describe(self) -> dict[str, Any]:
         """The axes as they are written down, so that two grids can be compared."""
         traced = {name: {"dtype": str(axis.dtype), "values": axis.tolist()} for name, axis in self.traced.items()}
-        static = {name: {"static": [_identity(value) for value in axis]} for name, axis in self.static.items()}
+        static = {name: {"static": [text(value) for value in axis]} for name, axis in self.static.items()}
         return {name: (traced | static)[name] for name in self.names}
 
 
@@ -67,7 +75,9 @@ def grid(axes: Mapping[str, Any], static: Iterable[str], seeds: int) -> Grid:
     """Check what was asked for."""
     if not isinstance(axes, Mapping):
         raise TypeError(f"expected axes as a mapping from name to values, got {type(axes).__name__}")
-    names = [static] if isinstance(static, str) else list(static)
+    names = [static] if isinstance(static, str) else list(static) if isinstance(static, Iterable) else [None]
+    if not all(isinstance(name, str) for name in names):
+        raise TypeError(f"expected static as the name of an axis or several, got {static!r}: leave it out for none")
     for name in axes:
         if not isinstance(name, str):
             raise TypeError(f"expected names of axes as text, got {name!r}")
@@ -112,15 +122,19 @@ def _array(name: str, values: Any) -> np.ndarray:
 
 
 def _traced_axis(name: str, given: np.ndarray) -> np.ndarray:
-    if not any(jnp.issubdtype(given.dtype, kind) for kind in (np.bool_, np.integer, np.floating)):
+    known = any(jnp.issubdtype(given.dtype, kind) for kind in (np.bool_, np.integer, np.floating))
+    if not known or given.dtype.itemsize > 8:
         raise TypeError(
-            f"expected numbers on axis {name!r}, got {given.dtype} ({given[0]!r}, ...): name the axis in static to "
-            "hand its values over as they are"
+            f"expected numbers on axis {name!r}, real ones of at most 64 bits, got {given.dtype} ({given[0]!r}, ...): "
+            "name the axis in static to hand its values over as they are"
         )
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", under="ignore"):
         array = given.astype(jax.dtypes.canonicalize_dtype(given.dtype))
-    exact = not jnp.issubdtype(given.dtype, np.floating)
-    if not np.array_equal(array, given) if exact else not np.array_equal(np.isfinite(array), np.isfinite(given)):
+    if jnp.issubdtype(given.dtype, np.floating):
+        fits = np.array_equal(np.isfinite(array), np.isfinite(given)) and np.array_equal(array == 0, given == 0)
+    else:
+        fits = np.array_equal(array, given)
+    if not fits:
         raise ValueError(f"expected values that fit {array.dtype} on axis {name!r}: enable jax_enable_x64")
     return array
 
@@ -149,9 +163,3 @@ def _labels(values: tuple[Any, ...]) -> np.ndarray:
         if all(type(v) in kinds for v in plain):
             return np.asarray(plain)
     return np.asarray([str(getattr(v, "__name__", v)) for v in plain])
-
-
-def _identity(value: Any) -> str:
-    if hasattr(value, "__qualname__"):
-        return f"{value.__module__}.{value.__qualname__}"
-    return re.sub(r" at 0x[0-9a-f]+", "", repr(value))

@@ -4,10 +4,11 @@ What is swept is split into arrays, which are arguments of the program, and the 
 differ in their arrays alone share one compilation, and no array is a constant of the program.
 """
 
+import contextlib
 import dataclasses
 import functools
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -15,6 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
+
+from stabjax.sweep._identity import exact, exact_structure, token
 
 MEMORY = 2**30
 """Bytes that the outputs of one chunk may take on a device, and what is under way besides."""
@@ -26,56 +29,60 @@ PIECES = 16
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """What is fixed while a program runs. The types are part of it, because 1 and True are equal."""
+    """What is fixed while a program runs. Two are equal if their identities are."""
 
     treedef: Any
-    constants: tuple[tuple[type, Any] | None, ...]
-    static: tuple[tuple[str, type, Any], ...] = ()
+    constants: tuple[Any, ...] = dataclasses.field(compare=False)
+    """Leaves of the function, None in the places of arrays."""
+    identity: object
+    static: Mapping[str, Any] = dataclasses.field(compare=False, default_factory=dict)
+    """Values of the static axes."""
 
     def cell(self, arrays: tuple[Any, ...], key: jax.Array, values: Mapping[str, Any]) -> Any:
         """Call the function."""
         found = iter(arrays)
-        leaves = [next(found) if constant is None else constant[1] for constant in self.constants]
+        leaves = [next(found) if constant is None else constant for constant in self.constants]
         f = jax.tree.unflatten(self.treedef, leaves)
-        return f(key, **values, **self.static_values())
-
-    def static_values(self) -> dict[str, Any]:
-        """The values of the static axes."""
-        return {name: value for name, _, value in self.static}
+        return f(key, **values, **self.static)
 
     def of(self, static: Mapping[str, Any]) -> "Program":
         """The same with values for the static axes."""
-        return dataclasses.replace(self, static=tuple((name, type(v), v) for name, v in static.items()))
+        identity = token((self.identity, tuple((name, exact(value)) for name, value in static.items())))
+        return dataclasses.replace(self, identity=identity, static=static)
 
 
 def split(f: Any) -> tuple[Program, tuple[Any, ...]]:
     """A function as a program and its arrays."""
     leaves, treedef = jax.tree.flatten(_as_tree(f))
     arrays = tuple(leaf for leaf in leaves if _is_array(leaf))
-    program = Program(treedef, tuple(None if _is_array(leaf) else (type(leaf), leaf) for leaf in leaves))
+    constants = tuple(None if _is_array(leaf) else leaf for leaf in leaves)
     try:
-        hash(program)
+        identity = token((exact_structure(treedef), exact(constants)))
     except TypeError as error:
         raise TypeError(
             "expected a function whose parts are arrays or hashable, got one that holds something else: hand lists "
             f"over as tuples, and objects as registered pytrees ({error})"
         ) from error
-    return program, arrays
+    return Program(treedef, constants, identity), arrays
 
 
 def _as_tree(f: Any) -> Any:
     if isinstance(f, functools.partial) and not isinstance(f, jax.tree_util.Partial):
-        inner = _as_tree(f.func)
-        return jax.tree_util.Partial(_Call(), inner, *f.args, **f.keywords)
+        return _Bound(_as_tree(f.func), f.args, f.keywords)
     return f
 
 
-@dataclasses.dataclass(frozen=True)
-class _Call:
-    """Calls its first argument, so that a partial of a registered pytree keeps the arrays of both in sight."""
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Bound:
+    """A partial whose function is in sight too: it may be a registered pytree with arrays of its own."""
 
-    def __call__(self, f: Any, /, *args: Any, **kwargs: Any) -> Any:
-        return f(*args, **kwargs)
+    f: Any
+    args: tuple[Any, ...]
+    keywords: dict[str, Any]
+
+    def __call__(self, /, *args: Any, **keywords: Any) -> Any:
+        return self.f(*self.args, *args, **{**self.keywords, **keywords})
 
 
 def _is_array(leaf: Any) -> bool:
@@ -179,7 +186,7 @@ def chunk(
             found = _mapped(point, points, layout.batch // layout.seeds)
         else:
             found = jax.tree.map(lambda x: x[None], point(values))
-        return jax.tree.map(lambda x: jnp.reshape(x, (-1, *x.shape[2:])), found)
+        return jax.tree.map(_joined, found)
 
     if mesh is None:
         return cells(arrays, key, seeds, values)
@@ -193,15 +200,37 @@ def _mapped(f: Any, xs: Any, batch: int) -> Any:
 
     One at a time is not batched: a convolution with kernels of its own would become a slow, grouped one.
     """
-    if 1 < batch == len(jax.tree.leaves(xs)[0]):
+    if batch == 1:
+        return jax.lax.map(f, xs)
+    if batch == len(jax.tree.leaves(xs)[0]):
         return jax.vmap(f)(xs)
-    return jax.lax.map(f, xs, batch_size=batch if batch > 1 else None)
+    batches = jax.tree.map(lambda x: jnp.reshape(x, (-1, batch)), xs)
+    return jax.tree.map(_joined, jax.lax.map(jax.vmap(f), batches))
+
+
+def _joined(x: jax.Array) -> jax.Array:
+    """The first two axes as one; -1 in its place is no length where an array has no elements."""
+    return jnp.reshape(x, (x.shape[0] * x.shape[1], *x.shape[2:]))
 
 
 def trace(program: Program, arrays: tuple[Any, ...], key: jax.Array, values: dict[str, Any]) -> Any:
     """Shapes of the outputs of a cell; what is wrong with the function comes out here."""
-    try:
+    with _explained(program, values, "a cell was", "call the function with one cell"):
         return cell.eval_shape(arrays, key, np.uint32(0), values, program=program)[0]
+
+
+def lower(program: Program, arguments: tuple[Any, ...], layout: Layout, mesh: Mesh | None) -> Any:
+    """A chunk, traced and not compiled; what cannot be done with many cells at once comes out here."""
+    with _explained(
+        program, arguments[-1], f"cells, {layout.batch} side by side, were", "call jax.vmap of the function"
+    ):
+        return chunk.lower(*arguments, program=program, layout=layout, mesh=mesh)
+
+
+@contextlib.contextmanager
+def _explained(program: Program, values: Mapping[str, Any], what: str, advice: str) -> Iterator[None]:
+    try:
+        yield
     except (jax.errors.JAXTypeError, jax.errors.JAXIndexError, jax.errors.UnexpectedTracerError) as error:
         raise TypeError(
             "expected a function that JAX can trace, but it asks for the value of something traced: name an axis in "
@@ -209,30 +238,9 @@ def trace(program: Program, arrays: tuple[Any, ...], key: jax.Array, values: dic
             f"and jax.pure_callback for what cannot be traced. JAX says: {error}"
         ) from error
     except Exception as error:
-        shown = ", ".join(
-            [*(f"{k}: {v.dtype}" for k, v in values.items()), *(f"{k}={v!r}" for k, _, v in program.static)]
-        )
-        error.add_note(
-            f"raised while a cell was traced (key, {shown}): call the function with one cell to see it alone"
-        )
+        shown = [*(f"{k}: {v.dtype}" for k, v in values.items()), *(f"{k}={v!r}" for k, v in program.static.items())]
+        error.add_note(f"raised while {what} traced ({', '.join(['key', *shown])}): {advice} to see it alone")
         raise
-
-
-def output_names(out: Any, axes: tuple[str, ...]) -> tuple[str, ...]:
-    """A name for every array of the output, from its path."""
-    paths = [path for path, _ in jax.tree_util.tree_flatten_with_path(out)[0]]
-    # Files of labelled arrays keep "/" for groups.
-    names = tuple(jax.tree_util.keystr(p, simple=True, separator=".").replace("/", ".") or "value" for p in paths)
-    if not names:
-        raise ValueError("expected a function that returns arrays, got one that returns none")
-    taken = {"seed": "a sweep", "valid": "a sweep"} | dict.fromkeys(axes, "an axis")
-    for k, name in enumerate(names):
-        if name in taken or name in names[:k]:
-            raise ValueError(
-                f"expected every name once, got an output {name!r}, which is also the name of "
-                f"{taken.get(name, 'another')}: return it under another name, such as {{'my_{name}': ...}}"
-            )
-    return names
 
 
 def chunk_size(total: int, bytes_per_cell: int, *, seeds: int, devices: int, pieces: int) -> int:

@@ -12,8 +12,37 @@ import xarray
 import stabjax
 from stabjax.sweep._grid import Grid
 
-Errors = list[tuple[int, int, str]]
+Errors = list[tuple[str, str, str]]
 """First and last cell of each chunk that failed, and what was raised."""
+
+
+def output_names(out: Any, axes: tuple[str, ...]) -> tuple[str, ...]:
+    """A name for every array of the output, from its path."""
+    leaves = jax.tree_util.tree_flatten_with_path(out)[0]
+    # Files of labelled arrays keep "/" for groups.
+    names = tuple(
+        jax.tree_util.keystr(path, simple=True, separator=".").replace("/", ".") or "value" for path, _ in leaves
+    )
+    if not names:
+        raise ValueError("expected a function that returns arrays, got one that returns none")
+    taken = {"seed": "a sweep", "valid": "a sweep"} | dict.fromkeys(axes, "an axis")
+    for k, name in enumerate(names):
+        if name in taken or name in names[:k]:
+            raise ValueError(
+                f"expected every name once, got an output {name!r}, which is also the name of "
+                f"{taken.get(name, 'another')}: return it under another name, such as {{'my_{name}': ...}}"
+            )
+    for name, (_, leaf) in zip(names, leaves):
+        if clash := {*axes, *names} & set(_dimensions(name, leaf.ndim)):
+            raise ValueError(
+                f"expected no axis or output named like a dimension of the output {name!r}, got {sorted(clash)}: give "
+                "it another name"
+            )
+    return names
+
+
+def _dimensions(name: str, number: int) -> list[str]:
+    return [f"{name}_dim_{k}" for k in range(number)]
 
 
 def dataset(
@@ -23,7 +52,7 @@ def dataset(
     variables = {}
     for name, flat in rows.items():
         array = cells.unflatten(flat)
-        own = [f"{name}_dim_{k}" for k in range(array.ndim - len(cells.names) - 1)]
+        own = _dimensions(name, array.ndim - len(cells.names) - 1)
         variables[name] = ([*cells.names, "seed", *own], array)
     attributes = {**versions(), **attributes, **({"errors": error_text(errors)} if errors else {})}
     return xarray.Dataset(variables, {**cells.labels, "seed": np.arange(cells.seeds)}, attributes)
@@ -39,9 +68,16 @@ def as_json(config: Mapping[str, Any] | None) -> str:
     if config is not None and not isinstance(config, Mapping):
         raise TypeError(f"expected config as a mapping, got {type(config).__name__}")
     try:
-        return json.dumps(config or {}, default=lambda value: np.asarray(value).tolist())
+        return json.dumps(config or {}, default=_plain)
     except (TypeError, ValueError) as error:
         raise TypeError(f"expected config to hold numbers, text, lists and mappings only: {error}") from error
+
+
+def _plain(value: Any) -> Any:
+    plain = np.asarray(value).tolist()
+    if not isinstance(plain, bool | int | float | str | list):
+        raise TypeError(f"got {value!r} of type {type(value).__name__}")
+    return plain
 
 
 def versions() -> dict[str, str]:
@@ -59,7 +95,7 @@ def error_text(errors: Errors) -> str:
     cells: dict[str, list[str]] = {}
     for first, last, text in errors:
         short = text if len(text) <= 2000 else f"{text[:1000]} ... {text[-1000:]}"
-        cells.setdefault(short, []).append(f"{first} to {last}")
+        cells.setdefault(short, []).append(first if first == last else f"{first} to {last}")
     lines = [f"cells {', '.join(_at_most(10, places, ''))}: {text}" for text, places in cells.items()]
     return "\n".join(_at_most(10, lines, " kinds of errors"))
 

@@ -1,7 +1,7 @@
 """`run`: what is asked for, checked and handed on."""
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from os import PathLike
 from typing import Any
 
@@ -51,10 +51,17 @@ def run(
     Axes hold numbers, which are traced. A parameter that Python needs the value of (a size, a name, an `if`) is named
     in ``static``; its axis may hold anything hashable, and each combination of static values compiles once.
 
-    The program is compiled once per function, so define it once, outside of loops. Arrays that it closes over are
-    constants of the program. Large ones are better arguments: `functools.partial` (or `jax.tree_util.Partial`) of
-    arrays, networks of `stabjax.features.of` and other registered pytrees, or a callable pytree itself, keep their
-    arrays outside of the program; other numbers bound this way are static.
+    XLA's own generator (keys of kind ``rbg`` and ``unsafe_rbg``) takes one key for all cells that run side by side, so
+    with such a key they run one at a time; with keys of these kinds that the function makes itself, cells are not
+    independent of the chunks, and curves are not paired.
+
+    The program is compiled once per function, so define it once, outside of loops. It is compiled again if a variable
+    that the function closes over, a global that it names, or an attribute of a callable object is bound to something
+    new. What lies deeper is not seen in the same process: a list or an object that is changed in place, and what other
+    functions that it calls read. Arrays that it closes over are constants of the program. Large ones are better
+    arguments: `functools.partial` (or `jax.tree_util.Partial`) of arrays, networks of `stabjax.features.of` and other
+    registered pytrees, or a callable pytree itself, keep their arrays outside of the program; other numbers bound this
+    way are static.
 
     With a ``path``, each finished chunk is written at once. After a kill the same call goes on where it stopped, and
     its result is the same to the bit; at most the chunk in flight is lost. What differs from the sweep in that folder
@@ -87,8 +94,8 @@ def run(
         ``device``, ``function``, ``key`` and ``config`` as JSON, the size of a ``chunk``, and ``errors``, if any.
 
         A chunk that raises while it runs is NaN (zero where there are integers) and not valid; the text stands in
-        ``errors`` and in a warning, and the rest goes on. It is not written: the next call with the same path tries
-        again.
+        ``errors`` and in a warning, with its first and last cell, and the rest goes on. It is not written: the next
+        call with the same path tries again.
 
     Raises:
         TypeError: if the function does not take these names or cannot be traced, if an axis holds no numbers and is
@@ -104,16 +111,19 @@ def run(
         raise ValueError(f"expected chunk=None or at least 1, got {chunk!r}")
     cells = grid(axes, static, seeds)
     _program.check_names(f, cells.names)
-    if mesh is None and jax.process_count() > 1:
-        mesh = jax.make_mesh((jax.device_count(),), ("cells",))
+    mesh = _row_of_devices(mesh)
     team = Team(mesh)
-    with contextlib.ExitStack() as stack:
-        store = stack.enter_context(_entered(Store(path), team)) if path is not None else None
+    with contextlib.nullcontext() if path is None else Store(path) as store:
+        if store is not None:
+            team.lead(store.saved)  # what is no folder of a sweep is refused before the work
         return Sweep(f, cells, key, mesh, team, store, as_json(config)).run(chunk)
 
 
-@contextlib.contextmanager
-def _entered(store: Store, team: Team) -> Iterator[Store]:
-    with contextlib.ExitStack() as stack:
-        team.lead(lambda: stack.enter_context(store) and None)
-        yield store
+def _row_of_devices(mesh: Mesh | None) -> Mesh | None:
+    """All devices of a mesh in one row, in the same order whatever its shape."""
+    if not isinstance(mesh, Mesh | None):
+        raise TypeError(f"expected a jax.sharding.Mesh, got {mesh!r}: make it with jax.make_mesh")
+    if mesh is None and jax.process_count() == 1:
+        return None
+    devices = jax.devices() if mesh is None else mesh.devices.flat
+    return Mesh(np.asarray(sorted(devices, key=lambda device: device.id)), ("cells",))

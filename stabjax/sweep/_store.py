@@ -11,6 +11,7 @@ the number of the chunk too: a file of another sweep is recognised like a damage
 import contextlib
 import io
 import json
+import re
 import warnings
 import zipfile
 import zlib
@@ -28,20 +29,18 @@ FORMAT = 1
 
 
 class Store:
-    """One sweep on disk, held by this process alone while it is entered."""
+    """One sweep on disk, held by this process alone from when it is opened to the end of the ``with`` block.
+
+    Nothing is touched before that: a folder that is refused is left as it was.
+    """
 
     def __init__(self, path: str | PathLike[str]) -> None:
         self.path = Path(path)
         self._stack = contextlib.ExitStack()
         self._seal = 0
+        self._chunks: dict[int, list[Path]] = {}
 
     def __enter__(self) -> "Store":
-        if self.path.exists() and not self.path.is_dir():
-            raise NotADirectoryError(f"expected a folder at {self.path}, found a file: choose another path")
-        self.path.mkdir(parents=True, exist_ok=True)
-        self._stack.enter_context(_files.locked(self.path))
-        for draft in self.path.glob(".*.draft"):
-            draft.unlink()
         return self
 
     def __exit__(
@@ -50,12 +49,18 @@ class Store:
         self._stack.close()
 
     def saved(self) -> dict[str, Any] | None:
-        """What is swept here, None in an empty folder."""
+        """What is swept here, None if there is no folder or an empty one."""
+        if not self.path.exists():
+            return None
+        if not self.path.is_dir():
+            raise NotADirectoryError(f"expected a folder at {self.path}, found a file: choose another path")
         file = self.path / "manifest.json"
         if not file.exists():
             _files.check_empty(self.path, "a sweep")
             return None
         contents = _files.read_json(file)
+        if "format" not in contents:
+            raise OSError(f"the file {file} is damaged or not of a sweep: restore it, or choose another path")
         if contents["format"] != FORMAT:
             raise ValueError(f"expected format {FORMAT} in {file}, got {contents['format']}: choose another path")
         return contents
@@ -63,22 +68,38 @@ class Store:
     def open(self, manifest: Mapping[str, Any]) -> None:
         """Write down what is swept, or refuse with the difference from what is swept here."""
         given = json.loads(json.dumps({"format": FORMAT, "order": list(manifest["axes"]), **manifest}))
-        saved = self.saved()
+        self._agreed(given)
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._stack.enter_context(_files.locked(self.path))
+        saved = self._agreed(given)  # again: another process may have come before the lock
+        for draft in [*self.path.glob(".manifest.json.draft"), *self.path.glob(".chunk-*.npz.draft")]:
+            draft.unlink()
         if saved is None:
             saved = given
             self._write("manifest.json", lambda file: _files.write_json(file, given, allow_nan=True))
-        else:
+        self._seal = zlib.crc32(json.dumps(saved, sort_keys=True).encode())
+        for file in sorted(self.path.glob("chunk-*.npz")):
+            if number := re.match(r"chunk-(\d+)-", file.name):
+                self._chunks.setdefault(int(number[1]), []).append(file)
+
+    def _agreed(self, given: Mapping[str, Any]) -> dict[str, Any] | None:
+        """What is swept here, which must be what is given."""
+        saved = self.saved()
+        if saved is not None:
             old, new = ({k: v for k, v in d.items() if k != "versions"} for d in (saved, given))
             _files.refuse_difference(old, new, f"the sweep in {self.path}")
-        self._seal = zlib.crc32(json.dumps(saved, sort_keys=True).encode())
+        return saved
 
     def read(self, number: int) -> dict[str, np.ndarray] | None:
         """A finished chunk; None if it was not written, or is damaged and must be computed again."""
-        for file in sorted(self.path.glob(f"chunk-{number:05d}-*.npz")):
-            payload = file.read_bytes()
+        for file in self._chunks.get(number, []):
+            try:
+                payload = file.read_bytes()
+            except OSError as error:
+                raise OSError(f"the chunk {file} cannot be read ({error}): restore it, or move it elsewhere") from error
             if file.stem.endswith(f"-{self._checksum(number, payload)}"):
-                with contextlib.suppress(ValueError, OSError, zipfile.BadZipFile), np.load(io.BytesIO(payload)) as data:
-                    return dict(data)
+                with contextlib.suppress(ValueError, OSError, zipfile.BadZipFile):
+                    return _unpacked(payload)
             warnings.warn(
                 f"the file {file} is damaged: its chunk is computed again, and the file replaced",
                 RuntimeWarning,
@@ -89,13 +110,7 @@ class Store:
 
     def write(self, number: int, arrays: Mapping[str, np.ndarray]) -> None:
         """Keep a finished chunk."""
-        buffer = io.BytesIO()
-        # As numpy.savez does, which does not take every name ("file").
-        with zipfile.ZipFile(buffer, "w") as archive:
-            for name, array in arrays.items():
-                with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as member:
-                    np.lib.format.write_array(member, array, allow_pickle=False)
-        payload = buffer.getvalue()
+        payload = _packed(arrays)
         name = f"chunk-{number:05d}-{self._checksum(number, payload)}.npz"
         self._write(name, lambda file: _files.write(file, payload))
 
@@ -113,3 +128,22 @@ class Store:
                 "to go on",
                 str(file),
             ) from error
+
+
+def _packed(arrays: Mapping[str, np.ndarray]) -> bytes:
+    """As numpy.savez does, which does not take every name ("file"), nor numpy.load tell ``x`` from ``x.npy``."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, array in arrays.items():
+            with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, array, allow_pickle=False)
+    return buffer.getvalue()
+
+
+def _unpacked(payload: bytes) -> dict[str, np.ndarray]:
+    arrays = {}
+    with zipfile.ZipFile(io.BytesIO(payload)) as archive:
+        for member in archive.namelist():
+            with archive.open(member) as file:
+                arrays[member.removesuffix(".npy")] = np.lib.format.read_array(file, allow_pickle=False)
+    return arrays

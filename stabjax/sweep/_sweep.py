@@ -3,20 +3,23 @@
 import dataclasses
 import hashlib
 import json
+import re
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import xarray
+from jax.core import Tracer
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from stabjax.sweep import _program
 from stabjax.sweep._grid import Grid
 from stabjax.sweep._progress import bar
-from stabjax.sweep._result import Errors, dataset, error_text, key_numbers, versions
+from stabjax.sweep._result import Errors, dataset, error_text, key_numbers, output_names, versions
 from stabjax.sweep._store import Store
 from stabjax.sweep._team import Team
 
@@ -46,33 +49,43 @@ class Sweep:
         self, f: Any, cells: Grid, key: jax.Array, mesh: Mesh | None, team: Team, store: Store | None, config: str
     ) -> None:
         self.cells, self.mesh, self.team, self.store = cells, mesh, team, store
-        self.devices = 1 if mesh is None else mesh.size
-        self.device = next(iter(jnp.zeros(()).devices())) if mesh is None else mesh.devices.flat[0]
-        self.about = {"function": _program.function_name(f), "key": key_numbers(key), "config": json.loads(config)}
         program, arrays = _program.split(f)
+        probe = jax.device_put(np.zeros(()))  # under jit, a tracer too
+        if any(isinstance(x, Tracer) for x in (probe, key, *arrays)):
+            raise TypeError(
+                "expected a key and arrays with values, got tracers: call sweep.run outside of jax.jit, jax.vmap and "
+                "jax.grad; it compiles by itself"
+            )
+        self.devices = 1 if mesh is None else mesh.size
+        self.device = next(iter(probe.devices())) if mesh is None else mesh.devices.flat[0]
+        self.about = {"function": _program.function_name(f), "key": key_numbers(key), "config": json.loads(config)}
         self.key, self.arrays = self._everywhere((key, arrays))
         self.programs = [program.of(combination) for combination in cells.combinations()]
         values = cells.cells(np.zeros(1, int))[1]
         one = {name: v[0] for name, v in values.items()}
         self.outputs: dict[str, Any] = {}
-        for k, program in enumerate(self.programs):
+        self.names: list[tuple[str, ...]] = []
+        """Of the outputs of every program, in the order it returns them."""
+        for program in self.programs:
             out = _program.trace(program, self.arrays, self.key, one)
-            outputs = dict(zip(_program.output_names(out, cells.names), jax.tree.leaves(out)))
-            if k and outputs != self.outputs:
+            self.names.append(output_names(out, cells.names))
+            outputs = dict(zip(self.names[-1], jax.tree.leaves(out)))
+            self.outputs = self.outputs or outputs
+            if (here := _kinds(outputs)) != (before := _kinds(self.outputs)):
                 raise ValueError(
-                    f"expected outputs of the same names, shapes and dtypes for all static values, got {outputs} for "
-                    f"{program.static_values()} and {self.outputs} before: sweep the sizes one by one"
+                    f"expected outputs of the same names, shapes and dtypes for all static values, got {here} for "
+                    f"{program.static} and {before} before: sweep the sizes one by one"
                 )
-            self.outputs = outputs
         shapes, treedef = jax.tree.flatten(jax.tree.map(_shape, (self.arrays, self.key, one)))
         x64 = jax.dtypes.canonicalize_dtype(np.float64) == np.float64
         self.traffic = [_program.traffic(program, treedef, tuple(shapes), x64) for program in self.programs]
         self.layouts: list[_program.Layout] = []
+        self.lowered: list[Any] = []
 
     def _everywhere(self, tree: Any) -> Any:
         """Arrays as a whole on every device."""
         if self.mesh is None:
-            return tree
+            return jax.device_put(tree)
         whole = NamedSharding(self.mesh, P())
 
         def place(x: Any) -> jax.Array:
@@ -87,6 +100,8 @@ class Sweep:
         """All cells, ``chunk`` of them at once."""
         size, blocks, block = self._size(chunk), range(len(self.programs)), self.cells.block
         self.layouts = [self._layout(b, size) for b in blocks]
+        # Before any chunk runs: a function that cannot be batched is no failure of a chunk.
+        self.lowered = [self._lowered(b, layout) for b, layout in enumerate(self.layouts)]
         starts = [(b, start) for b in blocks for start in range(0, block, size)]
         chunks = [
             Chunk(number, b, start, slice(b * block + start, b * block + min(start + size, block)))
@@ -100,7 +115,7 @@ class Sweep:
         with bar(sum(c.count for c in left), shown=self.team.leads) as tell:
             for c in left:
                 if text := self._compute(c, rows):
-                    errors.append((c.rows.start, c.rows.stop - 1, text))
+                    errors.append((self.cells.where(c.rows.start), self.cells.where(c.rows.stop - 1), text))
                 tell(c.count)
         if errors:
             text = f"{len(errors)} of {len(chunks)} chunks failed and are not valid; see attrs['errors']. "
@@ -130,6 +145,9 @@ class Sweep:
 
     def _layout(self, block: int, size: int) -> _program.Layout:
         largest = _program.side_by_side(self.traffic[block], self.device.platform)
+        # Under vmap, XLA's generator takes one key for a whole batch.
+        if "rbg" in str(jax.random.key_impl(self.key)):
+            largest = 1
         options = {"seeds": self.cells.seeds, "devices": self.devices}
         layout = _program.layout(size, largest=largest, **options)
         # What a cell reads and writes bounds what it holds; only where that bound is too large the program is asked.
@@ -147,8 +165,7 @@ class Sweep:
         return self.arrays, self.key, seeds, values
 
     def _lowered(self, block: int, layout: _program.Layout) -> Any:
-        arguments = self._arguments(0, layout.rows)
-        return _program.chunk.lower(*arguments, program=self.programs[block], layout=layout, mesh=self.mesh)
+        return _program.lower(self.programs[block], self._arguments(0, layout.rows), layout, self.mesh)
 
     def _compute(self, c: Chunk, rows: dict[str, np.ndarray]) -> str:
         """Fill in the rows of a chunk and keep them; or say what was raised."""
@@ -161,15 +178,15 @@ class Sweep:
         except Exception as error:
             text = f"{type(error).__name__}: {error}"
             # Raised inside of a callback, an interrupt comes back as an error of the runtime.
-            if "KeyboardInterrupt" in text:
+            if re.search(r"^KeyboardInterrupt\b", text, re.MULTILINE):
                 raise KeyboardInterrupt from error
         if text := self.team.errors(text):
             for array in rows.values():
                 array[c.rows] = np.nan if np.issubdtype(array.dtype, np.inexact) else 0
             return text
         outputs, valid = self.team.whole(results)
-        for mine, array in zip(rows.values(), [*outputs, valid]):
-            mine[c.rows] = array[: c.count]
+        for name, array in zip([*self.names[c.block], "valid"], [*outputs, valid]):
+            rows[name][c.rows] = array[: c.count]
         if (store := self.store) is not None:
             self.team.lead(lambda: store.write(c.number, {name: array[c.rows] for name, array in rows.items()}))
         return ""
@@ -193,13 +210,13 @@ class Sweep:
     def _manifest(self, size: int) -> dict[str, Any]:
         """What has to be the same for the same bits."""
         program = hashlib.sha256()
-        for block, layout in enumerate(self.layouts):
-            program.update(self._lowered(block, layout).as_text().encode())
+        for lowered in self.lowered:
+            program.update(lowered.as_text().encode())
         return {
             **self.about,
             "axes": self.cells.describe(),
             "seeds": self.cells.seeds,
-            "outputs": {name: f"{leaf.dtype}{list(leaf.shape)}" for name, leaf in self.outputs.items()},
+            "outputs": _kinds(self.outputs),
             "chunk": size,
             "devices": self.devices,
             "device": f"{self.device.platform} {self.device.device_kind}",
@@ -208,6 +225,10 @@ class Sweep:
             "program": program.hexdigest(),
             "versions": versions(),
         }
+
+
+def _kinds(outputs: Mapping[str, Any]) -> dict[str, str]:
+    return {name: f"{leaf.dtype}{list(leaf.shape)}" for name, leaf in outputs.items()}
 
 
 def _shape(x: Any) -> jax.ShapeDtypeStruct:

@@ -33,7 +33,7 @@ class Team:
         texts = [row.tobytes().rstrip(b"\0") for row in self._gather(mine.encode()[:LONGEST].ljust(LONGEST, b"\0"))]
         return next((f"process {k}: {t.decode(errors='replace')}" for k, t in enumerate(texts) if t), "")
 
-    def lead(self, work: Callable[[], None]) -> None:
+    def lead(self, work: Callable[[], object]) -> None:
         """The leader does it; what it raises, all raise."""
         failure = None
         if self.leads:
