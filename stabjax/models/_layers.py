@@ -29,17 +29,27 @@ def convolution(
     out_channels: int,
     kernel: tuple[int, ...],
     *,
-    padding: str = "SAME",
+    stride: int = 1,
+    padding: int | None = None,
+    groups: int = 1,
+    use_bias: bool = True,
     param_dtype: Any = jnp.float32,
     rngs: nnx.Rngs,
 ) -> nnx.Conv:
-    """A convolution with bias, by the fastest route of the device."""
-    init = fan_in_uniform(in_channels * math.prod(kernel))
+    """A convolution by the fastest route of the device.
+
+    ``padding`` zeros stand on each side, whatever the stride, as PyTorch counts them; ``(F - 1) // 2`` if None.
+    """
+    init = fan_in_uniform(in_channels // groups * math.prod(kernel))
+    zeros = [(side - 1) // 2 if padding is None else padding for side in kernel]
     return nnx.Conv(
         in_channels,
         out_channels,
         kernel,
-        padding=padding,
+        stride,
+        padding=tuple((n, n) for n in zeros),
+        feature_group_count=groups,
+        use_bias=use_bias,
         kernel_init=init,
         bias_init=init,
         param_dtype=param_dtype,
@@ -87,8 +97,27 @@ class BatchNorm(nnx.BatchNorm):
         return (centred * (lax.rsqrt(along_channels(variance) + 1e-5) * scale) + bias).astype(x.dtype)
 
 
-class ConvBlock(nnx.Module):
-    """Convolution, batch normalisation where asked for, ReLU."""
+class LayerNorm(nnx.LayerNorm):
+    """Layer normalisation over the last axis, by the variance of the centred activations."""
+
+    def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]  the parent's mask is not offered
+        self, x: Float[Array, "batch *places channels"]
+    ) -> Float[Array, "batch *places channels"]:
+        """The normalised activations, in the shape and dtype of ``x``."""
+        compute = x.dtype if x.dtype.itemsize >= 4 else jnp.float32
+        centred = x.astype(compute)
+        centred = centred - jnp.mean(centred, -1, keepdims=True)
+        normed = centred * lax.rsqrt(jnp.mean(jnp.square(centred), -1, keepdims=True) + 1e-6)
+        scale, bias = (
+            jnp.reshape(p[...].astype(compute), (1,) * (x.ndim - 1) + (-1,))
+            for p in (self.scale, self.bias)
+            if p is not None
+        )
+        return (normed * scale + bias).astype(x.dtype)
+
+
+class ConvNorm(nnx.Module):
+    """Convolution, batch normalisation where asked for."""
 
     def __init__(
         self,
@@ -96,20 +125,59 @@ class ConvBlock(nnx.Module):
         out_channels: int,
         kernel: tuple[int, ...],
         *,
-        norm: bool,
-        padding: str = "SAME",
+        norm: bool = True,
+        use_bias: bool = False,
+        stride: int = 1,
+        padding: int | None = None,
+        groups: int = 1,
         param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ) -> None:
-        self.conv = convolution(in_channels, out_channels, kernel, padding=padding, param_dtype=param_dtype, rngs=rngs)
+        self.conv = convolution(
+            in_channels,
+            out_channels,
+            kernel,
+            stride=stride,
+            padding=padding,
+            groups=groups,
+            use_bias=use_bias,
+            param_dtype=param_dtype,
+            rngs=rngs,
+        )
         self.norm = BatchNorm(out_channels, param_dtype=param_dtype, rngs=rngs) if norm else None
 
     def __call__(self, x: Float[Array, "batch *spatial_in channels_in"]) -> Float[Array, "batch *spatial channels"]:
-        """The rectified response, ``(batch, *spatial, out_channels)``."""
+        """The response, ``(batch, *spatial, out_channels)``."""
         x = self.conv(x)
-        if self.norm is not None:
-            x = self.norm(x)
-        return jax.nn.relu(x)
+        return x if self.norm is None else self.norm(x)
+
+
+class ConvBlock(ConvNorm):
+    """Convolution, batch normalisation where asked for, ReLU."""
+
+    def __call__(self, x: Float[Array, "batch *spatial_in channels_in"]) -> Float[Array, "batch *spatial channels"]:
+        """The rectified response, ``(batch, *spatial, out_channels)``."""
+        return jax.nn.relu(super().__call__(x))
+
+
+class NormConv(nnx.Module):
+    """Batch normalisation, ReLU, convolution without bias."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel: tuple[int, ...],
+        *,
+        param_dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ) -> None:
+        self.norm = BatchNorm(in_channels, param_dtype=param_dtype, rngs=rngs)
+        self.conv = convolution(in_channels, out_channels, kernel, use_bias=False, param_dtype=param_dtype, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "batch *spatial channels_in"]) -> Float[Array, "batch *spatial channels"]:
+        """The response, ``(batch, *spatial, out_channels)``."""
+        return self.conv(jax.nn.relu(self.norm(x)))
 
 
 def max_pool(x: Float[Array, "batch *spatial_in channels"], window: int) -> Float[Array, "batch *spatial channels"]:
@@ -118,9 +186,25 @@ def max_pool(x: Float[Array, "batch *spatial_in channels"], window: int) -> Floa
     The windows become axes of their own: on the CPU the gradient of that maximum is a few times faster than the
     scatter which the gradient of a windowed reduction needs.
     """
+    return _pool(jnp.max, x, window)
+
+
+def average_pool(x: Float[Array, "batch *spatial_in channels"], window: int) -> Float[Array, "batch *spatial channels"]:
+    """The mean of each ``window``-wide box, without overlap."""
+    return _pool(jnp.mean, x, window)
+
+
+def _pool(reduce: Callable[..., Array], x: Array, window: int) -> Array:
     batch, *spatial, channels = x.shape
     split = [side for n in spatial for side in (n // window, window)]
-    return jnp.max(jnp.reshape(x, (batch, *split, channels)), axis=tuple(range(2, 2 * len(spatial) + 1, 2)))
+    return reduce(jnp.reshape(x, (batch, *split, channels)), axis=tuple(range(2, 2 * len(spatial) + 1, 2)))
+
+
+def widened(name: str, channels: int, width: float | int, *, multiple: int = 1) -> int:
+    """``width * channels`` as a whole multiple of ``multiple``, at least one; raises unless the factor is positive."""
+    if not width > 0:
+        raise ValueError(f"{name}: expected a positive width factor, got {width}; 1 is the published width")
+    return max(1, round(width * channels / multiple)) * multiple
 
 
 def pad_small(x: Float[Array, "batch *spatial_in channels"]) -> Float[Array, "batch *spatial channels"]:
@@ -145,10 +229,31 @@ def check_images(name: str, x: Images, *, channels: int, ndim: int = 2) -> Float
     return jnp.asarray(x)
 
 
-def check_divisible(name: str, x: Images, divisor: int) -> None:
-    """Raises unless both sides of the images are multiples of ``divisor``."""
-    if any(side % divisor or side == 0 for side in x.shape[1:-1]):
+def images_of(name: str, x: Images, size: int, *, channels: int) -> Float[Array, "batch height width channels"]:
+    """The batch as a JAX array; raises unless its images are ``size x size`` with that many channels."""
+    x = check_images(name, x, channels=channels)
+    if x.shape[1:3] != (size, size):
         raise ValueError(
-            f"{name}: expected sides that are multiples of {divisor} (or 28 x 28, padded with zeros to 32 x 32), "
+            f"{name}: expected images of {size} x {size}, got {x.shape[1]} x {x.shape[2]}; "
+            "build the network for this size, or resize the images"
+        )
+    return x
+
+
+def images_of_32(name: str, x: Images, *, channels: int) -> Float[Array, "batch height width channels"]:
+    """The batch as a JAX array, 28 x 28 padded with two zeros; raises unless its images are then 32 x 32."""
+    x = pad_small(check_images(name, x, channels=channels))
+    if x.shape[1:3] != (32, 32):
+        raise ValueError(f"{name}: expected images of 32 x 32 or 28 x 28, got {x.shape[1]} x {x.shape[2]}; resize")
+    return x
+
+
+def images_in(name: str, x: Images, multiple: int, *, channels: int) -> Float[Array, "batch height width channels"]:
+    """The batch as a JAX array, 28 x 28 padded with two zeros; raises unless its sides are then multiples."""
+    x = pad_small(check_images(name, x, channels=channels))
+    if any(side % multiple or side == 0 for side in x.shape[1:-1]):
+        raise ValueError(
+            f"{name}: expected sides that are multiples of {multiple} (or 28 x 28, padded with zeros to 32 x 32), "
             f"got {' x '.join(map(str, x.shape[1:-1]))}; crop, pad or resize the images"
         )
+    return x

@@ -6,17 +6,35 @@ from typing import Any
 
 from flax import nnx
 
+from stabjax.models._alexnet import AlexNet
+from stabjax.models._convnext import ConvNeXt
+from stabjax.models._densenet import DenseNet
+from stabjax.models._efficientnet import EfficientNetB0
 from stabjax.models._fully_connected import FullyConnected
 from stabjax.models._gap import GAPConvNet
-from stabjax.models._small import LeNet, MinimalCNN, SmallCNN
+from stabjax.models._minimal import MinimalCNN, MinimalLCN
+from stabjax.models._mobilenet import MobileNetV2
+from stabjax.models._resnet import PreActResNet, ResNet, ResNeXt
+from stabjax.models._small import LeNet, SmallCNN
 from stabjax.models._vgg import VGG
+from stabjax.models._vit import VisionTransformer
 
 _TABLE: dict[str, Callable[..., nnx.Module]] = {
     "SmallCNN": SmallCNN,
     "LeNet": LeNet,
     "MinimalCNN": partial(MinimalCNN, 32),
+    "MinimalLCN": partial(MinimalLCN, 32),
+    "AlexNet": AlexNet,
     **{f"VGG{depth}": partial(VGG, depth, norm=False) for depth in (11, 13, 16, 19)},
     **{f"VGG{depth}bn": partial(VGG, depth, norm=True) for depth in (11, 13, 16, 19)},
+    **{f"ResNet{depth}": partial(ResNet, depth) for depth in (18, 34, 50)},
+    "PreActResNet18": partial(PreActResNet, 18),
+    "ResNeXt29": ResNeXt,
+    "DenseNet121": partial(DenseNet, 121),
+    "MobileNetV2": MobileNetV2,
+    "EfficientNetB0": EfficientNetB0,
+    "ConvNeXt": ConvNeXt,
+    "ViT": partial(VisionTransformer, 32),
     **{f"FCL{layers}": partial(FullyConnected, 32 * 32 * 3, layers=layers) for layers in (2, 4, 6)},
     **{f"GAPConvNet{ndim}d": partial(GAPConvNet, ndim) for ndim in (1, 2)},
 }

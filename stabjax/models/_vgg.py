@@ -7,7 +7,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from stabjax._types import Images
-from stabjax.models._layers import ConvBlock, check_divisible, check_images, dense, max_pool, pad_small
+from stabjax.models._layers import ConvBlock, dense, images_in, max_pool, widened
 
 _CHANNELS = (64, 128, 256, 512, 512)
 _CONVOLUTIONS = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
@@ -46,23 +46,21 @@ class VGG(nnx.Module):
     ) -> None:
         if depth not in _CONVOLUTIONS:
             raise ValueError(f"VGG: expected depth in {tuple(_CONVOLUTIONS)}, got {depth}")
-        if not width > 0:
-            raise ValueError(f"VGG: expected a positive width factor, got {width}; 1 is the published width")
+        options: dict[str, Any] = {"param_dtype": param_dtype, "rngs": rngs}
         blocks, channels = [], in_channels
         for repeats, published in zip(_CONVOLUTIONS[depth], _CHANNELS, strict=True):
-            wide = max(1, round(width * published))
+            wide = widened("VGG", published, width)
             for _ in range(repeats):
-                blocks.append(ConvBlock(channels, wide, (3, 3), norm=norm, param_dtype=param_dtype, rngs=rngs))
+                blocks.append(ConvBlock(channels, wide, (3, 3), norm=norm, use_bias=True, **options))
                 channels = wide
         self.depth = depth
         self.in_channels = in_channels
         self.features = nnx.List(blocks)
-        self.classifier = dense(channels, num_classes, param_dtype=param_dtype, rngs=rngs)
+        self.classifier = dense(channels, num_classes, **options)
 
     def __call__(self, x: Images) -> Float[Array, "batch classes"]:
         """Logits, ``(batch, num_classes)``, of images ``(batch, height, width, in_channels)``."""
-        y = pad_small(check_images("VGG", x, channels=self.in_channels))
-        check_divisible("VGG", y, 32)
+        y = images_in("VGG", x, 32, channels=self.in_channels)
         blocks = iter(self.features)
         for repeats in _CONVOLUTIONS[self.depth]:
             for _ in range(repeats):

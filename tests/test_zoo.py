@@ -1,0 +1,310 @@
+"""One conformance suite over the table of networks.
+
+What a program tells (shapes, dtypes, operations, numbers of parameters) is asked of all of them without computing; what
+has to be compiled, of the smaller ones, and of the others in the long run.
+"""
+
+from functools import cache
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from stabjax import features, models, train
+
+PUBLISHED = {
+    "SmallCNN": None,
+    "LeNet": 62_006,
+    "MinimalCNN": 36_234,
+    "MinimalLCN": 8 * 8 * 64 * (4 * 4 * 3 + 1) + 2 * 2 * 64 * 10 + 10,
+    "AlexNet": 23_272_266,
+    "VGG11": 9_225_610,
+    "VGG13": None,
+    "VGG16": 14_719_818,
+    "VGG19": 20_029_514,
+    "VGG11bn": 9_231_114,
+    "VGG13bn": None,
+    "VGG16bn": 14_728_266,
+    "VGG19bn": 20_040_522,
+    "ResNet18": 11_173_962,
+    "ResNet34": 21_282_122,
+    "ResNet50": 23_520_842,
+    "PreActResNet18": 11_171_146,
+    "ResNeXt29": 9_128_778,
+    "DenseNet121": 6_956_298,
+    "MobileNetV2": 2_296_922,
+    # less the first block's expansion by one, 32 x 32 and its normalisation, which is counted but never used
+    "EfficientNetB0": 3_599_686 - (32 * 32 + 2 * 32),
+    "ConvNeXt": None,
+    "ViT": None,
+    "FCL2": 3072 * 64 + 64 + 640,
+    "FCL4": None,
+    "FCL6": None,
+    "GAPConvNet1d": None,
+    "GAPConvNet2d": None,
+}
+SMALL = {
+    "SmallCNN": {"channels": (4, 6)},
+    "MinimalCNN": {},
+    "MinimalLCN": {"channels": 8},
+    "LeNet": {},
+    "ViT": {"width": 24, "depth": 2},
+    **{f"FCL{layers}": {} for layers in (2, 4, 6)},
+    **{f"GAPConvNet{ndim}d": {"channels": 6} for ndim in (1, 2)},
+}
+WIDTH = {"AlexNet": 1 / 32, **{f"VGG{depth}{norm}": 1 / 32 for depth in (11, 13, 16, 19) for norm in ("", "bn")}}
+SHAPES = {"GAPConvNet1d": (128, 1), "GAPConvNet2d": (28, 28, 1)}
+ONLY_32 = ("MinimalCNN", "MinimalLCN", "ViT", "FCL2", "FCL4", "FCL6", "GAPConvNet1d")
+RESIDUALS = {
+    "ResNet18": 8,
+    "ResNet34": 16,
+    "ResNet50": 16,
+    "PreActResNet18": 8,
+    "ResNeXt29": 9,
+    "MobileNetV2": 14,
+    "EfficientNetB0": 9,
+    "ConvNeXt": 12,
+    "ViT": 2 * 2,
+}
+SLOW = pytest.mark.slow
+TRACED = [pytest.param(name, marks=SLOW) if name == "DenseNet121" else name for name in models.NAMES]
+QUICK = ("SmallCNN", "LeNet", "FCL4", "GAPConvNet1d", "MinimalLCN", "AlexNet", "ViT")
+RUN = (
+    *QUICK,
+    *[
+        pytest.param(name, marks=SLOW)
+        for name in models.NAMES
+        if name not in (*QUICK, "VGG13", "VGG16", "VGG19", "VGG13bn", "VGG19bn", "FCL2", "FCL6", "ResNet34", "ResNet50")
+    ],
+)
+
+
+def options(name):
+    return SMALL.get(name, {"width": WIDTH.get(name, 1 / 16)})
+
+
+@cache
+def abstract(name, dtype=jnp.float32, in_channels=None):
+    """A small network of that name, of shapes."""
+    channels = {} if in_channels is None else {"in_channels": in_channels}
+    return nnx.eval_shape(lambda: models.build(name, rngs=nnx.Rngs(0), param_dtype=dtype, **channels, **options(name)))
+
+
+def filled(name, seed=0, **kinds):
+    """That network with numbers from NumPy: it starts in no time, and nothing in it is zero or one."""
+    graph, state = nnx.split(abstract(name, **kinds))
+    draw = np.random.default_rng(seed)
+
+    def fill(path, leaf):
+        last = path[-1] if path[-1] != "value" else path[-2]
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            return jax.random.key(seed)
+        if last == "count":
+            return jnp.zeros(leaf.shape, leaf.dtype)
+        if last == "kernel":
+            # no signal dies on its way: ReLU halves its square, swish and gates more
+            gain = 4 if name == "EfficientNetB0" else 2
+            numbers = draw.normal(0, (gain / np.prod(leaf.shape[:-1])) ** 0.5, leaf.shape)
+        else:
+            centre = 1 if last in ("scale", "var", "gamma") else 0
+            numbers = centre + 0.2 * draw.uniform(-1, 1, leaf.shape)
+        return jnp.asarray(numbers, leaf.dtype)
+
+    leaves, tree = jax.tree_util.tree_flatten_with_path(state)
+    filling = [fill([getattr(k, "key", getattr(k, "name", k)) for k in path], leaf) for path, leaf in leaves]
+    return nnx.merge(graph, jax.tree_util.tree_unflatten(tree, filling))
+
+
+def images(name, batch=4, dtype=jnp.float32):
+    return jax.random.normal(jax.random.key(1), (batch, *SHAPES.get(name, (32, 32, 3)))).astype(dtype)
+
+
+def forward(model, train=False):
+    """A pure function of (state, x), jitted, with the state."""
+    model.train() if train else model.eval()
+    graph, state = nnx.split(model)
+
+    def f(state, x):
+        merged = nnx.merge(graph, state, copy=True)
+        return merged(x), nnx.state(merged)
+
+    return jax.jit(f), state
+
+
+def tolerance(y):
+    return {"rtol": 1e-4, "atol": 1e-5 * float(jnp.abs(y).max())}
+
+
+def test_the_table_is_complete():
+    assert set(models.NAMES) == set(PUBLISHED)
+
+
+@pytest.mark.parametrize("name", models.NAMES)
+def test_number_of_parameters(name):
+    model = nnx.eval_shape(lambda: models.build(name, rngs=nnx.Rngs(0)))
+    count = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
+    assert PUBLISHED[name] is None or count == PUBLISHED[name]
+
+
+@pytest.mark.parametrize("name", TRACED)
+def test_operations_are_recognised(name):
+    """Every layer with parameters is a tap of the right kind by the path of its parameters; nothing is out of reach."""
+    model, x = features.of(abstract(name)), jax.ShapeDtypeStruct((4, *SHAPES.get(name, (32, 32, 3))), jnp.float32)
+    taps = features.taps(model, x)
+    assert features.hidden(model, x) == features.mixed_rows(model, x) == ()
+    kinds = {tap.name: tap.kind for tap in taps}
+    assert len(kinds) == len(taps)
+    spatial = 1 if name == "GAPConvNet1d" else 2
+    for path, leaf in nnx.to_flat_state(nnx.state(abstract(name), nnx.Param)):
+        layer = "/".join(map(str, path[:-1]))
+        if path[-1] == "kernel":
+            assert kinds[layer] == ("conv" if len(leaf.shape) == spatial + 2 else "dense")
+        elif path[-1] == "scale":
+            assert kinds[layer] == "norm"
+        elif path[-1] == "bias":
+            assert kinds[layer] in ("conv", "dense", "norm")
+        else:
+            assert (path[-1], kinds["positions" if path[-1] == "positions" else layer]) in (
+                ("gamma", "other"),
+                ("positions", "other"),
+            )
+    assert sum(kind == "residual" for kind in kinds.values()) == RESIDUALS.get(name, 0)
+    assert taps[-1].kind == "output"
+    assert (taps[-1].shape, taps[-1].dtype) == ((4, 1 if name.startswith("GAP") else 10), jnp.float32)
+
+
+def shaped(model, dtype, shape, train=False):
+    """Shape and dtype of the output, without computing it."""
+    view = nnx.view(model, deterministic=not train, use_running_average=not train, raise_if_not_found=False)
+    graph, state = nnx.split(view)
+    y = jax.eval_shape(
+        lambda state, x: nnx.merge(graph, state, copy=True)(x), state, jax.ShapeDtypeStruct((4, *shape), dtype)
+    )
+    return y.shape, y.dtype
+
+
+@pytest.mark.parametrize("name", TRACED)
+def test_half_precision_in_training_mode_and_images_of_28(name):
+    model, shape = abstract(name, jnp.bfloat16), SHAPES.get(name, (32, 32, 3))
+    if name in ONLY_32:
+        with pytest.raises(ValueError, match="expected"):
+            shaped(model, jnp.bfloat16, (28, 28, 3))
+    elif name not in SHAPES:
+        shape = (28, 28, 3)
+    assert shaped(model, jnp.bfloat16, shape, train=True) == ((4, 1 if name.startswith("GAP") else 10), jnp.bfloat16)
+
+
+@pytest.mark.usefixtures("relaxed_promotion")
+@pytest.mark.parametrize("name", ["VGG11bn", "PreActResNet18", "ConvNeXt", "ViT", "MinimalLCN"])
+def test_half_precision_parameters_take_single_precision_images(name):
+    assert shaped(abstract(name, jnp.bfloat16), jnp.float32, (32, 32, 3)) == ((4, 10), jnp.float32)
+
+
+@pytest.mark.parametrize("name", RUN)
+def test_both_modes(name):
+    model, x = filled(name), images(name)
+    f, state = forward(model, train=True)
+    y, updated = f(state, x)
+    assert np.isfinite(y).all()
+    # training mode moves the running statistics and the counters of dropout, and nothing else
+    moved = jax.tree.leaves(jax.tree.map(lambda a, b: bool(jnp.any(a != b)), state, updated))
+    moving = nnx.state(model, nnx.Any(nnx.BatchStat, nnx.RngCount))
+    assert sum(moved) == len(jax.tree.leaves(moving))
+    # evaluation mode: rows do not depend on each other, eager and jitted agree
+    f, state = forward(model)
+    y, updated = f(state, x)
+    assert all(jax.tree.leaves(jax.tree.map(lambda a, b: bool(jnp.all(a == b)), state, updated)))
+    others = f(state, x.at[2:].multiply(-3))[0]
+    np.testing.assert_allclose(others[:2], y[:2], **tolerance(y))
+    assert not np.allclose(others[2:], y[2:], **tolerance(y))
+    np.testing.assert_allclose(model(x), y, **tolerance(y))
+
+
+@pytest.mark.parametrize("name", [*QUICK, *[p for p in RUN if not isinstance(p, str)]])
+def test_gradients(name):
+    """Finite in training mode; that of every parameter differs from zero somewhere, or nothing hangs on it."""
+    model = filled(name)
+    model.train()
+    graph, params, rest = nnx.split(model, nnx.Param, ...)
+
+    def loss(params, rest, x):
+        y = nnx.merge(graph, params, rest, copy=True)(x)
+        return jnp.mean(jnp.square(y - 1))
+
+    gradients = jax.jit(jax.grad(loss))(params, rest, images(name))
+    for path, gradient in nnx.to_flat_state(gradients):
+        assert np.isfinite(gradient[...]).all(), path
+        assert np.any(gradient[...] != 0), path
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "SmallCNN",
+        "FCL2",
+        "GAPConvNet2d",
+        "MinimalLCN",
+        "ViT",
+        *[pytest.param(n, marks=SLOW) for n in ("LeNet", "VGG11bn", "ResNet18")],
+    ],
+)
+def test_double_precision(x64, name):
+    f, state = forward(filled(name, dtype=jnp.float64))
+    y = f(state, images(name, dtype=jnp.float64))[0]
+    assert y.dtype == jnp.float64
+    single = jax.tree.map(lambda a: a.astype(jnp.float32) if a.dtype == jnp.float64 else a, state)
+    rounded = f(single, images(name))[0]
+    assert rounded.dtype == jnp.float32
+    np.testing.assert_allclose(rounded, y, rtol=1e-3, atol=1e-4 * float(jnp.abs(y).max()))
+
+
+@pytest.mark.parametrize(
+    "name", ["SmallCNN", "AlexNet", *[pytest.param(n, marks=SLOW) for n in ("VGG11bn", "ViT", "EfficientNetB0")]]
+)
+def test_seeds_under_map_and_vmap(name):
+    x = images(name)
+    networks = [filled(name, seed) for seed in range(3)]
+    f, _ = forward(networks[0])
+    states = [forward(network)[1] for network in networks]
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+    each = jnp.stack([f(state, x)[0] for state in states])
+    assert not np.allclose(each[0], each[1])
+    mapped = jax.jit(lambda s: jax.lax.map(lambda state: f(state, x)[0], s))(stacked)
+    batched = jax.jit(jax.vmap(lambda state: f(state, x)[0]))(stacked)
+    np.testing.assert_allclose(mapped, each, **tolerance(each))
+    np.testing.assert_allclose(batched, each, **tolerance(each))
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["LeNet", "AlexNet", "SmallCNN", *[pytest.param(n, marks=SLOW) for n in ("VGG11bn", "ResNet18", "ConvNeXt")]],
+)
+def test_images_of_28_are_padded_with_two_zeros(name):
+    f, state = forward(filled(name, in_channels=1))
+    x = jax.random.normal(jax.random.key(3), (2, 28, 28, 1))
+    y = f(state, jnp.pad(x, ((0, 0), (2, 2), (2, 2), (0, 0))))[0]
+    np.testing.assert_allclose(f(state, x)[0], y, **tolerance(y))
+
+
+@SLOW
+@pytest.mark.parametrize(("name", "dropouts"), [("AlexNet", 2), ("EfficientNetB0", 9 + 1)])
+def test_trains_with_dropout(name, dropouts):
+    """The keys of dropout go through the training: they count its steps, and evaluation has none of it."""
+    data = np.random.default_rng(0).integers(0, 256, (16, 32, 32, 3), np.uint8), np.arange(16) % 10
+    recipe = train.Recipe(epochs=1, batch_size=8, rate=1e-3)
+
+    def build(rngs):
+        return models.build(name, rngs=rngs, **options(name))
+
+    run = train.fit(build, data, key=jax.random.key(0), recipe=recipe, seeds=2)
+    counts = {k: v for k, v in run.last.items() if k.endswith("rngs/count")}
+    assert len(counts) == dropouts
+    for k, count in counts.items():
+        np.testing.assert_array_equal(count, run.initial[k] + 2)
+    kernels = [k for k in run.last if k.endswith("kernel")]
+    assert all(np.any(run.last[k] != run.initial[k]) for k in kernels)
+    assert (run.diverged == -1).all()
+    model, x = run.model(), images(name)
+    np.testing.assert_array_equal(model(x), model(x))
