@@ -15,9 +15,10 @@ from stabjax.stability import Stability
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
-__all__ = ["COLOURS", "MARKERS", "layerwise", "panels", "save", "shades"]
+__all__ = ["COLOURS", "MARKERS", "layerwise", "panels", "plain_ticks", "save", "shades"]
 
 Curve: TypeAlias = Float[np.ndarray, " layers"]
 Seeds: TypeAlias = Stability | Sequence[Stability]
@@ -40,7 +41,7 @@ _PANELS = (
     ("noise", "noise stability  $G$"),
     ("relative", "relative stability  $R = D/G$"),
 )
-COLOURS = ("0.55", "#c0392b", "#2471a3", "#1e8449", "#7d3c98", "#b9770e")
+COLOURS = ("0.55", "#c0392b", "#2471a3", "#1e8449", "#7d3c98", "#b9770e", "#d35ca8")
 """Grey for what is compared with, then one colour per curve."""
 
 
@@ -111,6 +112,30 @@ def panels(
 
     figure = Figure(figsize=(size[0] * columns, size[1] * rows), layout="constrained")
     return figure, figure.subplots(rows, columns, squeeze=False, **options)
+
+
+def plain_ticks(axis: "Axis") -> None:
+    """Mark a logarithmic axis at 1, 2 and 5 of each decade, or closer, as plain numbers.
+
+    An axis of many decades, or of less than two such marks, is left as it is.
+
+    Args:
+        axis: ``axes.xaxis`` or ``axes.yaxis``, scaled and drawn on already.
+    """
+    from matplotlib.ticker import NullFormatter
+
+    low, high = axis.get_view_interval()
+    if high > 300 * low:
+        return
+    decades = 10.0 ** np.arange(np.floor(np.log10(low)), np.log10(high) + 1)
+    for digits in ((1, 2, 5), (1, 1.5, 2, 3, 4, 5, 7)):
+        ticks = [digit * decade for decade in decades for digit in digits if low <= digit * decade <= high]
+        if len(ticks) > 2:
+            break
+    if len(ticks) < 2:
+        return
+    axis.set_ticks(ticks, [f"{tick:g}" for tick in ticks])
+    axis.set_minor_formatter(NullFormatter())
 
 
 def save(figure: "Figure", path: Path | str, record: Mapping[str, Any]) -> str:

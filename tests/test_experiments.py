@@ -12,7 +12,7 @@ from stabjax import cli
 pytestmark = pytest.mark.usefixtures("relaxed_promotion")
 
 EXPERIMENTS = sorted(
-    path.stem for path in (Path(__file__).parent.parent / "experiments").glob("*.py") if path.stem != "__init__"
+    path.stem for path in (Path(__file__).parent.parent / "experiments").glob("*.py") if not path.stem.startswith("_")
 )
 
 
@@ -68,11 +68,71 @@ def check_receptive_fields(written):
         assert gradient.max() == 0
 
 
+def check_relative_stability(written):
+    records = written["networks"]
+    assert len(records) == 3
+    for network in records.values():
+        (trained,) = network["stability"]["best"]
+        for numbers in trained.values():
+            assert numbers["relative"] == pytest.approx(numbers["deformation"] / numbers["noise"], rel=1e-4)
+            low, high = numbers["relative_interval"]
+            assert low <= numbers["relative"] <= high
+        # One draw of two: not the same, but not far.
+        assert trained["published"]["relative"] != trained["median"]["relative"]
+        assert network["parameters"] > 0
+
+
+def check_noise_curves(written):
+    for network in written.get("networks", {}).values():
+        for curve in network.values() if "same class" in network else (network,):
+            radius = np.array(curve["radius"])
+            assert (np.diff(radius, axis=-1) > 0).all()
+            changed = np.array(curve["noise_changed"])
+            assert ((changed >= 0) & (changed <= 1)).all()
+            # In the linear regime a step ten times as long changes outputs a hundred times as much.
+            slope = np.polyfit(np.log(radius[..., :3].ravel()), np.log(np.array(curve["noise"])[..., :3].ravel()), 1)[0]
+            assert 1.2 < slope < 2.8
+
+
+def check_training(written):
+    for network in written["networks"].values():
+        if "epoch" in network:
+            assert network["epoch"][0] == 0
+            assert all(r > 0 for r in network["R"])
+        else:
+            assert np.shape(network["equal steps"]["R"]) == (2, 1)
+
+
 CHECKS = {
     "constant_filters": check_constant_filters,
     "layerwise": check_layerwise,
+    "noise_curves": check_noise_curves,
     "receptive_fields": check_receptive_fields,
+    "relative_stability": check_relative_stability,
+    "training": check_training,
 }
+
+
+def test_law_of_planted_points():
+    """``eps = 0.2 R^0.5`` with a network at chance and one that diverged beside it."""
+    from experiments import relative_stability as study
+
+    def network(r, error, family):
+        numbers = {"relative": r, "deformation": 0.03 / error, "noise": 0.03 / error / r}
+        numbers |= {f"{name}_interval": [value, value] for name, value in numbers.items()}
+        return {"family": family, "test_error": {"best": [error]}, "stability": {"best": [{"median": numbers}]}}
+
+    rs = np.geomspace(0.1, 5, 9)
+    records = {f"net {k}": network(r, 0.2 * r**0.5, "abc"[k % 3]) for k, r in enumerate(rs)}
+    records |= {"chance": network(0.9, 0.9, "a"), "diverged": network(np.nan, 0.5, "b")}
+    found = study.law(records, resamples=50)
+    assert found["left_out"] == ["chance", "diverged"]
+    np.testing.assert_allclose([found["amplitude"], found["exponent"]], [0.2, 0.5], rtol=1e-6)
+    np.testing.assert_allclose(found["exponent_interval"], [0.5, 0.5], rtol=1e-6)
+    assert found["rank_correlation"]["R"] == pytest.approx(1)
+    assert found["rank_correlation"]["D"] == pytest.approx(-1)
+    assert set(found["without_family"]) == {"a", "b", "c"}
+    assert study.draw(records).axes[0].get_xscale() == "log"
 
 
 def test_demo(tmp_path, capsys):

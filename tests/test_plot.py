@@ -104,3 +104,14 @@ def test_panels_and_what_is_saved_beside_them(tmp_path):
         "folder": "figures",
         "nested": {"1": [True, None, None, "text"]},
     }
+
+
+def test_ticks_of_short_and_long_logarithmic_axes():
+    figure, grid = sj.plot.panels(1, 2)
+    for axes, high in zip(grid[0], (30, 3e4), strict=True):
+        axes.loglog([1, high], [1, high])
+        sj.plot.plain_ticks(axes.xaxis)
+    figure.canvas.draw()
+    short, long = ([label.get_text() for label in axes.get_xticklabels()] for axes in grid[0])
+    assert {"1", "2", "5", "10", "20"} <= set(short)
+    assert "2" not in long

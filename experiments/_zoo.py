@@ -1,0 +1,344 @@
+"""The zoo: which networks are trained and how, the images all of them are probed on, and one record per network."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import numpy as np
+from flax import nnx
+
+import stabjax as sj
+from experiments import layerwise
+
+Size = Literal["smoke", "cpu", "paper"]
+STATISTICS = ("published", "median", "mean")
+"""Medians per unit of the first draw, as published; of all draws; means over images and draws."""
+QUANTITIES = {"relative": "R", "deformation": "D", "noise": "G"}
+CHANCE = 0.85
+"""A network with a larger error has not learned anything: it is reported, and left out of fits."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """One network of the zoo and how it is trained."""
+
+    model: str
+    """A name of `stabjax.models.NAMES`."""
+    family: str
+    """Families share a colour, and are left out of the fit together."""
+    epochs: float = 10.0
+    """Passes through the training images."""
+    rate: float = 0.2
+    """Peak learning rate."""
+    adam: bool = False
+    """Adam at a constant rate and no decay, the published way for fully connected networks."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Of the network's constructor."""
+
+
+def _half(model: str, family: str, **options: Any) -> Member:
+    return Member(model, family, options={"width": 0.5}, **options)
+
+
+def _quarter(model: str, family: str, **options: Any) -> Member:
+    return Member(model, family, options={"width": 0.25}, **options)
+
+
+_FULLY_CONNECTED = {f"FC L{n}": Member(f"FCL{n}", "fully connected", 12, 0.1, adam=True) for n in (2, 4, 6)}
+_PUBLISHED_EPOCHS = 250
+
+ZOO: Mapping[Size, Mapping[str, Member]] = {
+    "smoke": {
+        f"SmallCNN {channels}": Member("SmallCNN", f"depth {len(channels)}", 1, 0.05, options={"channels": channels})
+        for channels in ((4,), (4, 4), (8, 8))
+    },
+    "cpu": {
+        **_FULLY_CONNECTED,
+        "LeNet": Member("LeNet", "plain CNN", 12, 0.05),
+        "MinimalCNN": Member("MinimalCNN", "plain CNN", 10, 0.05),
+        "SmallCNN": Member("SmallCNN", "small CNN", 10),
+        "VGG11, width 1/4": _quarter("VGG11", "VGG", epochs=10, rate=0.05),
+        "VGG11bn, width 1/4": _quarter("VGG11bn", "VGG-BN", epochs=10),
+        "AlexNet, width 1/2": _half("AlexNet", "plain CNN", epochs=10, rate=0.05),
+        "ResNet18, width 1/4": _quarter("ResNet18", "ResNet", epochs=8),
+        "MobileNetV2, width 1/2": _half("MobileNetV2", "inverted bottlenecks", epochs=8),
+        "EfficientNetB0, width 1/2": _half("EfficientNetB0", "inverted bottlenecks", epochs=8),
+    },
+    "paper": {
+        **{name: replace(member, epochs=_PUBLISHED_EPOCHS) for name, member in _FULLY_CONNECTED.items()},
+        **{
+            model: Member(model, family, _PUBLISHED_EPOCHS, rate)
+            for family, rate, models in (
+                ("plain CNN", 0.02, ("LeNet", "AlexNet")),
+                ("VGG", 0.05, ("VGG11", "VGG16", "VGG19")),
+                ("VGG-BN", 0.1, ("VGG11bn", "VGG16bn", "VGG19bn")),
+                ("ResNet", 0.1, ("ResNet18", "ResNet34", "ResNet50", "PreActResNet18", "ResNeXt29", "DenseNet121")),
+                ("inverted bottlenecks", 0.1, ("EfficientNetB0", "MobileNetV2")),
+            )
+            for model in models
+        },
+    },
+}
+"""By size and name: ``smoke`` for tests, ``cpu`` for two cores and two hours, ``paper`` as published."""
+
+
+@dataclass(frozen=True)
+class Material:
+    """Images and recipes of one size."""
+
+    training: tuple[Any, Any]
+    test: tuple[Any, Any]
+    recipe: sj.train.Recipe
+    """Without what a member changes in it."""
+    deformation: Any
+    note: str
+    """What to say beside every number."""
+    size: Size
+
+    def recipe_of(self, member: Member) -> sj.train.Recipe:
+        """How the member is trained."""
+        statistics = {"mean": self.recipe.mean, "deviation": self.recipe.deviation}
+        if self.size == "paper":
+            recipe = sj.train.published(epochs=member.epochs, fully_connected=member.adam, **statistics)
+            return replace(recipe, rate=member.rate)
+        recipe = replace(self.recipe, epochs=member.epochs, rate=member.rate)
+        return replace(recipe, optimiser="adam", schedule="constant", decay=0.0) if member.adam else recipe
+
+
+def material(size: Size, *, seed: int = 0, training: int | None = None) -> Material:
+    """CIFAR-10, or at size ``smoke`` the scale-detection task, with the published deformation (cutoff 3, one pixel).
+
+    Args:
+        size: of the study.
+        seed: of the choice of training images.
+        training: number of training images; all of them by default.
+    """
+    common = layerwise.Config(seed=seed, training=training)
+    if size == "smoke":
+        common = replace(common, data="scale-detection", training=training or 256, images=64)
+    training_set, test, deformation, recipe, note = layerwise.material(common)
+    return Material(training_set, test, recipe, deformation, note, size)
+
+
+def train(
+    name: str,
+    member: Member,
+    given: Material,
+    *,
+    key: jax.Array,
+    seeds: int,
+    path: Path | None,
+    progress: bool = False,
+) -> sj.train.Run:
+    """The member, trained; a run that was finished is read, one that was killed goes on."""
+    smoke = {"in_channels": 1, "num_classes": 2} if given.size == "smoke" else {}
+    return sj.train.fit(
+        lambda *, rngs: sj.models.build(member.model, rngs=rngs, **smoke, **member.options),
+        given.training,
+        key=key,
+        recipe=given.recipe_of(member),
+        test=given.test,
+        seeds=seeds,
+        path=None if path is None else path / folder(name),
+        progress=progress,
+    )
+
+
+def folder(name: str) -> str:
+    """A name that any file system takes."""
+    return "".join(c if c.isalnum() else "_" for c in name)
+
+
+# The probe
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Test images with their deformed and noisy versions: the same for every network, so that networks compare."""
+
+    clean: jax.Array
+    """``(n, *spatial, channels)``, normalised."""
+    deformed: jax.Array
+    """``(draws, n, *spatial, channels)``."""
+    noisy: jax.Array
+    """Likewise, ``|eta| = |tau x - x|`` for each image and draw."""
+    labels: np.ndarray
+    """``(n,)``."""
+    about: Mapping[str, Any]
+    """What the numbers depend on, as it is written beside them."""
+
+    def measure(self, f: Any) -> dict[str, dict[str, Any]]:
+        """``D``, ``G`` and ``R`` of the output, with intervals over images, by the three `STATISTICS`.
+
+        Every version of the images passes as one batch, so that a network with batch statistics is measured the
+        published way.
+        """
+        f = f if isinstance(f, sj.features.Guest) else sj.features.of(f)
+        clean = _output(f, self.clean)
+        deformed, noisy = (np.stack([_output(f, x) for x in many]) for many in (self.deformed, self.noisy))
+        found = {}
+        for statistic in STATISTICS:
+            some = slice(1) if statistic == "published" else slice(None)
+            result = sj.stability.from_features(
+                jax.random.key(0),
+                {"output": clean},
+                {"output": deformed[some]},
+                {"output": noisy[some]},
+                average="mean" if statistic == "mean" else "median_per_unit",
+            )
+            found[statistic] = {name: float(getattr(result, name)[0]) for name in QUANTITIES} | {
+                f"{name}_interval": np.asarray(getattr(result, f"{name}_interval")[0]).tolist() for name in QUANTITIES
+            }
+        return found
+
+
+@jax.jit
+def _forward(f: Any, x: jax.Array) -> jax.Array:
+    return f(x)
+
+
+def _output(f: Any, x: jax.Array) -> np.ndarray:
+    return np.asarray(_forward(f, x))
+
+
+def probe(given: Material, *, images: int = 500, draws: int = 10, seed: int = 0) -> Probe:
+    """The published images: the first of the test set in file order where the copy is the original one.
+
+    Copies from image files are sorted by class; there the images are a fixed random draw.
+
+    Args:
+        given: images, their statistics and the deformation.
+        images: number of test images.
+        draws: deformations, and noises, of each; the first is that of the published protocol.
+        seed: of the deformations, the noise and the draw of images.
+    """
+    pixels, labels = given.test
+    images = min(images, len(pixels))
+    in_order = given.size != "smoke" and sj.data.describe("cifar10").exact
+    chosen = np.arange(images) if in_order else np.sort(np.random.default_rng(seed).permutation(len(pixels))[:images])
+    clean = sj.train.normalise(pixels[chosen], mean=given.recipe.mean, deviation=given.recipe.deviation)
+    deformed, noisy = sj.probe.perturbed(clean, key=jax.random.key(seed), deformation=given.deformation, draws=draws)
+    deformation = {
+        k: getattr(given.deformation, k).item() for k in ("temperature", "cutoff") if hasattr(given.deformation, k)
+    }
+    about = {"images": images, "draws": draws, "seed": seed, "deformation": deformation, "data": given.note}
+    return Probe(clean, deformed, noisy, np.asarray(labels)[chosen], about)
+
+
+# One record per network
+
+
+def record(
+    measured: Probe, *, error: float, family: str, initial: Any = None, best: Any = None, **notes: Any
+) -> dict[str, Any]:
+    """A network as the figure takes it: one seed, any framework.
+
+    Args:
+        measured: the images, see `probe`.
+        error: test error of the trained network, in [0, 1].
+        family: which colour it has, and with which others it is left out of the fit.
+        initial: the untrained network, where there is one.
+        best: the trained network.
+        **notes: whatever else is to stand in the file.
+    """
+    stages = {"initial": initial, "best": best}
+    stability = {stage: [measured.measure(f)] for stage, f in stages.items() if f is not None}
+    return {"family": family, "test_error": {"best": [error]}, "stability": stability, **notes}
+
+
+def member_record(
+    name: str,
+    member: Member,
+    given: Material,
+    measured: Probe,
+    *,
+    key: jax.Array,
+    seeds: int,
+    path: Path | None,
+    progress: bool = False,
+) -> dict[str, Any]:
+    """Train a member of the zoo, or read its finished run, and probe it at initialisation and trained."""
+    run = train(name, member, given, key=key, seeds=seeds, path=path, progress=progress)
+    recipe = given.recipe_of(member)
+    settings = _plain(
+        {
+            "model": member.model,
+            "options": dict(member.options),
+            "recipe": recipe.to_json(),
+            "training_images": len(given.training[0]),
+            "seeds": seeds,
+            "probe": dict(measured.about),
+        }
+    )
+    cache = None if path is None else path / folder(name) / "record.json"
+    if cache is not None and cache.exists():
+        saved = json.loads(cache.read_text())
+        if all(saved.get(k) == v for k, v in settings.items()):
+            return saved
+    accuracy = run.history.test_accuracy
+    stages = {
+        "initial": lambda seed: sj.features.of(run.model("initial", seed=seed), mode="batch_statistics"),
+        "best": lambda seed: run.model("best", seed=seed),
+        "last": lambda seed: run.model("last", seed=seed),
+    }
+    found = _plain(
+        {
+            **settings,
+            "family": member.family,
+            "parameters": parameters(run.model("initial")),
+            "seconds": float(run.history.seconds[-1]),
+            "device": sj.cli.versions()["device"],
+            "diverged": run.diverged.tolist(),
+            "test_error": {
+                "best": (1 - np.nanmax(accuracy, axis=0)).tolist(),
+                "last": (1 - accuracy[-1]).tolist(),
+            },
+            "stability": {stage: [measured.measure(of(seed)) for seed in range(seeds)] for stage, of in stages.items()},
+        }
+    )
+    if cache is not None:
+        cache.write_text(json.dumps(found, indent=1) + "\n")
+    return found
+
+
+def parameters(model: nnx.Module) -> int:
+    """Number of trained numbers."""
+    return sum(x.size for x in jax.tree.leaves(nnx.state(model, nnx.Param)))
+
+
+def point(found: Mapping[str, Any], stage: str = "best", statistic: str = "median") -> dict[str, float]:
+    """Test error, ``R``, ``D`` and ``G`` of a record: geometric means over its seeds, with the ends of the intervals.
+
+    With several seeds the ends are one deviation of the logarithm over the seeds, else those over images.
+    """
+    each = [seed[statistic] for seed in found["stability"][stage]]
+    result = {"error": float(np.exp(np.mean(np.log(found["test_error"].get(stage, found["test_error"]["best"])))))}
+    for name, symbol in QUANTITIES.items():
+        logs = np.log([seed[name] for seed in each])
+        middle, spread = logs.mean(), logs.std(ddof=1) if len(each) > 1 else 0.0
+        ends = each[0][f"{name}_interval"] if len(each) == 1 else np.exp([middle - spread, middle + spread])
+        result |= {symbol: float(np.exp(middle)), f"{symbol} low": float(ends[0]), f"{symbol} high": float(ends[1])}
+    return result
+
+
+def _plain(value: Any) -> Any:
+    """As JSON gives it back, so that what is read compares with what is made."""
+    return json.loads(json.dumps(value))
+
+
+def chosen(size: Size, names: Sequence[str], epochs: float | None) -> dict[str, Member]:
+    """The members of a size with these names, all if there is none; for so many epochs where they are given."""
+    members = ZOO[size]
+    if unknown := [name for name in names if name not in members]:
+        raise SystemExit(f"expected some of {', '.join(members)}, got {', '.join(unknown)}")
+    return {
+        name: members[name] if epochs is None else replace(members[name], epochs=epochs) for name in names or members
+    }
+
+
+def described(members: Mapping[str, Member]) -> dict[str, Any]:
+    """The members as they are written down."""
+    return {name: asdict(member) for name, member in members.items()}

@@ -1,0 +1,354 @@
+"""``D`` and ``G`` of trained networks as functions of the strength: the linear regime, and the bump.
+
+For small strengths both grow as the square of ``r = <|tau x - x|>``; beyond, noise begins to change predictions. Draws
+three figures, each with its numbers beside it::
+
+    noise_curves_<size>         D, G, R, error rates and probabilities against r
+    noise_curves_toward_<size>  G for steps toward another image, of the same class and of another
+    noise_curves_images_<size>  images at the bump, deformed and with noise
+
+Networks that ``experiments.relative_stability`` has trained are read, others are trained first::
+
+    python -m experiments.noise_curves --size cpu
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+import xarray
+from rich.console import Console
+
+import stabjax as sj
+from experiments import _zoo
+
+DEFAULT: Mapping[_zoo.Size, tuple[str, ...]] = {
+    "smoke": ("SmallCNN (4,)",),
+    "cpu": ("FC L4", "LeNet", "VGG11bn, width 1/4"),
+    "paper": ("FC L4", "LeNet", "VGG11bn", "ResNet18"),
+}
+
+
+@dataclass(frozen=True)
+class Config:
+    """D and G of trained networks as functions of the strength."""
+
+    size: _zoo.Size = "cpu"
+    """Which zoo the networks are from."""
+    networks: tuple[str, ...] = ()
+    """Names of the zoo; a few of different kinds if not given."""
+    cutoffs: tuple[int, ...] = (3, 5, 15)
+    """Highest frequencies of the deformations; the first is drawn."""
+    strengths: int = 30
+    """Temperatures of each cutoff, from T_min/15 to 2 T_max, and lengths of a step toward another image."""
+    images: int = 500
+    """Test images."""
+    seed: int = 0
+    """Of everything random."""
+    out: Path = Path("figures")
+    """Folder of the figures."""
+    runs: Path = Path("runs")
+    """Folder of the checkpoints."""
+    smoke: bool = False
+    """The same as ``--size smoke``."""
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    """Measure, fit, draw; returns what is written beside the figures, by their names.
+
+    Args:
+        argv: command line; that of the process if None.
+    """
+    config = tyro.cli(Config, args=None if argv is None else list(argv), description=__doc__)
+    if config.smoke or config.size == "smoke":
+        config = replace(config, size="smoke", smoke=True, strengths=8, images=64, cutoffs=(3, 5))
+    console = Console()
+    given = _zoo.material(config.size, seed=config.seed)
+    measured = _zoo.probe(given, images=config.images, draws=1, seed=config.seed)
+    path = None if config.smoke else config.runs / f"zoo_{config.size}_s{config.seed}"
+    curves, steps, found = {}, {}, {}
+    for name, member in _zoo.chosen(config.size, config.networks or DEFAULT[config.size], None).items():
+        run = _zoo.train(name, member, given, key=jax.random.key(config.seed), seeds=1, path=path)
+        network = sj.features.of(run.model("best"))
+        curves[name] = strengths(config, network, measured, name)
+        steps[name] = {
+            kind: toward(config, network, measured, same_class=kind == "same class", name=name)
+            for kind in ("same class", "another class")
+        }
+        found[name] = {f"cutoff {c}": regimes(curves[name].sel(cutoff=c)) for c in config.cutoffs}
+        found[name] |= {f"toward {kind}": bump(data.radius, data.noise) for kind, data in steps[name].items()}
+        console.print(f"{name}: {found[name][f'cutoff {config.cutoffs[0]}']}")
+    about = {
+        "command": sj.cli.command("experiments.noise_curves", config),
+        "config": asdict(config),
+        "versions": sj.cli.versions(),
+        "probe": dict(measured.about),
+        "regimes": found,
+    }
+    first = config.cutoffs[0]
+    norm = float(jnp.mean(jnp.linalg.norm(jnp.reshape(measured.clean, (len(measured.clean), -1)), axis=1)))
+    figures = {
+        f"noise_curves_{config.size}": (
+            draw(curves, found, first, norm),
+            {"networks": {name: _listed(data) for name, data in curves.items()}},
+        ),
+        f"noise_curves_toward_{config.size}": (
+            draw_toward(curves, steps, first),
+            {"networks": {n: {kind: _listed(data) for kind, data in many.items()} for n, many in steps.items()}},
+        ),
+        f"noise_curves_images_{config.size}": draw_images(config, given, measured, curves, found),
+    }
+    for name, (figure, numbers) in figures.items():
+        console.print(sj.plot.save(figure, config.out / name, about | {"mean_image_norm": norm} | numbers))
+    return {name: about | {"mean_image_norm": norm} | numbers for name, (_, numbers) in figures.items()}
+
+
+# What is measured
+
+
+def cell(
+    key: jax.Array,
+    *,
+    cutoff: jax.Array,
+    strength: jax.Array,
+    network: Any,
+    images: jax.Array,
+    labels: jax.Array,
+    max_cutoff: int,
+) -> dict[str, jax.Array]:
+    """All numbers at one cutoff and one temperature ``(T_min/15) (30 T_max/T_min)^strength``.
+
+    The same normals at every temperature, so that curves are paired.
+    """
+    low, high = sj.fields.temperature_range(cutoff, images.shape[1:-1], max_cutoff=max_cutoff)
+    temperature = low / 15 * (30 * high / low) ** strength
+    deformation = sj.perturb.Diffeomorphism(temperature, cutoff, max_cutoff=max_cutoff)
+    (deformed,), (noisy,) = sj.probe.perturbed(images, key=key, deformation=deformation)
+    clean = network(images)
+    found = _numbers(clean, network(deformed), labels, "deformation") | _numbers(clean, network(noisy), labels, "noise")
+    return found | {"temperature": temperature, "radius": _radius(images, noisy)}
+
+
+def step_cell(
+    key: jax.Array,
+    *,
+    share: jax.Array,
+    network: Any,
+    images: jax.Array,
+    targets: jax.Array,
+    labels: jax.Array,
+) -> dict[str, jax.Array]:
+    """All numbers after each image went this share of the way to its target; nothing is random."""
+    del key
+    moved = images + share * (targets - images)
+    return _numbers(network(images), network(moved), labels, "noise") | {"radius": _radius(images, moved)}
+
+
+def _numbers(clean: jax.Array, perturbed: jax.Array, labels: jax.Array, name: str) -> dict[str, jax.Array]:
+    probability = jax.nn.softmax(perturbed)
+    predicted = jnp.argmax(perturbed, axis=1)
+    return {
+        name: sj.stability.deformation(clean, perturbed, average="median_per_unit"),
+        f"{name}_mean": sj.stability.deformation(clean, perturbed),
+        f"{name}_error": jnp.mean(predicted != labels),
+        f"{name}_changed": jnp.mean(predicted != jnp.argmax(clean, axis=1)),
+        f"{name}_p_true": jnp.mean(jnp.take_along_axis(probability, labels[:, None], axis=1)),
+        f"{name}_p_predicted": jnp.mean(jnp.max(probability, axis=1)),
+    }
+
+
+def _radius(images: jax.Array, perturbed: jax.Array) -> jax.Array:
+    return jnp.mean(jnp.sqrt(sj.stability.squared_change(images, perturbed)))
+
+
+def strengths(config: Config, network: Any, measured: _zoo.Probe, name: str) -> xarray.Dataset:
+    """`cell` over cutoffs and strengths."""
+    return _sweep(
+        partial(
+            cell,
+            network=network,
+            images=measured.clean,
+            labels=jnp.asarray(measured.labels),
+            max_cutoff=max(config.cutoffs),
+        ),
+        {"cutoff": np.array(config.cutoffs, float), "strength": np.linspace(0, 1, config.strengths)},
+        config,
+        name,
+    )
+
+
+def toward(config: Config, network: Any, measured: _zoo.Probe, *, same_class: bool, name: str) -> xarray.Dataset:
+    """`step_cell` over shares of the way."""
+    rng = np.random.default_rng(config.seed)
+    labels = measured.labels
+    partners = [
+        rng.choice(np.flatnonzero(((labels == label) == same_class) & (np.arange(len(labels)) != k)))
+        for k, label in enumerate(labels)
+    ]
+    return _sweep(
+        partial(
+            step_cell,
+            network=network,
+            images=measured.clean,
+            targets=measured.clean[np.array(partners)],
+            labels=jnp.asarray(labels),
+        ),
+        {"share": np.geomspace(0.003, 1, config.strengths)},
+        config,
+        f"{name}_toward_{same_class}",
+    )
+
+
+def _sweep(f: Any, axes: Mapping[str, Any], config: Config, name: str) -> xarray.Dataset:
+    folder = f"noise_curves_{config.size}_s{config.seed}_n{config.images}_{_zoo.folder(name)}"
+    path = None if config.smoke else config.runs / folder
+    return sj.sweep.run(f, axes, key=jax.random.key(config.seed), path=path).isel(seed=0)
+
+
+# What is read off the curves
+
+
+def regimes(data: xarray.Dataset) -> dict[str, Any]:
+    """Slope of ``log D`` and ``log G`` in the lowest decade of ``r``, and where noise leaves that regime."""
+    radius = data.radius.to_numpy()
+    lowest = radius <= 10 * radius[0]
+    result: dict[str, Any] = {
+        f"{name}_slope": float(np.polyfit(np.log(radius[lowest]), np.log(data[name].to_numpy()[lowest]), 1)[0])
+        for name in ("deformation", "noise")
+    }
+    error = data.noise_error.to_numpy()
+    half = (error[0] + error[-1]) / 2
+    above = np.flatnonzero(error >= half)
+    return (
+        result | bump(data.radius, data.noise) | {"half_error_radius": float(radius[above[0]]) if len(above) else None}
+    )
+
+
+def bump(radius: xarray.DataArray, noise: xarray.DataArray) -> dict[str, float | str | None]:
+    """Where ``b = G / (G_0 r^2)`` is largest; where it has no maximum inside, where the local slope of G is.
+
+    ``G_0`` is the mean of ``G / r^2`` in the lowest decade of ``r``.
+    """
+    r, g = radius.to_numpy().astype(float), noise.to_numpy().astype(float)
+    ratio = g / r**2
+    b = ratio / np.exp(np.mean(np.log(ratio[r <= 10 * r[0]])))
+    best = int(np.argmax(b))
+    if 0 < best < len(b) - 1 and b[best] > 1.05:
+        return {"bump_radius": float(r[best]), "bump_height": float(b[best]), "bump_by": "maximum of G / r^2"}
+    slope = np.gradient(np.log(g), np.log(r))
+    beyond = np.flatnonzero(r > 3 * r[0])
+    place = int(beyond[np.argmax(slope[beyond])]) if len(beyond) else best
+    return {"bump_radius": float(r[place]), "bump_height": float(b[place]), "bump_by": "largest slope of log G"}
+
+
+# Figures
+
+
+def draw(curves: Mapping[str, xarray.Dataset], found: Mapping[str, Any], cutoff: int, norm: float) -> Any:
+    """``D`` and ``G`` above, ``R`` in the middle, errors and probabilities below, one column per network."""
+    figure, grid = sj.plot.panels(3, len(curves), size=(4.2, 3.0), sharex=True, sharey="row")
+    for column, (name, data) in zip(grid.T, curves.items(), strict=True):
+        data = data.sel(cutoff=cutoff)
+        r = data.radius
+        for key, colour, symbol in (("deformation", sj.plot.COLOURS[1], "D"), ("noise", sj.plot.COLOURS[2], "G")):
+            column[0].loglog(r, data[key], color=colour, label=f"${symbol}_f$, medians per unit")
+            column[0].loglog(r, data[f"{key}_mean"], color=colour, linewidth=0.8, linestyle=":", label="means")
+            guide = data[key][0] * (r / r[0]) ** 2
+            column[0].loglog(r, guide, color=colour, linewidth=0.6, linestyle="--", alpha=0.6)
+            column[2].semilogx(r, data[f"{key}_error"], color=colour, label=f"error, {key}")
+            column[2].semilogx(r, data[f"{key}_changed"], color=colour, linestyle="--", label="predictions changed")
+            column[2].semilogx(r, data[f"{key}_p_true"], color=colour, linestyle=":", label="$p$ of the true class")
+        column[1].loglog(r, data.deformation / data.noise, color="0.2")
+        column[1].axhline(1, color="0.7", linewidth=0.8, linestyle="--")
+        place = found[name][f"cutoff {cutoff}"]["bump_radius"]
+        for axes in column:
+            axes.axvline(place, color="0.7", linewidth=0.8)
+            axes.grid(color="0.93")
+        column[0].set_title(name, fontsize=10)
+        column[0].set_ylim(0.3 * float(min(data.deformation.min(), data.noise.min())), 3 * float(data.noise.max()))
+        column[2].set_xlabel("$r = \\langle|\\tau x - x|\\rangle$")
+        share = column[0].secondary_xaxis("top", functions=(lambda x: x / norm, lambda x: x * norm))
+        share.set_xlabel("$r / |x|$", fontsize=8)
+        for axis in (column[2].xaxis, share.xaxis):
+            sj.plot.plain_ticks(axis)
+    for axes, label in zip(grid[:, 0], ("$D_f$, $G_f$ of the output", "$R_f$", "share of images"), strict=True):
+        axes.set_ylabel(label)
+    for axes in (grid[0, 0], grid[2, 0]):
+        axes.legend(fontsize=6.5, frameon=False)
+    figure.suptitle(f"cutoff {cutoff}; grey line: the bump; dashed: the square law", fontsize=10)
+    return figure
+
+
+def draw_toward(
+    curves: Mapping[str, xarray.Dataset], steps: Mapping[str, Mapping[str, xarray.Dataset]], cutoff: int
+) -> Any:
+    """``G / r^2``, in units of its value at small ``r``, for isotropic noise and for steps toward other images."""
+    figure, grid = sj.plot.panels(2, len(curves), size=(4.2, 3.0), sharex=True, sharey="row")
+    for column, (name, data) in zip(grid.T, curves.items(), strict=True):
+        many = {"isotropic noise": data.sel(cutoff=cutoff), **{f"toward {k}": v for k, v in steps[name].items()}}
+        for colour, (label, each) in zip(sj.plot.COLOURS[1:], many.items(), strict=False):
+            r = each.radius.to_numpy()
+            column[0].loglog(r, each.noise, color=colour, label=label)
+            column[1].semilogx(r, each.noise_error, color=colour, label=label)
+            if "share" in each.coords:
+                middle = float(np.interp(0.5, each.share, r))
+                for axes in column:
+                    axes.axvline(middle, color=colour, linewidth=0.8, linestyle=":")
+        for axes in column:
+            axes.grid(color="0.93")
+        column[0].set_title(name, fontsize=10)
+        column[1].set_xlabel("length of the step $r$")
+        sj.plot.plain_ticks(column[1].xaxis)
+    grid[0, 0].set_ylabel("$G_f$ of the output, medians per unit")
+    grid[1, 0].set_ylabel("error rate")
+    grid[0, 0].legend(fontsize=7, frameon=False)
+    figure.suptitle("Steps toward another test image; dotted: half way to it", fontsize=10)
+    return figure
+
+
+def draw_images(
+    config: Config,
+    given: _zoo.Material,
+    measured: _zoo.Probe,
+    curves: Mapping[str, xarray.Dataset],
+    found: Mapping[str, Any],
+) -> tuple[Any, dict[str, Any]]:
+    """Four images at the bump of each network: clean, deformed, and with noise of the same size."""
+    shown = min(4, len(measured.clean))
+    rows = np.linspace(0, len(measured.clean) - 1, shown).astype(int)
+    cutoff = config.cutoffs[0]
+    figure, grid = sj.plot.panels(1 + 2 * len(curves), shown, size=(1.5, 1.5))
+    strips: list[tuple[str, Any]] = [("clean", measured.clean)]
+    places = {}
+    for name, data in curves.items():
+        place = found[name][f"cutoff {cutoff}"]["bump_radius"]
+        data = data.sel(cutoff=cutoff)
+        temperature = float(np.exp(np.interp(np.log(place), np.log(data.radius), np.log(data.temperature))))
+        deformation = sj.perturb.Diffeomorphism(temperature, float(cutoff), max_cutoff=max(config.cutoffs))
+        key = jax.random.fold_in(jax.random.key(config.seed), 0)
+        (deformed,), (noisy,) = sj.probe.perturbed(measured.clean, key=key, deformation=deformation)
+        strips += [(f"{name}\ndeformed, r = {place:.1f}", deformed), (f"{name}\nnoise, r = {place:.1f}", noisy)]
+        places[name] = {"radius": place, "temperature": temperature}
+    deviation, mean = np.array(given.recipe.deviation or (1.0,)), np.array(given.recipe.mean or (0.0,))
+    for axes_row, (label, images) in zip(grid, strips, strict=True):
+        for axes, image in zip(axes_row, np.asarray(images)[rows], strict=True):
+            pixels = np.clip(image * deviation + mean, 0, 1)
+            axes.imshow(pixels if pixels.shape[-1] == 3 else pixels[..., 0], cmap="gray", interpolation="nearest")
+            axes.set_xticks([])
+            axes.set_yticks([])
+        axes_row[0].set_ylabel(label, fontsize=6.5)
+    return figure, {"images": rows.tolist(), "at_the_bump": places}
+
+
+def _listed(data: xarray.Dataset) -> dict[str, Any]:
+    return {str(name): values.to_numpy().tolist() for name, values in {**data.coords, **data.data_vars}.items()}
+
+
+if __name__ == "__main__":
+    main()
