@@ -304,7 +304,7 @@ def paths() -> tuple[Any, dict[str, Any]]:
         axes.set_title(f"kernel 3, stride 2, layer {depth}: {len(n)} pixels", fontsize=9)
         axes.set(xlabel="pixel, from the middle of the field", ylabel="paths to the unit, $n_i$", ylim=(0, 5.4))
         numbers[f"path counts, kernel 3, stride 2, layer {depth}"] = n
-    for colour, ((kernel, stride), depth) in zip((*sj.plot.COLOURS[1:], "0.3"), NETWORKS.items(), strict=True):
+    for colour, ((kernel, stride), depth) in zip((*sj.plot.COLOURS[1:6], "0.3"), NETWORKS.items(), strict=True):
         label = f"kernel {kernel}, stride {stride}"
         layers = list(range(1, depth + 1))
         counts = [sj.theory.path_counts(kernel, stride, k) for k in layers]

@@ -23,6 +23,19 @@ ACTIVATIONS = {
 }
 
 
+CUTS = {
+    "crop": lambda x: x[:, 1:, :-1],
+    "mirror": lambda x: jnp.pad(x, ((0, 0), (1, 1), (0, 1), (0, 0)), mode="reflect"),
+    "repeat": lambda x: jnp.repeat(x, 2, 1),
+}
+"""What changes the sides of a map and is no operation."""
+
+
+def conv_of_rows(rows, kernel):
+    """A convolution of signals."""
+    return jax.lax.conv_general_dilated(rows, kernel, (1,), "SAME", dimension_numbers=("NHC", "HIO", "NHC"))
+
+
 def SILENT(record):
     """Record nothing."""
 
@@ -83,6 +96,20 @@ def draw(seed):
                 return x
 
             return apply, channels
+        if kind == "cut":
+            cut = chance.choice(sorted(CUTS))
+            return lambda params, x, record: CUTS[cut](x), channels
+        if kind == "rows":
+            out = chance.choice([2, 4])
+            parameter(name, "kernel", 3, channels, out)
+
+            def apply(params, x, record):
+                rows = jax.vmap(lambda row: conv_of_rows(row, params[name]["kernel"]), 1, 1)
+                x = rows(x)
+                record(("conv", x))
+                return x
+
+            return apply, out
         if kind == "pool":
             reducer, start, label = chance.choice(
                 [(jax.lax.max, -jnp.inf, "max"), (jax.lax.add, 0.0, "avg"), (None, None, "reshape")]
@@ -137,12 +164,13 @@ def draw(seed):
     size = 8
     for k in range(chance.randint(2, 6)):
         name = f"stages/{k}"
-        kinds = ["conv", "conv", "batch norm", "layer norm", "residual"] + (["pool"] if size >= 4 else [])
+        kinds = ["conv", "conv", "batch norm", "layer norm", "residual", "rows"]
+        kinds += ["pool", "cut"] if size >= 4 else []
         kind = chance.choice(kinds)
         made, channels = block(name, channels, k) if kind == "residual" else layer(name, kind, channels)
         stages.append(made)
-        size //= 2 if kind in ("pool", "conv") else 1
-        if chance.random() < 0.6 and kind != "residual":
+        size = size // 2 if kind in ("pool", "conv") else size - (kind == "cut")
+        if chance.random() < 0.6 and kind not in ("residual", "cut"):
             stages.append(layer(name, chance.choice(sorted(ACTIVATIONS)), channels)[0])
     parameter("head", "kernel", channels, 5)
     parameter("head", "bias", 1, 5)

@@ -116,6 +116,17 @@ def test_a_batch_merged_with_windows_is_put_in_front(images):
     assert activations["first"].shape == (2, 4, 16, 3)
 
 
+def test_the_batch_is_found_behind_a_map_over_another_axis():
+    """`vmap` over the rows merges them with the batch in a single reshape that permutes first."""
+    kernel = guests.normal(0, 3, 3, 3)
+    network = jax.vmap(lambda rows: random_networks.conv_of_rows(rows, kernel), 1, 1)
+    images = jax.random.normal(jax.random.key(2), (4, 6, 5, 3))
+    changed = images.at[3].add(1.0)
+    clean, other = (capture(features.of(jax.tree_util.Partial(network)), x)[1]["conv_0"] for x in (images, changed))
+    np.testing.assert_allclose(clean, network(images), rtol=1e-5, atol=1e-6)
+    assert (np.abs(clean - other).max((1, 2, 3)) > 0).tolist() == [False, False, False, True]
+
+
 @pytest.mark.parametrize("batch", [1, 3])
 def test_the_batch_is_found_after_any_reshapes_and_transposes(batch):
     chance = random.Random(batch)

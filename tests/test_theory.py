@@ -7,11 +7,12 @@ from pathlib import Path
 import hypothesis
 import hypothesis.strategies as st
 import jax
+import jax.numpy as jnp
 import jaxtyping
 import numpy as np
 import pytest
 
-from stabjax import theory
+from stabjax import models, theory
 
 GOLDEN = dict(np.load(Path(__file__).parent / "golden" / "constant_filters.npz"))
 NETS = sorted({name[:5] for name in GOLDEN})
@@ -501,3 +502,27 @@ def test_refused(call, message, unchecked):
 def test_whole_numbers_only(unchecked):
     with pytest.raises(TypeError):
         theory.path_counts(3.0, 2, 2)
+
+
+def test_depths_that_double_precision_does_not_hold():
+    last = theory.infinite_chain(4, 2, 999)
+    assert np.isfinite(last.noise_numerators).all()
+    with pytest.raises(ValueError, match=r"expected stride \*\* depth below 2 \*\* 1000, got 2 \*\* 1100"):
+        theory.infinite_chain(4, 2, 1100)
+
+
+@pytest.mark.parametrize(("layers", "through"), [([1, 2, 3], (0, 0.25)), ([0, 1], (1, 0.25))])
+def test_curves_begin_at_the_first_layer(layers, through):
+    with pytest.raises(ValueError, match="expected layers from 1 on"):
+        theory.scaling(3, 1).curve("deformation", layers, through=through)
+
+
+def test_constant_filter_networks_refuse(unchecked):
+    with pytest.raises(ValueError, match=r"leave a unit in every layer, got \(1,\) units for layer 4"):
+        models.ConstantFilterCNN(1, kernel=2, stride=2, depth=5)(jnp.ones((1, 8, 1)))
+    with pytest.raises(TypeError, match=r"expected kernel as an integer, got 3\.0"):
+        models.ConstantFilterCNN(1, kernel=3.0, stride=2, depth=5)
+    with pytest.raises(TypeError, match=r"expected kernel as an integer, got 3\.0"):
+        theory.path_counts(3.0, 2, 2)
+    with pytest.raises(ValueError, match=r"expected one bias for all layers, got the shape \(2,\)"):
+        models.ConstantFilterCNN(1, kernel=3, stride=2, depth=5, bias=jnp.ones(2))

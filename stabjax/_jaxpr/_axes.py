@@ -53,7 +53,7 @@ def _fitted(axis: Axis, size: int) -> Axis:
     return axis if axis and prod(part for _, part in axis) == size else ((role(axis), size),)
 
 
-def reshape(axes: Axes, old: Sequence[int], new: Sequence[int]) -> Axes:
+def reshape(axes: Sequence[Axis], old: Sequence[int], new: Sequence[int]) -> Axes:
     """Axes after a reshape: their parts are dealt out again in the same order."""
     if 0 in old:
         return (UNKNOWN,) * len(new)
@@ -119,7 +119,8 @@ def through(equation: Any, axes: Axes) -> Axes:
     name, params = equation.primitive.name, equation.params
     old, new = equation.invars[0].aval.shape, equation.outvars[0].aval.shape
     if name == "reshape":
-        return reshape(axes, old, new)
+        order = params.get("dimensions") or range(len(old))
+        return reshape([axes[k] for k in order], [old[k] for k in order], new)
     if name == "transpose":
         return tuple(axes[k] for k in params["permutation"])
     if name == "broadcast_in_dim":

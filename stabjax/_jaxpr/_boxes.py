@@ -7,9 +7,11 @@ import numpy as np
 
 from stabjax._jaxpr import _rearranged, _selected, _spans
 from stabjax._jaxpr._constants import Constant
-from stabjax._jaxpr._primitives import AFFINE, NONLINEAR, VIEWS, WINDOWS
+from stabjax._jaxpr._parameters import is_dense, nonzero
+from stabjax._jaxpr._primitives import AFFINE, NONLINEAR, SCATTERS, VIEWS, WINDOWS
 from stabjax._jaxpr._spans import Span
 from stabjax._jaxpr._values import Seen, Value, each, inexact, joined, stretched
+from stabjax._jaxpr._windows import slid
 
 
 def follow(equation: Any, operands: list[Any]) -> list[Any] | None:
@@ -38,8 +40,8 @@ def _elementwise(equation: Any, operands: list[Any]) -> Any:
             seen.append(operand if atom.aval.shape == shape else _fitted(operand, atom.aval.shape, equation.outvars[0]))
     result: Any = joined(seen)
     if name == "mul" and len(seen) == 1:
-        for operand in operands:
-            if isinstance(operand, Constant) and _size(equation, operand, operands) > 1:
+        for atom, operand in zip(equation.invars, operands):
+            if not isinstance(operand, tuple) and atom.aval.size > 1:
                 result = _masked(result, operand)
     return result
 
@@ -52,15 +54,12 @@ def _fitted(seen: Seen, old: tuple[int, ...], var: Any) -> Seen:
     return tuple(_spans.spread_over(span, len(new), range(len(new)), new, old) for span in seen)
 
 
-def _size(equation: Any, operand: Constant, operands: list[Value]) -> int:
-    return next(atom.aval.size for atom, other in zip(equation.invars, operands) if other is operand)
-
-
-def _masked(seen: Seen, factor: Constant) -> Seen:
+def _masked(seen: Seen, factor: Any) -> Seen:
     """What is multiplied by zero is not seen."""
-    if factor.value is None:
-        return tuple(_spans.inexact(span) for span in seen)
-    return seen if factor.value.all() else tuple(_spans.only(span, factor.value != 0) for span in seen)
+    if is_dense(factor):
+        return seen
+    table = nonzero(factor)
+    return tuple(_spans.inexact(span) if table is None else _spans.only(span, table) for span in seen)
 
 
 def _chosen(operands: list[Any], shape: tuple[int, ...]) -> Any:
@@ -91,31 +90,39 @@ def _convolution(equation: Any, operands: list[Any]) -> Any:
         # Images that are kernels: everything may meet everything.
         return None
     groups = params["feature_group_count"]
-    result = []
-    for span in image:
-        for k, axis in enumerate(numbers.lhs_spec[2:]):
-            span = _spans.window(
-                span,
-                axis,
-                out[numbers.out_spec[2 + k]],
-                size=shapes[1][numbers.rhs_spec[2 + k]],
-                stride=params["window_strides"][k],
-                dilation=params["rhs_dilation"][k],
-                low=params["padding"][k][0],
-                spread=params["lhs_dilation"][k],
-            )
+    result, seen = [], image
+    taps, exact = _taps(kernel, shapes[1], numbers.rhs_spec)
+    for k, axis in enumerate(numbers.lhs_spec[2:]):
+        seen = slid(
+            seen,
+            axis,
+            shapes[0][axis],
+            out[numbers.out_spec[2 + k]],
+            taps=taps[k] * params["rhs_dilation"][k],
+            stride=params["window_strides"][k],
+            low=params["padding"][k][0],
+            spread=params["lhs_dilation"][k],
+        )
+    for span in seen:
         span = _spans.channels(span, numbers.lhs_spec[1], groups, out[numbers.out_spec[1]])
         if params["batch_group_count"] > 1:
             span = _spans.mixed(span, numbers.lhs_spec[0])
         order = sorted(range(len(out)), key=numbers.out_spec.__getitem__)
         span = _spans.permute(span, [numbers.lhs_spec[k] for k in order])
-        result.append(span if _is_dense(kernel) else _spans.inexact(span))
+        result.append(span if exact else _spans.inexact(span))
     return tuple(result)
 
 
-def _is_dense(weights: Value) -> bool:
-    """Whether no weight is zero by construction, as far as is known."""
-    return not isinstance(weights, Constant) or (weights.value is not None and bool(weights.value.all()))
+def _taps(kernel: Any, shape: Sequence[int], spec: Sequence[int]) -> tuple[list[np.ndarray], bool]:
+    """Which entries of a kernel are used along each of its spatial axes, and whether the others are zero throughout."""
+    sides = [shape[axis] for axis in spec[2:]]
+    table = None if is_dense(kernel) else nonzero(kernel)
+    if table is None or not table.any():
+        return [np.arange(side) for side in sides], is_dense(kernel)
+    table = table.transpose(spec).reshape(-1, *sides)
+    lines = [np.moveaxis(table, axis + 1, 0).reshape(side, -1).any(1) for axis, side in enumerate(sides)]
+    outer = np.logical_and.reduce(np.meshgrid(*lines, indexing="ij"))
+    return [np.flatnonzero(line) for line in lines], bool((table == outer).all())
 
 
 def _product(equation: Any, operands: list[Any]) -> Any:
@@ -135,39 +142,48 @@ def _product(equation: Any, operands: list[Any]) -> Any:
         spans = []
         for span in operand:
             moving = any(span.ends.shape[k + 1] > 1 for k in contracted[side])
-            table = other.value if isinstance(other, Constant) and moving and not _is_dense(other) else None
+            table = None if isinstance(other, tuple) or not moving or is_dense(other) else nonzero(other)
             if table is not None and not shared and len(contracted[0]) == 1:
-                table = np.moveaxis(table != 0, contracted[1 - side][0], 0)
+                table = np.moveaxis(table, contracted[1 - side][0], 0)
                 spans.append(_rearranged.contract(span, contracted[side][0], table, kept, behind=side == 0))
                 continue
-            span = span if _is_dense(other) or not moving else _spans.inexact(span)
+            span = span if isinstance(other, tuple) or is_dense(other) or not moving else _spans.inexact(span)
             mixed = _spans.reduce(_spans.permute(span, [*kept, *contracted[side]]), range(len(kept), len(shapes[side])))
             spans.append(_spans.spread_over(mixed, len(out), places, out, [shapes[side][k] for k in kept]))
         results.append(tuple(spans))
     return joined(results)
 
 
-def _pool(equation: Any, span: Span) -> Span:
-    params = equation.params
-    rank = len(params["window_dimensions"])
-    for axis in range(rank):
-        span = _spans.window(
-            span,
+def _pool(equation: Any, operands: list[Any]) -> list[Any] | None:
+    """Windows of one array, or of several at once, as where a maximum brings its position along."""
+    params, old, new = equation.params, equation.invars[0].aval.shape, equation.outvars[0].aval.shape
+    seen, ones = _alongside(equation, operands), (1,) * len(old)
+    if seen is None:
+        return None
+    for axis in range(len(old)):
+        seen = slid(
+            seen,
             axis,
-            equation.outvars[0].aval.shape[axis],
-            size=params["window_dimensions"][axis],
+            old[axis],
+            new[axis],
+            taps=np.arange(params["window_dimensions"][axis]) * (params.get("window_dilation") or ones)[axis],
             stride=params["window_strides"][axis],
-            dilation=(params.get("window_dilation") or (1,) * rank)[axis],
             low=params["padding"][axis][0],
-            spread=(params.get("base_dilation") or (1,) * rank)[axis],
+            spread=(params.get("base_dilation") or ones)[axis],
         )
-    return span
+    return [seen] * len(equation.outvars)
 
 
-def _reduction(equation: Any, operands: list[Any]) -> list[Any]:
+def _reduction(equation: Any, operands: list[Any]) -> list[Any] | None:
     axes = [int(axis) for axis in equation.params.get("axes", equation.params.get("dimensions", ()))]
-    seen: Any = joined(operands[: len(equation.outvars)])
-    return [tuple(_spans.reduce(span, axes) for span in seen)] * len(equation.outvars)
+    seen = _alongside(equation, operands)
+    return None if seen is None else [tuple(_spans.reduce(span, axes) for span in seen)] * len(equation.outvars)
+
+
+def _alongside(equation: Any, operands: list[Any]) -> Any:
+    """Arrays that are reduced together; None if what they begin with depends on the image."""
+    arrays, starts = operands[: len(equation.outvars)], operands[len(equation.outvars) :]
+    return None if any(isinstance(start, tuple) for start in starts) else joined(arrays)
 
 
 def _mixing(axes: Callable[[dict[str, Any], int], Sequence[int]]) -> Callable[[Any, list[Value]], list[Value]]:
@@ -198,26 +214,31 @@ def _broadcast(equation: Any, span: Span) -> Span:
     return _spans.spread_over(span, len(shape), places, shape, equation.invars[0].aval.shape)
 
 
-_reshaped = each(
-    lambda equation, span: _rearranged.reshape(span, equation.invars[0].aval.shape, equation.outvars[0].aval.shape)
-)
+def _reshaped(equation: Any, span: Span) -> Span:
+    old, new = equation.invars[0].aval.shape, equation.outvars[0].aval.shape
+    order = equation.params.get("dimensions") if equation.primitive.name == "reshape" else None
+    if order is not None:
+        span, old = _spans.permute(span, order), [old[axis] for axis in order]
+    return _rearranged.reshape(span, old, new)
 
 
 _RULES: dict[str, Callable[[Any, list[Value]], Any]] = {
     **dict.fromkeys(VIEWS, lambda equation, operands: operands[0]),
-    **dict.fromkeys(WINDOWS, each(_pool)),
+    **dict.fromkeys(WINDOWS, _pool),
     "conv_general_dilated": _convolution,
     "dot_general": _product,
-    "reshape": _reshaped,
-    "squeeze": _reshaped,
-    "expand_dims": _reshaped,
+    "reshape": each(_reshaped),
+    "squeeze": each(_reshaped),
+    "expand_dims": each(_reshaped),
     "transpose": each(lambda equation, span: _spans.permute(span, [int(k) for k in equation.params["permutation"]])),
     "broadcast_in_dim": each(_broadcast),
     "rev": each(_reverse),
     "slice": each(_selected.slicing),
-    "pad": each(_selected.padding),
+    "pad": _selected.padding,
+    "tile": each(_selected.tiling),
     "dynamic_slice": _selected.dynamic_slice,
     "dynamic_update_slice": _selected.update,
+    **dict.fromkeys(SCATTERS, _selected.scatter),
     "concatenate": _selected.concatenation,
     "gather": _selected.lookup,
     "split": _selected.splitting,

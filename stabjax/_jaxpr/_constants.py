@@ -103,6 +103,46 @@ def _reducer(function: Callable[..., Any]) -> Callable[..., Any]:
     return lambda equation, x: function(x, axis=tuple(int(axis) for axis in equation.params["axes"]))
 
 
+def _accumulated(equation: Any, x: np.ndarray) -> np.ndarray:
+    axis = equation.params["axis"]
+    return np.flip(np.cumsum(np.flip(x, axis), axis), axis) if equation.params["reverse"] else np.cumsum(x, axis)
+
+
+def _rounded(equation: Any, x: np.ndarray) -> np.ndarray:
+    """Halves go away from zero, or to the even neighbour."""
+    if int(equation.params["rounding_method"]) == 1:
+        return np.rint(x)
+    return np.where(np.abs(x - np.trunc(x)) == 0.5, x + np.copysign(0.5, x), np.rint(x))
+
+
+def _reshape(equation: Any, x: np.ndarray) -> np.ndarray:
+    order = equation.params.get("dimensions")
+    return np.reshape(x if order is None else np.transpose(x, order), equation.params["new_sizes"])
+
+
+def _pad(equation: Any, x: np.ndarray, filling: np.ndarray) -> np.ndarray:
+    """Padded, cut where that is negative, and spread apart."""
+    for axis, (low, high, interior) in enumerate(equation.params["padding_config"]):
+        length = x.shape[axis]
+        places = np.arange(length) * (interior + 1) + low
+        total = low + high + length + max(length - 1, 0) * interior
+        inside = (places >= 0) & (places < total)
+        line = np.moveaxis(np.full((*x.shape[:axis], total, *x.shape[axis + 1 :]), filling, x.dtype), axis, 0)
+        line[places[inside]] = np.moveaxis(x, axis, 0)[inside]
+        x = np.moveaxis(line, 0, axis)
+    return x
+
+
+def _window_sum(equation: Any, x: np.ndarray) -> np.ndarray | None:
+    """Sums over windows, as the number of pixels that an average counts."""
+    params = equation.params
+    if any(side > 1 for name in ("base_dilation", "window_dilation") for side in params.get(name) or ()):
+        return None
+    x = np.pad(x, params["padding"])
+    seen = np.lib.stride_tricks.sliding_window_view(x, params["window_dimensions"])
+    return seen[tuple(slice(None, None, step) for step in params["window_strides"])].sum(tuple(range(-x.ndim, 0)))
+
+
 def _dot(equation: Any, a: np.ndarray, b: np.ndarray) -> np.ndarray | None:
     (left, right), batch = equation.params["dimension_numbers"]
     return None if any(batch) else np.tensordot(a, b, (tuple(left), tuple(right)))
@@ -114,7 +154,7 @@ _ALIKE = {
     "sqrt": np.sqrt, "sin": np.sin, "cos": np.cos, "tanh": np.tanh, "square": np.square, "rsqrt": lambda x: x**-0.5,
     "eq": np.equal, "ne": np.not_equal, "lt": np.less, "le": np.less_equal, "gt": np.greater, "ge": np.greater_equal,
     "and": np.bitwise_and, "or": np.bitwise_or, "xor": np.bitwise_xor, "not": np.invert, "is_finite": np.isfinite,
-    "clamp": lambda low, x, high: np.clip(x, low, high), "round": np.rint, "exp2": np.exp2, "sinc": np.sinc,
+    "clamp": lambda low, x, high: np.clip(x, low, high), "exp2": np.exp2, "sinc": np.sinc,
     "convert_element_type": np.asarray, "copy": np.asarray, "copy_p": np.asarray, "stop_gradient": np.asarray,
 }  # fmt: skip
 
@@ -125,7 +165,7 @@ _RULES: dict[str, Callable[..., Any]] = {name: _elementwise(function) for name, 
     "select_n": _select,
     "iota": _iota,
     "broadcast_in_dim": _broadcast,
-    "reshape": lambda equation, x: np.reshape(x, equation.params["new_sizes"]),
+    "reshape": _reshape,
     "squeeze": lambda equation, x: np.squeeze(x, tuple(equation.params["dimensions"])),
     "expand_dims": lambda equation, x: np.expand_dims(x, tuple(equation.params["dimensions"])),
     "transpose": lambda equation, x: np.transpose(x, equation.params["permutation"]),
@@ -138,7 +178,10 @@ _RULES: dict[str, Callable[..., Any]] = {name: _elementwise(function) for name, 
     "reduce_prod": _reducer(np.prod),
     "reduce_and": _reducer(np.all),
     "reduce_or": _reducer(np.any),
-    "cumsum": lambda equation, x: np.cumsum(x, equation.params["axis"]),
+    "cumsum": _accumulated,
+    "round": _rounded,
+    "pad": _pad,
+    "reduce_window_sum": _window_sum,
     "dot_general": _dot,
     **dict.fromkeys(JIT, _call),
 }

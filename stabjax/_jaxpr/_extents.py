@@ -8,23 +8,28 @@ import numpy as np
 
 from stabjax._jaxpr import _rearranged, _spans
 from stabjax._jaxpr._boxes import anything, follow
-from stabjax._jaxpr._constants import Constant, literal
+from stabjax._jaxpr._constants import Constant
 from stabjax._jaxpr._flow import Plan
+from stabjax._jaxpr._parameters import PARAMETER, Given, Masked, Parameter
 from stabjax._jaxpr._program import CUSTOM, JIT, REMAT, body, opened, scan_split
 from stabjax._jaxpr._reading import Reading, Site
 from stabjax._jaxpr._selected import stack
 from stabjax._jaxpr._spans import Span
-from stabjax._jaxpr._values import PARAMETER, Seen, Value, inexact, joined, stretched
-from stabjax._jaxpr._walk import Walk
+from stabjax._jaxpr._values import Seen, Value, inexact, joined, stretched
+from stabjax._jaxpr._walk import Walk, row
+from stabjax._jaxpr._windows import window
 
 
-def extents(reading: Reading) -> dict[str, Seen]:
-    """The boxes of every tap, batch and channels joined: what is left are the positions of its units."""
+def extents(reading: Reading, parameters: Sequence[Any]) -> dict[str, Seen]:
+    """The boxes of every tap, batch and channels joined: what is left are the positions of its units.
+
+    ``parameters``: those of the program, or their shapes; they count only where they are masks.
+    """
     program = reading.program
     image = program.jaxpr.invars[-1].aval
     sides = image.shape[1:-1]
     walk = _Walk(sides)
-    inputs: list[Value] = [PARAMETER] * (len(program.paths) - 1)
+    inputs: list[Value] = [Given(leaf) for leaf in parameters]
     outputs = walk.run(reading.plan, [*inputs, tuple(_spans.of_image(image.shape, 1 + k) for k in range(len(sides)))])
     found = walk.found
     # The outputs' operations count on from those of the taps.
@@ -35,8 +40,7 @@ def extents(reading: Reading) -> dict[str, Seen]:
 
 def _at_site(site: Site, value: Value, sides: Sequence[int]) -> Seen:
     if not isinstance(value, tuple):
-        nothing = np.full((2, *[1] * (len(site.shape) - 1)), np.inf)
-        return tuple(Span(nothing, (_spans.STILL,) * (len(site.shape) - 1), side) for side in sides)
+        return tuple(_spans.nothing(len(site.shape) - 1, side) for side in sides)
     result = []
     for span in value:
         if site.split != site.shape or site.batch_axis != 0:
@@ -45,7 +49,7 @@ def _at_site(site: Site, value: Value, sides: Sequence[int]) -> Seen:
             order = [site.batch_axis, *[k for k in range(len(site.split)) if k != site.batch_axis]]
             span = _rearranged.reshape(_spans.permute(span, order), [site.split[k] for k in order], site.shape)
         joined = [0] if site.channel_axis in (None, 0) else [0, site.channel_axis]
-        result.append(_spans.reduce(span, joined))
+        result.append(_spans.told(_spans.reduce(span, joined)))
     return tuple(result)
 
 
@@ -82,11 +86,12 @@ class _Walk(Walk):
             return outcomes[0]
         results: list[Value] = []
         for var, alternatives in zip(equation.outvars, zip(*outcomes)):
-            choice = stretched(operands[0], var) if isinstance(operands[0], tuple) else None
-            seen = joined([*alternatives, *([choice] if choice else [])])
-            if isinstance(seen, tuple) and not _all_equal(alternatives):
-                seen = inexact(seen)
-            results.append(seen)
+            numbers = all(isinstance(value, Constant) and value.value is not None for value in alternatives)
+            same = all(_alike(alternatives[0], value) for value in alternatives[1:])
+            chooser: Any = operands[0]
+            chosen = isinstance(chooser, tuple) and not (numbers and same)
+            seen = joined([*alternatives, *([stretched(chooser, var)] if chosen else [])])
+            results.append(seen if same or numbers else inexact(seen))
         return results
 
     def _scan(self, equation: Any, operands: list[Value], child: Plan | None, outer: tuple[int, ...]) -> list[Value]:
@@ -118,26 +123,28 @@ class _Walk(Walk):
 
 
 def _alike(a: Value, b: Value) -> bool:
+    """Whether two values see the same, and are the same where they see nothing."""
     if isinstance(a, tuple) and isinstance(b, tuple):
-        return all(
-            s is t or (s.steps == t.steps and s.ends.shape == t.ends.shape and bool((s.ends == t.ends).all()))
-            for s, t in zip(a, b)
-        )
-    return not isinstance(a, tuple) and not isinstance(b, tuple)
+        return all(map(_same_boxes, a, b))
+    if isinstance(a, Constant) and isinstance(b, Constant):
+        return a is b or (a.value is not None and b.value is not None and np.array_equal(a.value, b.value))
+    plain = isinstance(a, Parameter) and isinstance(b, Parameter) and not isinstance(a, Masked)
+    return a is b or (plain and not isinstance(b, Masked))
+
+
+def _same_boxes(a: Span | None, b: Span | None) -> bool:
+    if a is None or b is None or a is b:
+        return a is b
+    alike = a.steps == b.steps and a.exact == b.exact and a.ends.shape == b.ends.shape
+    return alike and bool((a.ends == b.ends).all()) and _same_boxes(a.within, b.within)
 
 
 def _all_alike(first: Sequence[Value], second: Sequence[Value]) -> bool:
-    return all(_alike(a, b) for a, b in zip(first, second))
-
-
-def _all_equal(values: Sequence[Value]) -> bool:
-    return all(_alike(values[0], value) for value in values[1:])
+    return all(map(_alike, first, second))
 
 
 def _row(value: Value, k: int) -> Value:
     """One iteration's part of a stacked value."""
     if isinstance(value, tuple):
-        return tuple(_spans.reduce(_spans.window(span, 0, 1, low=-k), [0]) for span in value)
-    if isinstance(value, Constant):
-        return literal(None if value.value is None else value.value[k])
-    return value
+        return tuple(_spans.reduce(window(span, 0, 1, low=-k), [0]) for span in value)
+    return row(value, k)

@@ -34,12 +34,14 @@ class Plan:
         consts: values of its constants (none of them for an inner open program).
         children: plans of the calls that can be entered, by position of the equation.
         taps: operations that stand at a value.
+        starts: for the value of an activation, where its elementwise region began, perhaps in another program.
     """
 
     jaxpr: Any
     consts: Any = ()
     children: dict[int, "Plan"] = field(default_factory=dict)
     taps: dict[Var, list[int]] = field(default_factory=dict)
+    starts: dict[Var, tuple["Plan", Var]] = field(default_factory=dict)
 
 
 @dataclass(eq=False)
@@ -47,7 +49,7 @@ class Operation:
     """A candidate tap. Its site moves while a bias, a scale or a mean's divisor is taken in.
 
     ``dropped`` is set when it turns out to be part of something larger, as the mean inside a norm. ``held`` are values
-    that end an elementwise region only if the operation stays.
+    that end an elementwise region only if the operation stays. ``start`` is where the region of an activation began.
     """
 
     kind: str
@@ -62,6 +64,7 @@ class Operation:
     biased: bool = False
     dropped: bool = False
     held: tuple["Flow", ...] = ()
+    start: tuple[Plan, Var] | None = None
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -76,6 +79,8 @@ class Flow:
         entries: beginnings of the elementwise region it belongs to; centring a region adds one.
         nonlinear: names of the non-affine primitives since the region began.
         before: the value before parameters were applied to a finished non-affine region.
+        start: the value at which the region began, with the views that were taken of it before anything else; None
+            where it has several.
         site, order: the value itself, with views taken off, and when it was made.
         axes, site_axes: what its axes are, here and before the views.
         operation: the operation whose value this is, up to views and constant factors.
@@ -91,6 +96,7 @@ class Flow:
     entries: frozenset[Entry] = frozenset()
     nonlinear: frozenset[str] = frozenset()
     before: "Flow | None" = None
+    start: tuple[Plan, Var] | None = None
     site: tuple[Plan, Var] | None = None
     order: int = 0
     axes: Axes = ()

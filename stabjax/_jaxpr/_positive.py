@@ -1,8 +1,8 @@
 """A program with all its weights one, written out anew as a linear function of the images.
 
-Layers add up what they read, activations hand on what they get, a maximum is a mean, products of activations and other
-choices between values are the mean of both. So no two paths cancel, and an entry is positive exactly where a path leads
-to it: counted, where `_extents` bounds it.
+Layers add up what they read, activations hand on what they began with, a maximum is a mean, products of activations and
+other choices between values are the mean of both. So no two paths cancel, and an entry is positive exactly where a path
+leads to it: counted, where `_extents` bounds it.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,19 +14,22 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from stabjax._jaxpr._constants import Constant, literal
+from stabjax._jaxpr._constants import Constant
 from stabjax._jaxpr._flow import Plan
-from stabjax._jaxpr._primitives import AFFINE, NONLINEAR, VIEWS, WINDOWS, is_activation
+from stabjax._jaxpr._parameters import PARAMETER, Given, is_dense, nonzero
+from stabjax._jaxpr._primitives import AFFINE, NONLINEAR, SCATTERS, VIEWS, WINDOWS, is_activation
 from stabjax._jaxpr._program import CUSTOM, JIT, REMAT, body, opened, scan_split
 from stabjax._jaxpr._reading import Reading, Site
-from stabjax._jaxpr._values import PARAMETER
-from stabjax._jaxpr._walk import PASSIVE, Walk
+from stabjax._jaxpr._walk import PASSIVE, Walk, row
 
 
-def positive(reading: Reading, site: Site, x: Any) -> Any:
-    """The value of a tap of the network with all weights one; linear in ``x``, of a floating type of one's choice."""
+def positive(reading: Reading, parameters: Sequence[Any], site: Site, x: Any) -> Any:
+    """The value of a tap of the network with all weights one; linear in ``x``, of a floating type of one's choice.
+
+    ``parameters``: those of the program, or their shapes; they count only where they are masks.
+    """
     walk = _Walk()
-    outputs = walk.run(reading.plan, [*[PARAMETER] * (len(reading.program.paths) - 1), x])
+    outputs = walk.run(reading.plan, [*map(Given, parameters), x])
     walk.found |= {(reading.operations + k, ()): value for k, value in enumerate(outputs)}
     value = walk.found[site.operation, site.iteration]
     return jnp.zeros(site.shape, x.dtype) if isinstance(value, PASSIVE) else site.arranged(value)
@@ -34,6 +37,18 @@ def positive(reading: Reading, site: Site, x: Any) -> Any:
 
 class _Walk(Walk):
     """Follows values, with all weights one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.values: dict[tuple[Plan, Any], Any] = {}
+
+    def keep(self, plan: Plan, var: Any, value: Any) -> Any:
+        """An activation hands on what it began with."""
+        begun = self.values.get(plan.starts[var]) if var in plan.starts else None
+        if begun is not None and not isinstance(begun, PASSIVE) and begun.shape == value.shape:
+            value = begun
+        self.values[plan, var] = value
+        return value
 
     def step(self, equation: Any, operands: list[Any], child: Plan | None, iteration: tuple[int, ...]) -> list[Any]:
         name = equation.primitive.name
@@ -69,19 +84,15 @@ class _Walk(Walk):
         made: list[list[Any]] = [[]] * params["length"]
         order = range(params["length"])
         for k in reversed(order) if params["reverse"] else order:
-            outputs = self.run(plan, [*consts, *carry, *[_row(value, k) for value in stacked]], (*outer, k))
+            outputs = self.run(
+                plan, [*consts, *carry, *[row(v, k) if isinstance(v, PASSIVE) else v[k] for v in stacked]], (*outer, k)
+            )
             carry, made[k] = outputs[:carried], outputs[carried:]
-        rows = []
+        results = []
         for column, var in zip(zip(*made), equation.outvars[carried:]):
             blank = all(isinstance(value, PASSIVE) for value in column)
-            rows.append(PARAMETER if blank else jnp.stack(_filled(column, [var.aval.shape[1:]] * len(column))))
-        return [*carry, *rows]
-
-
-def _row(value: Any, k: int) -> Any:
-    if isinstance(value, Constant):
-        return literal(None if value.value is None else value.value[k])
-    return value if value is PARAMETER else value[k]
+            results.append(PARAMETER if blank else jnp.stack(_filled(column, [var.aval.shape[1:]] * len(column))))
+        return [*carry, *results]
 
 
 def _filled(values: Sequence[Any], shapes: Sequence[tuple[int, ...]]) -> list[Any]:
@@ -130,17 +141,18 @@ def _first(rule: Callable[[Any, Any], Any]) -> Callable[[Any, list[Any]], Any]:
 
 
 def _convolution(equation: Any, operands: list[Any]) -> Any:
-    """Every spatial weight is one; the channels of a group are averaged."""
+    """Every spatial weight that is not masked is one; the channels of a group are averaged."""
     x, kernel = operands
     if isinstance(x, PASSIVE) or not isinstance(kernel, PASSIVE):
         return None
     params, numbers, out = equation.params, equation.params["dimension_numbers"], equation.outvars[0].aval.shape
     shape = list(equation.invars[1].aval.shape)
     groups, width = params["feature_group_count"], shape[numbers.rhs_spec[1]]
-    if groups == 1:
+    table = None if is_dense(kernel) else nonzero(kernel)
+    if groups == 1 and table is None:
         x = jnp.mean(x, numbers.lhs_spec[1], keepdims=True)
         shape[numbers.rhs_spec[0]] = shape[numbers.rhs_spec[1]] = width = 1
-    weights = jnp.full(shape, 1 / width, x.dtype)
+    weights = jnp.asarray(np.ones(shape) if table is None else table, x.dtype) / width
     y = lax.conv_general_dilated(
         x,
         weights,
@@ -167,15 +179,20 @@ def _product(equation: Any, operands: list[Any]) -> Any:
             continue
         other = operands[1 - side]
         table = other.value if isinstance(other, Constant) else None
-        weights = np.ones(shapes[1 - side]) / count if table is None else np.abs(np.asarray(table, float))
+        if table is not None:
+            weights = np.abs(np.asarray(table, float))
+        else:
+            seen = None if not isinstance(other, PASSIVE) or is_dense(other) else nonzero(other)
+            weights = (np.ones(shapes[1 - side]) if seen is None else seen) / count
         pair = [operand, jnp.asarray(weights, operand.dtype)]
         left, right = pair if side == 0 else pair[::-1]
         results.append(lax.dot_general(left, right, numbers))
     return sum(results) / len(active)
 
 
-def _pool(equation: Any, x: Any) -> Any:
-    params = equation.params
+def _pool(equation: Any, operands: list[Any]) -> list[Any]:
+    params, results = equation.params, len(equation.outvars)
+    x = _mean(operands[:results], equation.invars[0].aval.shape)
     rank = x.ndim
     total = lax.reduce_window(
         x,
@@ -187,7 +204,8 @@ def _pool(equation: Any, x: Any) -> Any:
         base_dilation=params.get("base_dilation") or (1,) * rank,
         window_dilation=params.get("window_dilation") or (1,) * rank,
     )
-    return total if equation.primitive.name == "reduce_window_sum" else total / prod(params["window_dimensions"])
+    summed = equation.primitive.name == "reduce_window_sum"
+    return [total if summed else total / prod(params["window_dimensions"])] * results
 
 
 def _reduction(equation: Any, operands: list[Any]) -> list[Any]:
@@ -197,8 +215,9 @@ def _reduction(equation: Any, operands: list[Any]) -> list[Any]:
     return [reduced] * len(equation.outvars)
 
 
-def _pad(equation: Any, x: Any) -> Any:
-    return lax.pad(x, np.zeros((), x.dtype), equation.params["padding_config"])
+def _pad(equation: Any, operands: list[Any]) -> Any:
+    x, filling = _filled(operands, [atom.aval.shape for atom in equation.invars])
+    return lax.pad(x, filling, equation.params["padding_config"])
 
 
 def _concatenate(equation: Any, operands: list[Any]) -> Any:
@@ -238,6 +257,16 @@ def _update(equation: Any, operands: list[Any]) -> Any:
     return lax.dynamic_update_slice(base, part, [int(place) for place in places])
 
 
+def _scatter(equation: Any, operands: list[Any]) -> Any:
+    base, indices, parts = operands
+    if not isinstance(indices, Constant) or indices.value is None:
+        return None
+    base, parts = _filled([base, parts], [equation.invars[k].aval.shape for k in (0, 2)])
+    rule = lax.scatter if equation.primitive.name == "scatter" else lax.scatter_add
+    numbers, mode = equation.params["dimension_numbers"], equation.params["mode"]
+    return rule(base, jnp.asarray(indices.value), parts, numbers, unique_indices=True, mode=mode)
+
+
 def _gather(equation: Any, operands: list[Any]) -> Any:
     x, indices = operands
     if isinstance(x, PASSIVE) or not isinstance(indices, Constant) or indices.value is None:
@@ -260,16 +289,19 @@ def _accumulate(equation: Any, x: Any) -> Any:
     return lax.cumsum(x, equation.params["axis"], reverse=equation.params["reverse"])
 
 
-_reshaped = _first(lambda equation, x: jnp.reshape(x, equation.outvars[0].aval.shape))
+def _reshape(equation: Any, x: Any) -> Any:
+    order = equation.params.get("dimensions") if equation.primitive.name == "reshape" else None
+    return jnp.reshape(x if order is None else jnp.transpose(x, order), equation.outvars[0].aval.shape)
+
 
 _RULES: dict[str, Callable[[Any, list[Any]], Any]] = {
     **dict.fromkeys(VIEWS, _first(lambda equation, x: x)),
-    **dict.fromkeys(WINDOWS, _first(_pool)),
+    **dict.fromkeys(WINDOWS, _pool),
     "conv_general_dilated": _convolution,
     "dot_general": _product,
-    "reshape": _reshaped,
-    "squeeze": _reshaped,
-    "expand_dims": _reshaped,
+    "reshape": _first(_reshape),
+    "squeeze": _first(_reshape),
+    "expand_dims": _first(_reshape),
     "transpose": _first(lambda equation, x: jnp.transpose(x, equation.params["permutation"])),
     "broadcast_in_dim": _first(
         lambda equation, x: lax.broadcast_in_dim(
@@ -280,9 +312,11 @@ _RULES: dict[str, Callable[[Any, list[Any]], Any]] = {
     "slice": _first(
         lambda equation, x: lax.slice(x, *[equation.params[k] for k in ("start_indices", "limit_indices", "strides")])
     ),
-    "pad": _first(_pad),
+    "pad": _pad,
+    "tile": _first(lambda equation, x: jnp.tile(x, equation.params["reps"])),
     "dynamic_slice": _dynamic_slice,
     "dynamic_update_slice": _update,
+    **dict.fromkeys(SCATTERS, _scatter),
     "concatenate": _concatenate,
     "gather": _gather,
     "split": _split,

@@ -4,7 +4,7 @@ from typing import Any
 
 from stabjax._jaxpr._program import CUSTOM, JIT, Equation, body, opened
 
-AFFINE = frozenset("add add_any sub neg mul div select_n real imag conj".split())
+AFFINE = frozenset("add add_any sub neg mul div select_n real imag conj complex".split())
 NONLINEAR = frozenset(
     "abs max min exp exp2 expm1 log log1p logistic tanh sinh cosh sin cos tan asin acos atan asinh acosh atanh atan2 "
     "erf erfc erf_inv lgamma digamma bessel_i0e bessel_i1e log2 one_minus_square pow integer_pow square "
@@ -19,6 +19,7 @@ VIEWS = frozenset(
 SELECTIONS = frozenset(
     "slice dynamic_slice gather pad concatenate dynamic_update_slice split stack unstack tile scatter".split()
 )
+SCATTERS = frozenset("scatter scatter-add scatter_add scatter-mul scatter_mul".split())
 REDUCTIONS = frozenset("reduce_sum reduce_max reduce_min reduce_prod".split())
 WINDOWS = frozenset("reduce_window reduce_window_sum reduce_window_max reduce_window_min".split())
 

@@ -104,7 +104,7 @@ def read(program: Program, *, root_scope: str = "") -> Reading:
     sizes = {}
     for var, path in zip(program.jaxpr.invars, program.paths):
         if path is None:
-            inputs.append(Flow(entries=frozenset({Entry()}), axes=_axes.of_images(var.aval.shape)))
+            inputs.append(Flow(entries=frozenset({Entry()}), start=(plan, var), axes=_axes.of_images(var.aval.shape)))
         else:
             inputs.append(passive(var.aval, [Flow(active=False, paths=frozenset({path}))]))
             sizes[path] = var.aval.size
@@ -113,6 +113,8 @@ def read(program: Program, *, root_scope: str = "") -> Reading:
     kept = []
     for operation in reader.finish(outputs):
         inner, var = operation.site
+        if operation.start is not None:
+            inner.starts[var] = operation.start
         arrangement = _axes.batch_first(operation.axes, var.aval.shape, names.batch)
         if arrangement is None:
             reader.hidden.append(Hidden((operation.kind,), f"{operation.label}, whose value has no batch axis"))

@@ -2,19 +2,36 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import pairwise
 from math import gcd, prod
 from typing import Any
 
 import numpy as np
 
-from stabjax._jaxpr._spans import STILL, Span, Step, agreed, at, clipped, permute, shown, stepped, strided, whole
+from stabjax._jaxpr._spans import (
+    STILL,
+    Span,
+    Step,
+    agreed,
+    clipped,
+    cut,
+    nothing,
+    permute,
+    settled,
+    shown,
+    stepped,
+    through,
+)
+from stabjax._jaxpr._windows import at, strided
 
 
 def reshape(span: Span, old: Sequence[int], new: Sequence[int]) -> Span:
     """The boxes of a reshaped array: axes that are split or merged are written out, the others stay as they are."""
     if 0 in old:
-        return whole(len(new), span.side, exact=False)
+        return nothing(len(new), span.side)
+    return through(span, lambda span: _dealt(span, old, new))
+
+
+def _dealt(span: Span, old: Sequence[int], new: Sequence[int]) -> Span:
     ends, steps, done = span.ends, [], 0
     for (i, before), (j, after) in _groups(old, new):
         sizes, targets = old[i : i + before], new[j : j + after]
@@ -93,29 +110,28 @@ def concatenate(parts: Sequence[Span | None], lengths: Sequence[int], axis: int,
     the zeros around a convolution do: a padded pixel keeps its place outside of the image.
     """
     seeing = [span for span in parts if span is not None]
-    offsets = [0, *np.cumsum(lengths).tolist()]
-    steps, agree = agreed(seeing, but=axis)
-    moving = [k for k, span in enumerate(parts) if span is not None and span.steps[axis] not in (STILL, None)]
-    wraps, exact = any(span.wraps for span in seeing), all(span.exact for span in seeing)
-    if agree and moving:
-        main = max(moving, key=lambda k: lengths[k])
-        base: Any = parts[main]
-        ends = at(base, axis, np.arange(offsets[-1]) - offsets[main])
-        verdicts = [
-            _placed(part, base, axis, np.arange(start, stop) - offsets[main]) if part is not None else "same" * padding
-            for part, padding, (start, stop) in zip(parts, blank, pairwise(offsets))
-        ]
-        if all(verdicts):
-            wraps |= "wrap" in verdicts
-            steps = (*steps[:axis], base.steps[axis], *steps[axis + 1 :])
-            return Span(ends, shown(ends, steps), base.side, wraps, exact)
-    if agree and not moving and len(seeing) == len(parts) and all(part is parts[0] for part in parts):
+    if len(seeing) == len(parts) and all(part is parts[0] and part.steps[axis] == STILL for part in seeing):
         return seeing[0]
+    inner = [None if span is None else clipped(span) for span in parts]
+    agree = agreed(seeing, but=axis)[1]
+    moving = [k for k, span in enumerate(parts) if span is not None and span.steps[axis] not in (STILL, None)]
+    main = max(moving, key=lambda k: lengths[k]) if agree and moving else None
+    continued = None if main is None else _continued(parts, lengths, axis, blank, main)
+    if continued is not None:
+        return settled(continued, _written(inner, lengths, axis))
     if moving or not agree:
-        seeing = [clipped(span) for span in seeing]
-        parts = [None if span is None else clipped(span) for span in parts]
-        steps, _ = agreed(seeing, but=axis)
-        wraps = False
+        return _written(inner, lengths, axis)
+    if all(span.within is None for span in seeing):
+        return _written(parts, lengths, axis)
+    return settled(
+        _written([span and replace(span, within=None) for span in parts], lengths, axis), _written(inner, lengths, axis)
+    )
+
+
+def _written(parts: Sequence[Span | None], lengths: Sequence[int], axis: int) -> Span:
+    """All boxes written out along the axis."""
+    seeing = [span for span in parts if span is not None]
+    steps, _ = agreed(seeing, but=axis)
     others = np.broadcast_shapes(*[(*span.ends.shape[: axis + 1], 1, *span.ends.shape[axis + 2 :]) for span in seeing])
     written = []
     for part, length in zip(parts, lengths):
@@ -124,24 +140,48 @@ def concatenate(parts: Sequence[Span | None], lengths: Sequence[int], axis: int,
     ends = np.concatenate(written, axis + 1)
     still = all(span.steps[axis] == STILL for span in seeing) and (ends == ends.take([0], axis + 1)).all()
     steps = (*steps[:axis], STILL if still else None, *steps[axis + 1 :])
-    return Span(ends.take([0], axis + 1) if still else ends, steps, seeing[0].side, wraps, exact)
+    ends = ends.take([0], axis + 1) if still else ends
+    return Span(ends, shown(ends, steps), seeing[0].side, all(span.exact for span in seeing))
 
 
-def _placed(part: Span, base: Span, axis: int, positions: np.ndarray) -> str:
-    """How a neighbour continues an array: as it is (``same``), ``wrap``, mirrored or by its border, or not at all."""
+def _continued(
+    parts: Sequence[Span | None], lengths: Sequence[int], axis: int, blank: Sequence[bool], main: int
+) -> Span | None:
+    """The longest array, gone on with over its neighbours; None if these do not continue it."""
+    seeing = [span for span in parts if span is not None]
+    base: Any = parts[main]
+    offsets = [0, *np.cumsum(lengths).tolist()]
+    ends = at(base, axis, np.arange(offsets[-1]) - offsets[main])
+    exact = all(span.exact for span in seeing)
+    for k, part in enumerate(parts):
+        place = slice(offsets[k], offsets[k + 1])
+        index = (slice(None),) * (axis + 1) + (place,)
+        if part is None:
+            if not blank[k]:
+                return None
+            exact &= not np.isfinite(cut(ends[index], base.side)).any()
+        elif k != main and not _continues(part, base, axis, np.arange(place.start, place.stop) - offsets[main]):
+            return None
+    steps, _ = agreed(seeing, but=axis)
+    steps = (*steps[:axis], base.steps[axis], *steps[axis + 1 :])
+    return Span(ends, shown(ends, steps), base.side, exact)
+
+
+def _continues(part: Span, base: Span, axis: int, positions: np.ndarray) -> bool:
+    """Whether a neighbour goes on with an array: as it is, a whole side further on, mirrored or by its border."""
     length = base.ends.shape[axis + 1]
     if part.steps[axis] == STILL and len(positions) > 1:
         part = replace(part, ends=np.repeat(part.ends, len(positions), axis + 1))
     expected = at(base, axis, positions)
-    if part is base:
-        return "same"
     if expected.shape != part.ends.shape:
-        return ""
+        return False
     if (part.ends == expected).all():
-        return "same"
+        return True
+    if not (np.isfinite(part.ends).all() and np.isfinite(expected).all()):
+        return False
     shift = part.ends - expected
-    if (np.isfinite(shift).all()) and (shift[0] == -shift[1]).all() and (shift % base.side == 0).all():
-        return "wrap"
+    if (shift[0] == -shift[1]).all() and (shift % base.side == 0).all():
+        return True
     before, after = positions < 0, positions >= length
     for low, high in (
         (-positions, 2 * length - 2 - positions),
@@ -150,8 +190,8 @@ def _placed(part: Span, base: Span, axis: int, positions: np.ndarray) -> str:
     ):
         mirrored = np.where(before, low, np.where(after, high, positions))
         if ((mirrored >= 0) & (mirrored < length)).all() and (part.ends == at(base, axis, mirrored)).all():
-            return "border"
-    return ""
+            return True
+    return False
 
 
 def gather(span: Span, places: Sequence[np.ndarray], kept: dict[int, int]) -> Span:
@@ -159,6 +199,10 @@ def gather(span: Span, places: Sequence[np.ndarray], kept: dict[int, int]) -> Sp
 
     ``kept``: axes of the result along which an axis is read as it was.
     """
+    return through(span, lambda span: _taken(span, places, kept))
+
+
+def _taken(span: Span, places: Sequence[np.ndarray], kept: dict[int, int]) -> Span:
     index = tuple(
         np.zeros_like(table) if span.ends.shape[axis + 1] == 1 else table for axis, table in enumerate(places)
     )
@@ -178,9 +222,14 @@ def contract(span: Span, axis: int, table: np.ndarray, kept: Sequence[int], *, b
 
     The axes of the result are the kept ones and the others, behind them or in front.
     """
+    place = [*kept, axis] if behind else [axis, *kept]
     even = _resampled(span, axis, table)
-    if even is not None:
-        return permute(even, [*kept, axis] if behind else [axis, *kept])
+    within = _columns(clipped(span), axis, table, kept, behind=behind)
+    return within if even is None else settled(permute(even, place), within)
+
+
+def _columns(span: Span, axis: int, table: np.ndarray, kept: Sequence[int], *, behind: bool) -> Span:
+    """What every column of the matrix sees through the rows where it is not zero."""
     ends = span.ends.transpose(0, *[k + 1 for k in kept], axis + 1)
     columns = table.reshape(len(table), -1).T
     made = np.stack([np.where(column, ends, np.inf).min(-1) for column in columns], -1)
@@ -190,12 +239,12 @@ def contract(span: Span, axis: int, table: np.ndarray, kept: Sequence[int], *, b
     steps = tuple(span.steps[k] for k in kept)
     if not behind:
         made = np.moveaxis(made, range(1 + len(kept), made.ndim), range(1, 1 + others))
-    return clipped(replace(span, ends=made, steps=(*steps, *still) if behind else (*still, *steps)))
+    return replace(span, ends=made, steps=(*steps, *still) if behind else (*still, *steps))
 
 
 def _resampled(span: Span, axis: int, table: np.ndarray) -> Span | None:
     """An axis after a resampling that reads the same neighbours everywhere, but for what lies outside; else None."""
-    step = span.steps[axis]
+    step, span = span.steps[axis], replace(span, within=None)
     if table.ndim != 2 or step is None or step == STILL or step[0] != 1 or not table.any(0).all():
         return None
     entries, count = table.shape

@@ -105,7 +105,8 @@ class Reader(Regions):
         if name in VIEWS:
             if len(equation.outvars) > 1:
                 return flows
-            return [replace(flows[0], axes=_axes.through(equation, flows[0].axes))]
+            start = None if flows[0].nonlinear else (place.plan, equation.outvars[0])
+            return [replace(flows[0], axes=_axes.through(equation, flows[0].axes), start=start)]
         if name in SELECTIONS:
             return self._selection(place, flows)
         if name in AFFINE or name in NONLINEAR:
@@ -280,12 +281,13 @@ class Reader(Regions):
         stacked = flows[fixed + carried :]
         for flow in flows:
             self.fire(flow)
+        child = Plan(jaxpr, consts)
         prefix = common_path(frozenset().union(*[flow.paths for flow in stacked if not flow.active]))
         frame = Frame(prefix or "/".join((*place.scope, "scan")), params["length"], params["reverse"])
         inputs = [
             replace(flow, scalar=var.aval.size == 1)
             if not flow.active
-            else _alone(flow.axes[1:] if k >= fixed + carried else flow.axes)
+            else _alone(flow.axes[1:] if k >= fixed + carried else flow.axes, (child, var))
             for k, (flow, var) in enumerate(zip(flows, jaxpr.invars))
         ]
         if any(flow.active and _axes.role(flow.axes[0]) == "b" for flow in stacked):
@@ -300,8 +302,7 @@ class Reader(Regions):
             if not late:
                 break
             for k in late:
-                inputs[fixed + k] = _alone(outputs[k].axes)
-        child = Plan(jaxpr, consts)
+                inputs[fixed + k] = _alone(outputs[k].axes, (child, jaxpr.invars[fixed + k]))
         place.plan.children[place.index] = child
         outputs = self.read(child, inputs, place.scope, (*place.frames, frame))
         for flow in outputs:
@@ -329,9 +330,9 @@ class Reader(Regions):
         return sorted(kept, key=lambda operation: operation.order)
 
 
-def _alone(axes: _axes.Axes) -> Flow:
+def _alone(axes: _axes.Axes, start: tuple[Plan, Any] | None = None) -> Flow:
     """An activation of unknown origin."""
-    return Flow(entries=frozenset({Entry()}), axes=axes)
+    return Flow(entries=frozenset({Entry()}), axes=axes, start=start)
 
 
 def _is_value(operation: Operation) -> bool:

@@ -49,6 +49,7 @@ class Regions:
         """An activation at which a new elementwise region begins."""
         return Flow(
             entries=frozenset({Entry()}),
+            start=(place.plan, place.equation.outvars[output]),
             site=(place.plan, place.equation.outvars[output]),
             order=self.clock,
             axes=axes,
@@ -109,6 +110,7 @@ class Regions:
                 scope=flow.scope,
                 frames=flow.frames,
                 paths=flow.paths,
+                start=flow.start if activation else None,
             )
         )
 
@@ -184,6 +186,7 @@ class Regions:
             entries=frozenset.union(*[other.entries for other in active]),
             nonlinear=nonlinear | added,
             before=before,
+            start=flow.start if all(other.start == flow.start for other in active) else None,
             site=(place.plan, place.equation.outvars[0]),
             order=self.clock,
             axes=flow.axes,

@@ -8,8 +8,10 @@ import numpy as np
 
 from stabjax._jaxpr import _rearranged, _spans
 from stabjax._jaxpr._constants import Constant
+from stabjax._jaxpr._parameters import PARAMETER
 from stabjax._jaxpr._spans import Span
-from stabjax._jaxpr._values import PARAMETER, Value, joined, stretched
+from stabjax._jaxpr._values import Value, inexact, joined, stretched
+from stabjax._jaxpr._windows import slid, window
 
 
 def slicing(equation: Any, span: Span) -> Span:
@@ -18,14 +20,27 @@ def slicing(equation: Any, span: Span) -> Span:
     for axis, (start, stride) in enumerate(zip(map(int, params["start_indices"]), map(int, strides))):
         count = equation.outvars[0].aval.shape[axis]
         if (start, stride, count) != (0, 1, equation.invars[0].aval.shape[axis]):
-            span = _spans.window(span, axis, count, stride=stride, low=-start)
+            span = window(span, axis, count, stride=stride, low=-start)
     return span
 
 
-def padding(equation: Any, span: Span) -> Span:
+def padding(equation: Any, operands: list[Any]) -> Any:
+    """Padding by a number; by one that depends on the image, anywhere in the result."""
+    first, filling = operands
+    old, new = equation.invars[0].aval.shape, equation.outvars[0].aval.shape
+    padded = first if isinstance(first, tuple) else ()
     for axis, (low, _, interior) in enumerate(equation.params["padding_config"]):
-        count = equation.outvars[0].aval.shape[axis]
-        span = _spans.window(span, axis, count, low=int(low), spread=int(interior) + 1)
+        padded = slid(padded, axis, old[axis], new[axis], low=int(low), spread=int(interior) + 1)
+    if not isinstance(filling, tuple):
+        return padded
+    return inexact(joined([*([padded] if padded else []), stretched(filling, equation.outvars[0])]))
+
+
+def tiling(equation: Any, span: Span) -> Span:
+    """Copies one behind the other."""
+    for axis, copies in enumerate(map(int, equation.params["reps"])):
+        length = equation.invars[0].aval.shape[axis]
+        span = _rearranged.concatenate([span] * copies, [length] * copies, axis, [False] * copies)
     return span
 
 
@@ -41,7 +56,7 @@ def dynamic_slice(equation: Any, operands: list[Any]) -> Any:
                 continue
             if isinstance(start, Constant) and start.value is not None:
                 place = int(start.value) + (whole if start.value < 0 else 0)
-                span = _spans.window(span, axis, part, low=-max(0, min(place, whole - part)))
+                span = window(span, axis, part, low=-max(0, min(place, whole - part)))
             elif not _spans.is_still(span, axis):
                 span = _spans.inexact(_spans.mixed(span, axis))
         result.append(span)
@@ -51,7 +66,7 @@ def dynamic_slice(equation: Any, operands: list[Any]) -> Any:
 
 
 def concatenation(equation: Any, operands: list[Any]) -> Any:
-    axis = equation.params["dimension"]
+    axis = int(equation.params["dimension"])
     pieces = [(operand, atom.aval.shape[axis]) for operand, atom in zip(operands, equation.invars)]
     parts, lengths = zip(*[piece for piece in pieces if piece[1] > 0])
     if not any(isinstance(part, tuple) for part in parts):
@@ -80,7 +95,7 @@ def stack(operands: Sequence[Value], axis: int, rank: int) -> Value:
 def unstacking(equation: Any, operands: list[Any]) -> list[Any]:
     axis = equation.params["axis"]
     return [
-        tuple(_spans.reduce(_spans.window(span, axis, 1, low=-k), [axis]) for span in operands[0])
+        tuple(_spans.reduce(window(span, axis, 1, low=-k), [axis]) for span in operands[0])
         for k in range(len(equation.outvars))
     ]
 
@@ -88,9 +103,7 @@ def unstacking(equation: Any, operands: list[Any]) -> list[Any]:
 def splitting(equation: Any, operands: list[Any]) -> list[Any]:
     axis, sizes = equation.params["axis"], [int(size) for size in equation.params["sizes"]]
     starts = np.cumsum([0, *sizes[:-1]]).tolist()
-    return [
-        tuple(_spans.window(span, axis, size, low=-start) for span in operands[0]) for start, size in zip(starts, sizes)
-    ]
+    return [tuple(window(span, axis, size, low=-start) for span in operands[0]) for start, size in zip(starts, sizes)]
 
 
 def lookup(equation: Any, operands: list[Any]) -> Any:
@@ -152,21 +165,60 @@ def update(equation: Any, operands: list[Any]) -> Any:
     places: list[Any] = [start.value if isinstance(start, Constant) else None for start in starts]
     if any(place is None for place in places):
         return None
+    places = [int(place) + (side if place < 0 else 0) for place, side in zip(places, old)]
+    return _overwritten(base, part, [max(0, min(p, a - b)) for p, a, b in zip(places, old, new)], old, new)
+
+
+def _overwritten(
+    base: Any, part: Any, places: Sequence[int], old: Sequence[int], new: Sequence[int], *, keeps: bool = False
+) -> Any:
+    """A part at this place of a whole, instead of what was there or, if the base ``keeps`` it, together with that."""
     inside = np.ones((1,) * len(old), bool)
-    offsets = []
-    for axis, (whole, length, place) in enumerate(zip(old, new, places)):
-        start = max(0, min(int(place) + (whole if place < 0 else 0), whole - length))
-        line = (np.arange(whole) >= start) & (np.arange(whole) < start + length)
+    for axis, (side, length, start) in enumerate(zip(old, new, places)):
+        line = (np.arange(side) >= start) & (np.arange(side) < start + length)
         inside = inside & line.reshape([-1 if k == axis else 1 for k in range(len(old))])
-        offsets.append(start)
     parts = []
     if isinstance(base, tuple):
-        parts.append(tuple(_spans.only(span, ~inside) for span in base))
+        parts.append(base if keeps else tuple(_spans.only(span, ~inside) for span in base))
     if isinstance(part, tuple):
         moved = []
         for span in part:
-            for axis, start in enumerate(offsets):
-                span = _spans.window(span, axis, old[axis], low=start) if old[axis] != new[axis] else span
+            for axis, start in enumerate(places):
+                span = window(span, axis, old[axis], low=start) if old[axis] != new[axis] else span
             moved.append(_spans.only(span, inside))
         parts.append(tuple(moved))
     return joined(parts)
+
+
+def scatter(equation: Any, operands: list[Any]) -> Any:
+    """Parts put at the places of a table: exact for one part at a known place, and for numbers that overwrite."""
+    base, indices, parts = operands
+    if isinstance(indices, tuple):
+        return None
+    numbers = equation.params["dimension_numbers"]
+    old, given = equation.invars[0].aval.shape, equation.invars[2].aval.shape
+    batching = tuple(getattr(numbers, "operand_batching_dims", ()))
+    sizes = iter([given[axis] for axis in numbers.update_window_dims])
+    new = [1 if axis in numbers.inserted_window_dims or axis in batching else next(sizes) for axis in range(len(old))]
+    keeps = equation.primitive.name != "scatter"
+    table = indices.value if isinstance(indices, Constant) and not batching else None
+    rows = [] if table is None else table.reshape(-1, table.shape[-1]).astype(int)
+    places = [[0] * len(old) for _ in rows]
+    for place, row in zip(places, rows):
+        for axis, start in zip(numbers.scatter_dims_to_operand_dims, row):
+            place[axis] = int(start)
+    fits = all(0 <= p <= a - b for place in places for p, a, b in zip(place, old, new))
+    if len(places) == 1 and fits:
+        if isinstance(parts, tuple):
+            parts = tuple(_rearranged.reshape(span, given, new) for span in parts)
+        return _overwritten(base, parts, places[0], old, new, keeps=keeps)
+    if isinstance(parts, tuple):
+        everywhere = stretched(parts, equation.outvars[0])
+        return inexact(joined([base, everywhere]))
+    if keeps:
+        return base
+    if not fits or not 0 < len(places) <= 256:
+        return inexact(base)
+    for place in places:
+        base = _overwritten(base, None, place, old, new)
+    return base

@@ -3,12 +3,13 @@
 A `Span` holds, for every entry, the first and the last pixel seen; an operation that moves entries moves their boxes,
 one that mixes entries joins them. Along an axis over which the boxes do not change the arrays have length one, so a
 span is about as small as the side of the image. Boxes are not clipped to the image: where an array is padded, the
-boxes go on beyond its border as they do inside, which is what its step says.
+boxes go on beyond its border as they do inside, which is what its step says. What is seen inside the image stands
+beside them where clipping does not tell it.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from math import gcd, lcm
+from math import lcm
 
 import numpy as np
 
@@ -27,15 +28,17 @@ class Span:
             infinite where nothing is seen; each axis of length one where the boxes do not depend on it.
         steps: how the boxes go on along each axis.
         side: of the image, in pixels.
-        wraps: whether the image goes round: a pixel beyond one border is one behind the other.
         exact: whether each box is the smallest that holds all that is seen; otherwise it may be too large.
+        within: what the entries see inside the image, where that is not what clipping leaves of these boxes: behind
+            a padding that repeats or mirrors, behind the zeros around a part of the image, and where a box has a
+            hole at the border. None elsewhere.
     """
 
     ends: np.ndarray
     steps: tuple[Step, ...]
     side: int
-    wraps: bool = False
     exact: bool = True
+    within: "Span | None" = None
 
 
 def of_image(shape: Sequence[int], axis: int) -> Span:
@@ -50,50 +53,98 @@ def whole(rank: int, side: int, *, exact: bool) -> Span:
     return Span(np.array([0.0, 1.0 - side]).reshape(2, *[1] * rank), (STILL,) * rank, side, exact=exact)
 
 
+def nothing(rank: int, side: int) -> Span:
+    """No entry sees anything, or there is none."""
+    return Span(np.full((2, *[1] * rank), np.inf), (STILL,) * rank, side)
+
+
 def is_still(span: Span, axis: int) -> bool:
     """Whether the boxes do not depend on the position along an axis, inside the array and beyond."""
-    return span.steps[axis] == STILL
+    return span.steps[axis] == STILL and (span.within is None or span.within.steps[axis] == STILL)
 
 
 def clipped(span: Span) -> Span:
-    """The boxes without what lies outside the image; beyond the borders of the array nothing is seen any more."""
-    low = np.array([0.0, 1.0 - span.side]).reshape(2, *[1] * len(span.steps))
-    ends = np.maximum(span.ends, low)
-    ends = np.where(ends[:1] + ends[1:] > 0, np.inf, ends)
-    if span.wraps:
-        outside = ((span.ends < low) & np.isfinite(span.ends)).any(0, keepdims=True)
-        ends = np.where(outside, low, ends)
-    steps = []
-    for axis, step in enumerate(span.steps):
-        if step != STILL and ends.shape[axis + 1] > 1:
-            first = ends.take([0], axis + 1)
-            if (ends == first).all():
-                ends, step = first, STILL
-        steps.append(step if step == STILL else None)
-    return replace(span, ends=ends, steps=tuple(steps), wraps=False)
+    """What is seen inside the image; beyond the borders of the array nothing is seen any more."""
+    if span.within is not None:
+        return span.within
+    return replace(span, ends=cut(span.ends, span.side), steps=standing(span.steps))
+
+
+def cut(ends: np.ndarray, side: int) -> np.ndarray:
+    """Boxes without what lies outside the image."""
+    ends = np.maximum(ends, np.array([0.0, 1.0 - side]).reshape(2, *[1] * (ends.ndim - 1)))
+    return np.where(ends[:1] + ends[1:] > 0, np.inf, ends)
+
+
+def settled(span: Span, within: Span) -> Span:
+    """The boxes, together with what is seen inside the image if clipping does not tell it.
+
+    Beyond the borders of the array nothing is seen inside the image, whatever steps the boxes show.
+    """
+    if (cut(span.ends, span.side) == within.ends).all():
+        return replace(span, exact=within.exact, within=None)
+    return replace(span, within=replace(within, steps=standing(within.steps)))
+
+
+def told(span: Span) -> Span:
+    """The boxes to tell of: those inside the image alone where the others go on nowhere or would mislead.
+
+    So they would if one that lies in the image does not hold what its entry sees, as where a part of the image is
+    padded by its own mirror image, or if they are larger than the image and most of them larger than what is seen.
+    They are exact if no box reaches back into the image, and each that lies in it is what its entry sees.
+    """
+    if span.within is None:
+        return span
+    inner, outer = span.within.ends, cut(span.ends, span.side)
+    held, alike = (inner >= outer).all(0), (inner == outer).all(0)
+    contained = (outer == span.ends).all(0) & np.isfinite(outer).all(0)
+    large = (held & ~alike).mean() > 0.5 and (1 - span.ends.sum(0)).max() > span.side
+    if large or None in span.steps or set(span.steps) <= {STILL} or not (held | ~contained).all():
+        return span.within
+    return span if (alike | ~contained).all() else replace(span, exact=False)
+
+
+def through(span: Span, move: Callable[[Span], Span], *, mixes: bool = False) -> Span:
+    """The boxes after an operation on their entries, inside the image too.
+
+    One that only moves entries commutes with clipping. One that ``mixes`` does where the boxes join without a gap.
+    """
+    if span.within is not None:
+        return settled(move(replace(span, within=None)), move(span.within))
+    moved = move(span)
+    return settled(moved, move(clipped(span))) if mixes else moved
 
 
 def join(spans: Sequence[Span]) -> Span:
     """The smallest boxes that hold those of several arrays of one shape.
 
-    Boxes that move at different rates, as where a map is scaled by a mean over itself, are clipped first.
+    Boxes that move at different rates are clipped first where one of them stands still, as where a map is scaled by a
+    mean over itself; elsewhere they go on no further than the array.
     """
     result = spans[0]
     for other in spans[1:]:
-        if other is result:
-            continue
-        steps, agree = agreed((result, other))
-        pair = (result, other) if agree else (clipped(result), clipped(other))
-        steps = steps if agree else agreed(pair)[0]
-        ends = np.minimum(pair[0].ends, pair[1].ends)
-        result = Span(
-            ends,
-            shown(ends, steps),
-            result.side,
-            any(span.wraps for span in pair),
-            result.exact and other.exact,
-        )
+        if other is not result:
+            result = _joined(result, other)
     return result
+
+
+def _joined(a: Span, b: Span) -> Span:
+    steps, agree = agreed((a, b))
+    if not agree and any(STILL in pair and pair[0] != pair[1] for pair in zip(a.steps, b.steps)):
+        a, b = clipped(a), clipped(b)
+        steps, _ = agreed((a, b))
+    ends = np.minimum(a.ends, b.ends)
+    made = Span(ends, shown(ends, steps), a.side, a.exact and b.exact)
+    if a.within is None and b.within is None and _meet(a.ends, b.ends):
+        return made
+    inner, other = clipped(a), clipped(b)
+    seen = np.minimum(inner.ends, other.ends)
+    return settled(made, Span(seen, standing(made.steps), a.side, inner.exact and other.exact))
+
+
+def _meet(a: np.ndarray, b: np.ndarray) -> bool:
+    """Whether two arrays of boxes overlap or touch everywhere: what they hold together has no gap."""
+    return bool(((a[0] + b[1] <= 1) & (b[0] + a[1] <= 1)).all())
 
 
 def agreed(spans: Sequence[Span], *, but: int | None = None) -> tuple[tuple[Step, ...], bool]:
@@ -121,143 +172,122 @@ def shown(ends: np.ndarray, steps: Sequence[Step]) -> tuple[Step, ...]:
     )
 
 
-def _along(values: np.ndarray, axis: int, rank: int) -> np.ndarray:
-    """Minus and plus: what is added to both ends for a shift along an axis."""
-    return np.stack([values, -values]).reshape(2, *[-1 if k == axis else 1 for k in range(rank)])
-
-
-def at(span: Span, axis: int, positions: np.ndarray) -> np.ndarray:
-    """Ends at any positions along an axis that is not still, also outside of the array."""
-    length, step = span.ends.shape[axis + 1], span.steps[axis]
-    if step is None:
-        taken = span.ends.take(positions.clip(0, length - 1), axis + 1)
-        outside = (positions < 0) | (positions >= length)
-        return np.where(outside.reshape([-1 if k == axis else 1 for k in range(len(span.steps))]), np.inf, taken)
-    period, shift = step
-    turns, rest = np.divmod(positions, period)
-    return span.ends.take(rest, axis + 1) + _along(turns * float(shift), axis, len(span.steps))
-
-
-def strided(step: Step, stride: int, *, spread: int = 1) -> Step:
-    """The step of every ``stride``-th entry, after the entries were spread apart."""
-    if step is None:
-        return None
-    period, shift = step[0] * spread, step[1]
-    turns = stride // gcd(period, stride)
-    return (period // gcd(period, stride), shift * turns)
-
-
 def stepped(span: Span, axis: int, ends: np.ndarray, step: Step) -> Span:
     """The span with other boxes along one axis; a step is kept only if the array shows all of its period."""
     return replace(span, ends=ends, steps=shown(ends, (*span.steps[:axis], step, *span.steps[axis + 1 :])))
 
 
-def window(
-    span: Span,
-    axis: int,
-    count: int,
-    *,
-    size: int = 1,
-    stride: int = 1,
-    dilation: int = 1,
-    low: int = 0,
-    spread: int = 1,
-) -> Span:
-    """Boxes of ``count`` windows: window i reads entries ``stride * i + dilation * t - low``, ``0 <= t < size``.
-
-    ``spread``: the entries were spread apart first (input dilation), with nothing in between. A slice is a window of
-    one entry, padding a window of one entry that begins outside.
-    """
-    step = span.steps[axis]
-    if step == STILL:
-        return span
-    taps = np.arange(size) * dilation
-    if spread == 1 and step is not None and step[0] == 1:
-        taps = taps[[0, -1]] if size > 1 else taps  # the boxes move evenly: the outer entries decide
-    positions = (stride * np.arange(count) - low)[:, None] + taps
-    entries, rest = np.divmod(positions.ravel(), spread)
-    ends = at(span, axis, entries)
-    if spread > 1:
-        ends = np.where(rest.reshape([-1 if k == axis else 1 for k in range(len(span.steps))]) > 0, np.inf, ends)
-    if len(taps) > 1:
-        shape = ends.shape
-        ends = ends.reshape(*shape[: axis + 1], count, len(taps), *shape[axis + 2 :]).min(axis + 2)
-    return stepped(span, axis, ends, strided(step, stride, spread=spread))
+def standing(steps: Sequence[Step]) -> tuple[Step, ...]:
+    """Steps of an array beyond whose borders nothing is seen, but where the boxes do not depend on the position."""
+    return tuple(step if step == STILL else None for step in steps)
 
 
 def reverse(span: Span, axis: int) -> Span:
     """The entries along an axis in reverse order."""
-    step = span.steps[axis]
-    return stepped(span, axis, np.flip(span.ends, axis + 1), None if step is None else (step[0], -step[1]))
+
+    def flipped(span: Span) -> Span:
+        step = span.steps[axis]
+        return stepped(span, axis, np.flip(span.ends, axis + 1), None if step is None else (step[0], -step[1]))
+
+    return through(span, flipped)
 
 
 def reduce(span: Span, axes: Iterable[int]) -> Span:
     """Boxes of what mixes all entries along some axes, which vanish."""
     gone = {axis % len(span.steps) for axis in axes}
-    steps = tuple(step for axis, step in enumerate(span.steps) if axis not in gone)
-    return replace(span, ends=span.ends.min(tuple(axis + 1 for axis in gone)), steps=steps)
+
+    def reduced(span: Span) -> Span:
+        steps = tuple(step for axis, step in enumerate(span.steps) if axis not in gone)
+        return replace(span, ends=span.ends.min(tuple(axis + 1 for axis in gone)), steps=steps)
+
+    return through(span, reduced, mixes=any(span.ends.shape[axis + 1] > 1 for axis in gone))
 
 
 def mixed(span: Span, axis: int) -> Span:
     """Every entry along an axis sees what any of them sees."""
-    if span.steps[axis] == STILL:
+    if is_still(span, axis):
         return span
-    return stepped(span, axis, span.ends.min(axis + 1, keepdims=True), STILL)
+
+    def met(span: Span) -> Span:
+        return stepped(span, axis, span.ends.min(axis + 1, keepdims=True), STILL)
+
+    return through(span, met, mixes=span.ends.shape[axis + 1] > 1)
 
 
 def accumulate(span: Span, axis: int, *, backwards: bool) -> Span:
     """Every entry along an axis sees what those before it see, and itself."""
-    if span.steps[axis] == STILL:
+    if is_still(span, axis):
         return span
     span = clipped(span)
     order = slice(None, None, -1 if backwards else 1)
     index = (slice(None),) * (axis + 1) + (order,)
-    return stepped(span, axis, np.minimum.accumulate(span.ends[index], axis + 1)[index], None)
+    step = STILL if span.steps[axis] == STILL else None
+    return stepped(span, axis, np.minimum.accumulate(span.ends[index], axis + 1)[index], step)
 
 
 def permute(span: Span, order: Sequence[int]) -> Span:
     """The axes in another order."""
-    ends = span.ends.transpose(0, *[axis + 1 for axis in order])
-    return replace(span, ends=ends, steps=tuple(span.steps[axis] for axis in order))
+
+    def permuted(span: Span) -> Span:
+        ends = span.ends.transpose(0, *[axis + 1 for axis in order])
+        return replace(span, ends=ends, steps=tuple(span.steps[axis] for axis in order))
+
+    return through(span, permuted)
 
 
 def spread_over(span: Span, rank: int, places: Sequence[int], lengths: Sequence[int], old: Sequence[int]) -> Span:
     """The axes at new places among others; an axis of length one may be stretched (``lax.broadcast_in_dim``)."""
-    steps: list[Step] = [STILL] * rank
-    shape = [1] * rank
-    for axis, place in enumerate(places):
-        if old[axis] == lengths[place]:
-            steps[place] = span.steps[axis]
-        shape[place] = span.ends.shape[axis + 1]
-    order = sorted(range(len(places)), key=places.__getitem__)
-    ends = span.ends.transpose(0, *[axis + 1 for axis in order]).reshape(2, *shape)
-    return replace(span, ends=ends, steps=tuple(steps))
+
+    def spread(span: Span) -> Span:
+        steps: list[Step] = [STILL] * rank
+        shape = [1] * rank
+        for axis, place in enumerate(places):
+            if old[axis] == lengths[place]:
+                steps[place] = span.steps[axis]
+            shape[place] = span.ends.shape[axis + 1]
+        order = sorted(range(len(places)), key=places.__getitem__)
+        ends = span.ends.transpose(0, *[axis + 1 for axis in order]).reshape(2, *shape)
+        return replace(span, ends=ends, steps=tuple(steps))
+
+    return through(span, spread)
 
 
 def inexact(span: Span) -> Span:
     """The same boxes, which may be larger than needed."""
-    return replace(span, exact=False)
+    within = None if span.within is None else replace(span.within, exact=False)
+    return replace(span, exact=False, within=within)
 
 
 def only(span: Span, seeing: np.ndarray) -> Span:
     """The boxes of some entries; the others see nothing."""
-    steps = list(span.steps)
+    moving = []
     for axis in range(seeing.ndim):
         first = seeing.take([0], axis)
         if (seeing == first).all():
             seeing = first
         else:
-            steps[axis] = None
+            moving.append(axis)
     if seeing.size == 1 and seeing.all():
         return span
-    return replace(span, ends=np.where(seeing, span.ends, np.inf), steps=tuple(steps))
+
+    def masked(span: Span) -> Span:
+        steps = tuple(None if axis in moving else step for axis, step in enumerate(span.steps))
+        return replace(span, ends=np.where(seeing, span.ends, np.inf), steps=steps)
+
+    return through(span, masked)
 
 
 def channels(span: Span, axis: int, groups: int, count: int) -> Span:
     """Boxes of ``count`` channels, each of which mixes those of its group."""
-    length = span.ends.shape[axis + 1]
-    if groups == 1 or length == 1:
-        return mixed(span, axis) if length > 1 else span
-    before, after = span.ends.shape[: axis + 1], span.ends.shape[axis + 2 :]
-    ends = span.ends.reshape(*before, groups, length // groups, *after).min(axis + 2)
-    return stepped(span, axis, np.repeat(ends, count // groups, axis + 1), None)
+    if groups == 1 or is_still(span, axis):
+        return mixed(span, axis)
+
+    def grouped(span: Span) -> Span:
+        length = span.ends.shape[axis + 1]
+        if length == 1:
+            return span
+        before, after = span.ends.shape[: axis + 1], span.ends.shape[axis + 2 :]
+        ends = span.ends.reshape(*before, groups, length // groups, *after).min(axis + 2)
+        return stepped(span, axis, np.repeat(ends, count // groups, axis + 1), None)
+
+    return through(span, grouped, mixes=True)

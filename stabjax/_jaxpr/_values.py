@@ -5,19 +5,12 @@ from typing import Any, TypeAlias
 
 from stabjax._jaxpr import _spans
 from stabjax._jaxpr._constants import Constant
+from stabjax._jaxpr._parameters import PARAMETER, Parameter
 from stabjax._jaxpr._spans import Span
 
 Seen: TypeAlias = tuple[Span, ...]
 """What a value sees, along each axis of the image."""
 
-
-class Parameter:
-    """A value made of parameters: any numbers, but not of the images."""
-
-    value = None
-
-
-PARAMETER = Parameter()
 Value: TypeAlias = Seen | Constant | Parameter
 
 

@@ -10,8 +10,8 @@ from jax.core import Tracer
 
 from stabjax._jaxpr._constants import Constant, literal
 from stabjax._jaxpr._flow import Plan
-from stabjax._jaxpr._program import default_branch, is_literal, opened
-from stabjax._jaxpr._values import PARAMETER, Parameter
+from stabjax._jaxpr._parameters import PARAMETER, Given, Masked, Parameter, made_of_parameters, masks
+from stabjax._jaxpr._program import JIT, body, default_branch, is_literal, opened
 
 PASSIVE = (Constant, Parameter)
 """What does not depend on the images."""
@@ -27,10 +27,15 @@ class Walk:
         """Outputs of an equation, one of whose operands depends on the images."""
         raise NotImplementedError
 
+    def keep(self, plan: Plan, var: Any, value: Any) -> Any:
+        """What goes on from a value of a program."""
+        return value
+
     def run(self, plan: Plan, inputs: Sequence[Any], iteration: tuple[int, ...] = ()) -> list[Any]:
         """Outputs of a program, from its inputs."""
         jaxpr = plan.jaxpr
-        known: dict[Any, Any] = dict(zip(jaxpr.invars, inputs, strict=True)) | _constants_of(plan)
+        given = {var: self.keep(plan, var, value) for var, value in zip(jaxpr.invars, inputs, strict=True)}
+        known: dict[Any, Any] = given | _constants_of(plan)
 
         def lookup(atom: Any) -> Any:
             return literal(atom.val) if is_literal(atom) else known[atom]
@@ -39,12 +44,15 @@ class Walk:
             operands = [lookup(atom) for atom in equation.invars]
             if not all(isinstance(operand, PASSIVE) for operand in operands):
                 outputs = self.step(equation, operands, plan.children.get(index), iteration)
-            elif any(operand is PARAMETER for operand in operands):
-                outputs = [PARAMETER] * len(equation.outvars)
+            elif any(isinstance(operand, Parameter) for operand in operands):
+                if equation.primitive.name in JIT and masks(equation, operands):
+                    outputs = self.run(Plan(*opened(body(equation))), operands)
+                else:
+                    outputs = [made_of_parameters(equation, operands)] * len(equation.outvars)
             else:
                 outputs = [Constant(equation, operands, k) for k in range(len(equation.outvars))]
             for var, value in zip(equation.outvars, outputs, strict=True):
-                known[var] = value
+                known[var] = value = self.keep(plan, var, value)
                 for operation in plan.taps.get(var, ()):
                     self.found[operation, iteration] = value
         return [lookup(atom) for atom in jaxpr.outvars]
@@ -67,4 +75,11 @@ def _given(value: Any) -> Constant | Parameter:
     known = isinstance(value, np.ndarray | np.generic | jax.Array) and not isinstance(value, Tracer)
     if known and (jnp.issubdtype(value.dtype, jnp.integer) or value.dtype == bool):
         return literal(np.asarray(value))
-    return PARAMETER
+    return Given(value)
+
+
+def row(value: Constant | Parameter, k: int) -> Constant | Parameter:
+    """One iteration's part of a stacked value that does not depend on the images."""
+    if isinstance(value, Constant):
+        return literal(None if value.value is None else value.value[k])
+    return value[k] if isinstance(value, Given | Masked) else value

@@ -55,7 +55,9 @@ class ConstantFilterCNN(nnx.Module):
         param_dtype: dtype of the parameters.
 
     Raises:
-        ValueError: when an option is out of range; when the kernel is smaller than the stride.
+        TypeError: when kernel, stride or depth is no integer.
+        ValueError: when an option is out of range; when the kernel is smaller than the stride; when called on images
+            too small for all layers.
     """
 
     def __init__(
@@ -71,6 +73,11 @@ class ConstantFilterCNN(nnx.Module):
     ) -> None:
         if ndim not in (1, 2):
             raise ValueError(f"ConstantFilterCNN: expected ndim 1 or 2, got {ndim}")
+        for name, value in (("kernel", kernel), ("stride", stride), ("depth", depth)):
+            if not hasattr(value, "__index__"):
+                raise TypeError(f"ConstantFilterCNN: expected {name} as an integer, got {value!r}")
+        if jnp.shape(bias) != ():
+            raise ValueError(f"ConstantFilterCNN: expected one bias for all layers, got the shape {jnp.shape(bias)}")
         if depth < 1 or stride < 1:
             raise ValueError(f"ConstantFilterCNN: expected depth and stride >= 1, got {depth} and {stride}")
         if kernel < stride:
@@ -92,6 +99,12 @@ class ConstantFilterCNN(nnx.Module):
     def __call__(self, x: Images) -> Float[Array, "batch *units 1"]:
         """Activations of the last layer, of signals ``(batch, n, 1)`` or images ``(batch, h, w, 1)``."""
         x = check_images("ConstantFilterCNN", x, channels=1, ndim=self.ndim)
-        for layer in self.layers:
+        for number, layer in enumerate(self.layers, 1):
+            sides = x.shape[1:-1]
             x = layer(x)
+            if 0 in x.shape[1:-1]:
+                raise ValueError(
+                    f"ConstantFilterCNN: expected images that leave a unit in every layer, got {sides} units for layer "
+                    f"{number}, of which its filters take none; take larger images or fewer layers"
+                )
         return x

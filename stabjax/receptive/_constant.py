@@ -9,24 +9,28 @@ import numpy as np
 from jaxtyping import Float64
 
 from stabjax import _jaxpr
-from stabjax.receptive._unit import find, reading_of
+from stabjax.receptive._unit import Unit, locate, parameters_of
 
 
 def constant_weight(f: Any, x: Any, *, tap: str, unit: Sequence[int] | None = None) -> Float64[np.ndarray, "*spatial"]:
     """Map of one unit of the same network with all weights one: how many paths lead from a pixel to the unit.
 
-    Every spatial weight is one, channels and the inputs of a dense layer are averaged, activations are the identity,
-    a maximum (a pool, or the larger of two maps) is the mean of what it chooses from, and so is a product of
-    activations. Biases and normalisation by fixed statistics do nothing. The network itself is not touched: its traced
-    program is written out anew.
+    Every spatial weight is one unless a mask makes it zero, channels and the inputs of a dense layer are averaged,
+    activations are the identity, a maximum (a pool, or the larger of two maps) is the mean of what it chooses from, and
+    so is a product of activations. Averages stay averages. Biases and normalisation by fixed statistics do nothing. The
+    network itself is not touched: its traced program is written out anew. An activation is what `features.taps` lists
+    as one; elementwise steps that it does not list, as in a loop over the images, keep their constant factors.
 
-    As no weight is negative, the map is positive exactly where a path leads: its support is the box of `extent`
-    clipped to the image, up to holes that dilation leaves inside. A chain of kernels 3 with stride 2 counts
-    1 1 1, then 1 1 2 1 2 1 1, then 1 1 2 1 3 2 3 1 3 2 3 1 2 1 1.
+    As no weight is negative, the map is positive exactly where a path leads. It lies within what the unit sees, which
+    is the box of `extent` clipped to the image for a chain of layers, and fills it up to the holes that dilation and
+    strides leave, at the border of the box too. With padding that repeats or mirrors the image it lies where the
+    padding takes its pixels from, and behind an operation that is not known it is positive everywhere. A chain of
+    kernels 3 with stride 2 counts 1 1 1, then 1 1 2 1 2 1 1, then 1 1 2 1 3 2 3 1 3 2 3 1 2 1 1.
 
     Args:
         f: a network from `features.of`, or a plain function of a batch.
-        x: a batch, ``(n, *spatial, channels)``, or its `jax.ShapeDtypeStruct`; only its shape matters.
+        x: a batch, ``(n, *spatial, channels)``, or its `jax.ShapeDtypeStruct`; only its shape matters. Two images pass
+            where the network takes any number, else as many as there are.
         tap: name of an operation, as in `features.taps`.
         unit: position of the unit on the axes of the tap without batch and channels; by default the centre,
             ``side // 2`` on each axis.
@@ -37,14 +41,32 @@ def constant_weight(f: Any, x: Any, *, tap: str, unit: Sequence[int] | None = No
 
     Raises:
         TypeError: if JAX cannot trace the network.
-        ValueError: for a name that is no operation of the network, or a unit that it does not have.
+        ValueError: if ``x`` is no batch; for a name that is no operation of the network, or a unit that it does not
+            have.
     """
-    image = jax.ShapeDtypeStruct((2, *x.shape[1:]), x.dtype)
-    reading = reading_of(f, image)
-    found = find(reading, tap, unit)
+    if getattr(x, "ndim", 0) < 2:
+        raise ValueError(f"expected a batch, (batch, *spatial, channels), or its shape, got {x!r}")
+    reading, found = _found(f, jax.ShapeDtypeStruct(x.shape, x.dtype), tap, unit)
+    image = reading.program.jaxpr.invars[-1].aval
     index = tuple(slice(None) if place is None else place for place in found.index)
     with jax.enable_x64(True):
         shape = jax.ShapeDtypeStruct(image.shape, np.float64)
-        transposed = jax.linear_transpose(lambda x: jnp.mean(_jaxpr.positive(reading, found.site, x)[index]), shape)
-        (counts,) = jax.jit(transposed)(np.float64(1))
+
+        def of_unit(x: Any) -> Any:
+            return jnp.mean(_jaxpr.positive(reading, parameters_of(f), found.site, x)[index])
+
+        (counts,) = jax.jit(jax.linear_transpose(of_unit, shape))(np.float64(1))
         return np.asarray(counts).sum((0, -1))
+
+
+def _found(f: Any, image: Any, tap: str, unit: Sequence[int] | None) -> tuple[_jaxpr.Reading, Unit]:
+    """The unit in a program for two images, where the network runs alike on two; else on the batch that was given."""
+    reading, found = locate(f, image, tap, unit)
+    if image.shape[0] > 2:
+        try:
+            fewer = locate(f, jax.ShapeDtypeStruct((2, *image.shape[1:]), image.dtype), tap, unit)
+        except (TypeError, ValueError):
+            return reading, found
+        if fewer[1].site.shape[1:] == found.site.shape[1:]:
+            return fewer
+    return reading, found

@@ -7,11 +7,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from stabjax import features
 from stabjax._types import Images
-from stabjax.receptive._unit import Unit, find, network_of, reading_of
+from stabjax.receptive._unit import locate, network_of
 
 
 def effective(
@@ -44,29 +45,41 @@ def effective(
         the map, of the shape of an image without channels.
 
     Raises:
-        ValueError: for a name that is no operation of the network, or a unit or channel that it does not have.
+        TypeError: for images that are not floating, or a shape in place of images.
+        ValueError: for a name that is no operation of the network, a unit or channel that it does not have, or a batch
+            without images.
 
     Example:
         >>> box = receptive.extent(network, images)["features/5/conv"]
         >>> seen = receptive.effective(network, images, tap="features/5/conv")
         >>> receptive.width(seen), box.size
     """
-    images = jnp.asarray(images)
-    found, rows = _found(f, jax.ShapeDtypeStruct((1, *images.shape[1:]), images.dtype), tap, unit)
+    images = _checked(images)
+    reading, found = locate(f, jax.ShapeDtypeStruct((1, *images.shape[1:]), images.dtype), tap, unit)
+    rows = reading.program.jaxpr.invars[-1].aval.shape[0]
     count = found.channels
-    wanted = range(count) if channel is None else [channel] if isinstance(channel, int) else channel
-    chosen = tuple(operator.index(c) for c in wanted)
+    wanted: Any = range(count) if channel is None else channel
+    try:
+        chosen = tuple(operator.index(c) for c in (wanted if np.ndim(wanted) else [wanted]))
+    except TypeError:
+        chosen = ()
     if not chosen or any(not -count <= c < count for c in chosen):
         raise ValueError(f"expected channels of {tap!r} within 0..{count - 1}, got {channel!r}")
     return _mean_gradient(network_of(f), images, tap, found.index, chosen, rows, batch_size)
 
 
-def _found(f: Any, image: jax.ShapeDtypeStruct, tap: str, unit: Sequence[int] | None) -> tuple[Unit, int]:
-    """The unit, and the rows a batch must have: with a single one, few taps lose the axis of the batch."""
-    alone = reading_of(f, image)
-    if any(site.name == tap for site in alone.sites):
-        return find(alone, tap, unit), 1
-    return find(reading_of(f, jax.ShapeDtypeStruct((2, *image.shape[1:]), image.dtype)), tap, unit), 2
+def _checked(images: Any) -> Array:
+    """A batch that has gradients."""
+    if isinstance(images, jax.ShapeDtypeStruct):
+        raise TypeError("expected images, got a shape; gradients take numbers, the map of a shape is constant_weight")
+    images = jnp.asarray(images)
+    if not jnp.issubdtype(images.dtype, jnp.floating):
+        raise TypeError(f"expected floating images, got {images.dtype}; convert them: images.astype(float) / 255")
+    if images.ndim < 2 or not len(images):
+        raise ValueError(
+            f"expected a batch, (batch, *spatial, channels), got {images.shape}; an average takes an image"
+        )
+    return images
 
 
 @partial(jax.jit, static_argnums=(2, 3, 4, 5, 6))

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from stabjax import _jaxpr
-from stabjax.receptive._unit import reading_of
+from stabjax.receptive._unit import parameters_of, reading_of
 
 
 @dataclass(frozen=True)
@@ -20,8 +20,8 @@ class Extent:
         stride: pixels between the boxes of neighbouring units: 0 where every unit sees the same, a fraction after
             upsampling, negative where the map is mirrored, NaN where the boxes lie on no regular grid.
         start: first pixel of the box of the first unit; negative where it begins in the padding.
-        exact: whether these are the smallest boxes that hold all a unit depends on, for parameters in general position.
-            Otherwise they hold all of that, and perhaps more.
+        exact: whether these are the smallest boxes that hold all a unit depends on, for parameters in general position,
+            padding at its place outside of the image included. Otherwise they hold all of that, and perhaps more.
         regular: whether unit ``k`` of an axis begins at ``start + stride * k`` and all boxes have this size. Not so
             after upsampling, where boxes repeat with a period, nor where positions were merged into one axis.
     """
@@ -36,7 +36,8 @@ class Extent:
         """First pixel and the one behind the last, on each axis, of the unit at this position; not clipped.
 
         Args:
-            unit: one entry for each axis of the image; any where the stride is 0.
+            unit: one entry for each axis of the image; any where the stride is 0. They count on beyond the map: -1 is
+                the unit before the first, where a padding would stand, not the last as in `effective`.
 
         Raises:
             ValueError: if ``unit`` has not that many entries, or the boxes are not regular.
@@ -60,17 +61,23 @@ def extent(f: Any, x: Any) -> dict[str, Extent]:
 
     * A box is not clipped to the image. What stands in a padding keeps its place outside of the image, be it zeros,
       circular (then it is the pixel a whole side further on), mirrored or the border's own.
-    * A box is the smallest that encloses what is seen; dilation may leave holes inside.
-    * Where boxes lose their position, in flattened and dense layers, global pooling and attention, they are clipped,
-      and where a map is joined with such a value (a gate, a mean over space that is subtracted) too: a network with
-      group normalisation sees the whole image from its first norm on.
+    * A box is the smallest that encloses what is seen; dilation may leave holes inside, and where a hole lies at the
+      border of the image, the clipped box holds pixels that are not seen.
+    * Behind zeros around a part of the image (a crop, or a map whose windows left pixels over) the boxes of the padded
+      units would reach back into the image; ``exact`` is then False. Where most boxes are too large, and larger than
+      the image, ``size`` is the largest of what is seen inside it.
+    * Where boxes lose their position, in flattened and dense layers, global pooling and attention, they are what is
+      seen inside the image, and where a map is joined with such a value (a gate, a mean over space that is subtracted)
+      too: a network with group normalisation sees the whole image from its first norm on. There a unit that circular
+      padding shows both borders sees the whole side.
     * Transposed convolutions and enlargements are exact; their boxes repeat with a period, ``size`` is the largest of
       it and ``stride`` the mean.
     * The channels of a tap see what any of them sees. Where positions were merged into one axis, as the tokens of a
       transformer, ``stride`` is that between the rows and columns of the merged grid.
     * ``exact`` is False behind operations that the program does not determine: ``while`` loops, unequal branches of
       ``cond``, indices computed from the image, masks before a softmax, unknown primitives. Their boxes are too large
-      rather than too small.
+      rather than too small. Masked kernels (a product with zeros and ones, or a choice between weights and zero) see
+      what the mask leaves; they are exact if it leaves the same rows and columns to all channels.
 
     Args:
         f: a network from `features.of`, or a plain function of a batch.
@@ -88,7 +95,8 @@ def extent(f: Any, x: Any) -> dict[str, Extent]:
         (483, 483)
     """
     result = {}
-    for name, spans in _jaxpr.extents(reading_of(f, x)).items():
+    reading, parameters = reading_of(f, x), parameters_of(f)
+    for name, spans in _jaxpr.extents(reading, parameters).items():
         moving = [[axis for axis in range(len(span.steps)) if not _jaxpr.is_still(span, axis)] for span in spans]
         order = [axis for axes in moving for axis in axes]
         in_place = all(len(axes) <= 1 for axes in moving) and order == sorted(set(order))
@@ -119,6 +127,9 @@ def _along_axis(
         period, shift = step
         even = alike and len(set(np.diff(starts).tolist())) <= 1 and (period == 1 or len(starts) > 1)
         return size, shift // period if shift % period == 0 else shift / period, start, even
+    gaps = np.unique(np.diff(starts))
+    if len(moving) == 1 and all_moving.count(moving[0]) == 1 and len(gaps) == 1 and alike:
+        return size, int(gaps[0]), start, True
     # Several axes of the image in one of the tap, or one in several: the grid is that of the distinct boxes.
     strides = np.unique(np.diff(np.unique(starts)))
     if not (sizes == size).all() or len(strides) > 1:

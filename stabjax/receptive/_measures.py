@@ -19,6 +19,9 @@ def centre(map: Float[AnyArray, "*spatial"]) -> Float[Array, " ndim"]:
 
     Returns:
         one coordinate for each axis; NaN for a map without weight.
+
+    Raises:
+        TypeError: for what is no array.
     """
     return jnp.stack([mean for mean, _ in _moments(map)])
 
@@ -27,13 +30,15 @@ def width(map: Float[AnyArray, "*spatial"]) -> Float[Array, " ndim"]:
     """Root mean square distance from the centre along each axis, ``sqrt(<(s - <s>)^2>)``, in pixels.
 
     A uniform box of ``k`` pixels has the width ``sqrt((k^2 - 1) / 12)``, about ``0.29 k``; a Gaussian its standard
-    deviation. Arguments and NaN as in `centre`.
+    deviation. Arguments, NaN and errors as in `centre`.
     """
     return jnp.stack([jnp.sqrt(variance) for _, variance in _moments(map)])
 
 
 def _moments(weights: AnyArray) -> list[tuple[Array, Array]]:
     """Mean and variance of the position along each axis."""
+    if not isinstance(weights, np.ndarray | jax.Array):
+        raise TypeError(f"expected a map as an array, got {type(weights).__name__}; np.asarray makes one of a list")
     largest = weights.max()
     if isinstance(weights, np.ndarray):
         weights = weights / (largest if largest > 0 else 1)  # counts of paths exceed single precision
@@ -79,8 +84,10 @@ def growth(depths: Float[AnyArray, " points"] | Int[AnyArray, " points"], widths
         power, its standard error, and prefactor; NaN where all depths are equal.
 
     Raises:
-        ValueError: if there are fewer than two points.
+        ValueError: if there are fewer than two points, or not as many widths as depths.
     """
+    if len(depths) != len(widths):
+        raise ValueError(f"expected a width for each of {len(depths)} depths, got {len(widths)}")
     if len(depths) < 2:
         raise ValueError(f"expected at least two depths, got {len(depths)}; a power takes two points, its error three")
     y = jnp.log(jnp.asarray(widths))

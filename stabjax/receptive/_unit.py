@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import jax
+
 from stabjax import _jaxpr, features
 
 
@@ -37,6 +39,19 @@ def reading_of(f: Any, x: Any) -> _jaxpr.Reading:
     return _jaxpr.read_network(network.variables, network.adapter, x)
 
 
+def parameters_of(f: Any) -> list[Any]:
+    """The parameters, in the order of the program's inputs."""
+    return jax.tree.leaves(network_of(f).variables)
+
+
+def locate(f: Any, image: Any, tap: str, unit: Sequence[int] | None) -> tuple[_jaxpr.Reading, Unit]:
+    """The unit in a program for that batch; with a single image some taps lose their batch, then in one for two."""
+    reading = reading_of(f, image)
+    if image.shape[0] == 1 and all(site.name != tap for site in reading.sites):
+        reading = reading_of(f, jax.ShapeDtypeStruct((2, *image.shape[1:]), image.dtype))
+    return reading, find(reading, tap, unit)
+
+
 def find(reading: _jaxpr.Reading, tap: str, unit: Sequence[int] | None) -> Unit:
     """The unit of that name and position; raises where there is none."""
     sites = {site.name: site for site in reading.sites}
@@ -45,11 +60,19 @@ def find(reading: _jaxpr.Reading, tap: str, unit: Sequence[int] | None) -> Unit:
     site = sites[tap]
     axes = [axis for axis in range(1, len(site.shape)) if axis != site.channel_axis]
     sides = [site.shape[axis] for axis in axes]
-    places = [side // 2 for side in sides] if unit is None else [operator.index(place) for place in unit]
-    if len(places) != len(sides) or any(not -side <= place < side for place, side in zip(places, sides)):
+    places = [side // 2 for side in sides] if unit is None else _integers(unit)
+    if places is None or len(places) != len(sides) or any(not -side <= k < side for k, side in zip(places, sides)):
         raise ValueError(
             f"expected a unit of {tap!r} as a position on its axes of {tuple(sides)}, got {unit!r}; its activation is "
             f"{site.shape} with its channels on axis {site.channel_axis}"
         )
     by_axis = {axis: place % side for axis, place, side in zip(axes, places, sides)}
     return Unit((0, *[by_axis.get(axis) for axis in range(1, len(site.shape))]), site)
+
+
+def _integers(numbers: Any) -> list[int] | None:
+    """The numbers, if they are several integers."""
+    try:
+        return [operator.index(number) for number in numbers]
+    except TypeError:
+        return None

@@ -17,7 +17,10 @@ def geometry(kernel: int, stride: int, depth: int = 1, *, shallowest: int = 1) -
 
 def positive(name: str, value: int, *, least: int = 1) -> int:
     """``value`` as a Python integer of at least ``least``."""
-    number = operator.index(value)
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"expected {name} as an integer, got {value!r}") from None
     if number < least:
         raise ValueError(f"expected {name} >= {least}, got {number}")
     return number

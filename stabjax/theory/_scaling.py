@@ -23,6 +23,9 @@ from stabjax._types import AnyArray
 from stabjax.theory._checks import geometry, positive
 from stabjax.theory._paths import largest_lag, path_sums
 
+_LARGEST_EXPONENT = 1000
+"""Of the moments: a little below the 1024 of double precision, as they come with factors."""
+
 Law = Literal["power", "geometric", "constant"]
 Quantity = Literal["deformation_numerators", "noise_numerators", "denominators", "deformation", "noise", "relative"]
 
@@ -72,9 +75,15 @@ def infinite_chain(kernel: int, stride: int, depth: int, *, radius: float | int 
         radius: ``r``; the norm of a one-pixel shift by default.
 
     Raises:
-        ValueError: a kernel smaller than the stride, a number out of range, or a negative radius.
+        ValueError: a kernel smaller than the stride, a number out of range, or a negative radius; a depth at which a
+            moment exceeds double precision, ``s^depth`` above ``1e308``.
     """
     kernel, stride, depth = geometry(kernel, stride, depth)
+    if depth * np.log2(stride) >= _LARGEST_EXPONENT:
+        raise ValueError(
+            f"expected stride ** depth below 2 ** {_LARGEST_EXPONENT}, got {stride} ** {depth}: the noise grows beyond "
+            "double precision; take fewer layers, or scaling for its growth per layer"
+        )
     if radius < 0:
         raise ValueError(f"expected radius >= 0, got {radius}")
     sums = path_sums(kernel, stride, depth)
@@ -149,15 +158,17 @@ class Scaling:
         Args:
             quantity: which of the six numbers.
             layers: layers ``k``, from 1.
-            through: a layer and the value there.
+            through: a layer, from 1, and the value there.
 
         Raises:
-            ValueError: an unknown quantity.
+            ValueError: an unknown quantity, or a layer below 1.
         """
         if quantity not in get_args(Quantity):
             raise ValueError(f"expected a quantity out of {get_args(Quantity)}, got {quantity!r}")
         rate, (layer, value) = getattr(self, quantity), through
         k = np.asarray(layers, float)
+        if not (layer >= 1 and (k >= 1).all()):
+            raise ValueError(f"expected layers from 1 on, got {layers} through layer {layer}")
         return value * ((k / layer) ** rate if self.law == "power" else rate ** (k - layer))
 
 
