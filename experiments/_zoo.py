@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -337,8 +337,3 @@ def chosen(size: Size, names: Sequence[str], epochs: float | None) -> dict[str, 
     return {
         name: members[name] if epochs is None else replace(members[name], epochs=epochs) for name in names or members
     }
-
-
-def described(members: Mapping[str, Member]) -> dict[str, Any]:
-    """The members as they are written down."""
-    return {name: asdict(member) for name, member in members.items()}

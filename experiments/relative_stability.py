@@ -96,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         config = replace(config, size="smoke", smoke=True, draws=2, images=64, initial_seeds=0)
     console = Console()
     given = _zoo.material(config.size, seed=config.seed, training=config.training)
-    measured = probe(config.size, images=config.images, draws=config.draws, seed=config.seed)
+    measured = _zoo.probe(given, images=config.images, draws=config.draws, seed=config.seed)
     train_key = jax.random.key(config.seed)
     path = None if config.smoke else config.runs / f"zoo_{config.size}_s{config.seed}{_changed(config)}"
     about = {
@@ -118,7 +118,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         )
     }
     if config.initial_seeds:
-        found = {name: untrained(name, config, given) for name in INITIAL}
+        seeds = range(config.seed, config.seed + config.initial_seeds)
+        probes = {seed: _zoo.probe(given, images=config.images, draws=1, seed=seed) for seed in seeds}
+        found = {name: untrained(name, config, probes) for name in INITIAL}
         figures[f"relative_stability_initial_{config.size}"] = (draw_initial(found), about | {"networks": found})
     for name, (figure, numbers) in figures.items():
         console.print(sj.plot.save(figure, config.out / name, numbers))
@@ -189,19 +191,18 @@ def _fit(r: np.ndarray, error: np.ndarray) -> dict[str, float]:
 # Initialisation
 
 
-def untrained(name: str, config: Config, given: _zoo.Material) -> dict[str, Any]:
+def untrained(name: str, config: Config, probes: Mapping[int, Probe]) -> dict[str, Any]:
     """An architecture at full width, untrained: geometric means over seeds, with the deviation of the logarithm.
 
     One draw per seed, all images in one batch, batch statistics, as published.
     """
     model, *reference = INITIAL[name]
-    path = config.runs / "zoo_initial" / f"{_zoo.folder(name)}_s{config.seed}_n{config.initial_seeds}.json"
+    path = config.runs / "zoo_initial" / f"{_zoo.folder(name)}_s{config.seed}_n{len(probes)}_i{config.images}.json"
     if path.exists():
         return json.loads(path.read_text())
     seeds = []
-    for seed in range(config.seed, config.seed + config.initial_seeds):
+    for seed, measured in probes.items():
         network = sj.features.of(sj.models.build(model, rngs=nnx.Rngs(seed)), mode="batch_statistics")
-        measured = _zoo.probe(given, images=config.images, draws=1, seed=seed)
         seeds.append(measured.measure(network))
     found: dict[str, Any] = {"model": model, "seeds": seeds}
     for statistic in ("mean", "published"):
