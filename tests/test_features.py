@@ -274,6 +274,17 @@ def test_networks_of_one_architecture_compile_once(images):
         assert len(traces) == 1, name
 
 
+def test_a_layer_may_hold_a_list(images):
+    listed, tupled = (
+        features.of(nnx.Conv(3, 4, (3, 3), padding=padding, rngs=nnx.Rngs(0)))
+        for padding in ([(1, 1), (2, 0)], ((1, 1), (2, 0)))
+    )
+    (_, found), (_, expected) = capture(listed, images), capture(tupled, images)
+    chex.assert_trees_all_equal(dict(found), dict(expected))
+    other = features.of(nnx.Conv(3, 4, (3, 3), padding=[(1, 1), (1, 1)], rngs=nnx.Rngs(0)))
+    assert not np.array_equal(capture(other, images)[0], capture(listed, images)[0])
+
+
 def test_networks_stack_under_vmap(images):
     networks = [features.of(guests.NNXResidual(nnx.Rngs(seed))) for seed in range(2)]
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *networks)

@@ -458,6 +458,20 @@ def test_a_module_is_trained_from_its_own_weights_and_left_alone(key):
     assert not np.array_equal(trained.dense.kernel[...], model.dense.kernel[...])
 
 
+def test_a_layer_may_hold_a_list(key):
+    class Padded(nnx.Module):
+        def __init__(self, *, padding=((1, 1), (1, 1)), rngs):
+            self.conv = nnx.Conv(1, CLASSES, (3, 3), padding=padding, rngs=rngs)
+
+        def __call__(self, x):
+            return jnp.mean(self.conv(x), axis=(1, 2))
+
+    listed = train.fit(functools.partial(Padded, padding=[(1, 1), (1, 1)]), DATA, key=key, recipe=ONE, test=TEST)
+    tupled = train.fit(Padded, DATA, key=key, recipe=ONE, test=TEST)
+    same(listed.last, tupled.last)
+    assert train.evaluate(listed.model(), *TEST) == train.evaluate(tupled.model(), *TEST)
+
+
 def test_only_the_chosen_variables_are_trained(key):
     dense = nnx.All(nnx.Param, nnx.PathContains("dense"))
     run = train.fit(Net, DATA, key=key, recipe=ONE, trainable=dense)

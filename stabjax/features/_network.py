@@ -40,6 +40,10 @@ class Adapter:
     method: str | Callable[..., Any] | None
     static: tuple[tuple[str, Any], ...]
 
+    def __hash__(self) -> int:
+        # Without the skeleton: a layer may hold a list (a padding), which compares but has no hash.
+        return hash((self.rebuild, self.paths, self.root, self.single, self.layout, self.method, self.static))
+
     def __call__(self, variables: Any, x: Any) -> Any:
         """The guest's outputs for a batch with its channels last."""
         function = self.rebuild(self.skeleton, variables, self.method)

@@ -33,6 +33,10 @@ class Layout:
     keys: tuple[tuple[str, str], ...]
     """Name and implementation of the variables that are random keys (of dropout)."""
 
+    def __hash__(self) -> int:
+        # Without the definitions: a layer may hold a list (a padding), which compares but has no hash.
+        return hash((self.tree, self.names, self.keys))
+
     @classmethod
     def of(cls, model: nnx.Module) -> tuple["Layout", dict[str, jax.Array]]:
         """The layout of a model, and a copy of its weights."""
