@@ -58,7 +58,7 @@ ZOO: Mapping[Size, Mapping[str, Member]] = {
     "cpu": {
         **_FULLY_CONNECTED,
         "LeNet": Member("LeNet", "plain CNN", 12, 0.05),
-        "MinimalCNN": Member("MinimalCNN", "plain CNN", 10, 0.05),
+        "MinimalCNN": Member("MinimalCNN", "plain CNN", 10, 0.01),
         "SmallCNN": Member("SmallCNN", "small CNN", 10),
         "VGG11, width 1/4": _quarter("VGG11", "VGG", epochs=10, rate=0.05),
         "VGG11bn, width 1/4": _quarter("VGG11bn", "VGG-BN", epochs=10),
@@ -131,16 +131,20 @@ def train(
     key: jax.Array,
     seeds: int,
     path: Path | None,
+    scored: bool = True,
     progress: bool = False,
 ) -> sj.train.Run:
-    """The member, trained; a run that was finished is read, one that was killed goes on."""
+    """The member, trained; a run that was finished is read, one that was killed goes on.
+
+    ``scored``: whether the test error is taken after every epoch.
+    """
     smoke = {"in_channels": 1, "num_classes": 2} if given.size == "smoke" else {}
     return sj.train.fit(
         lambda *, rngs: sj.models.build(member.model, rngs=rngs, **smoke, **member.options),
         given.training,
         key=key,
         recipe=given.recipe_of(member),
-        test=given.test,
+        test=given.test if scored else None,
         seeds=seeds,
         path=None if path is None else path / folder(name),
         progress=progress,
@@ -322,6 +326,12 @@ def point(found: Mapping[str, Any], stage: str = "best", statistic: str = "media
         ends = each[0][f"{name}_interval"] if len(each) == 1 else np.exp([middle - spread, middle + spread])
         result |= {symbol: float(np.exp(middle)), f"{symbol} low": float(ends[0]), f"{symbol} high": float(ends[1])}
     return result
+
+
+def learned(found: Mapping[str, Any], at: Mapping[str, float]) -> bool:
+    """Whether the training of a record went well, judged by its notes and its `point`."""
+    diverged = any(step >= 0 for step in found.get("diverged", ()))
+    return not diverged and at["error"] < CHANCE and 0 < at["R"] < np.inf
 
 
 def _plain(value: Any) -> Any:

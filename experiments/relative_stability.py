@@ -145,7 +145,8 @@ def law(
 ) -> dict[str, Any]:
     """``eps = a R^b`` by least squares of the logarithms, one point per architecture.
 
-    Networks whose training failed (an error above 0.85, or numbers that are not finite) are left out and named. The
+    Networks whose training failed (it diverged, an error above 0.85, numbers that are not finite) are left out and
+    named. The
     intervals are bootstrapped over architectures; correlations are Spearman's. The fit is repeated with each family
     left out.
 
@@ -156,7 +157,7 @@ def law(
         resamples: of the bootstrap.
     """
     points = {name: _zoo.point(found, stage, statistic) for name, found in records.items()}
-    kept = {n: p for n, p in points.items() if p["error"] < _zoo.CHANCE and 0 < p["R"] < np.inf}
+    kept = {n: p for n, p in points.items() if _zoo.learned(records[n], p)}
     result: dict[str, Any] = {"stage": stage, "statistic": statistic, "left_out": sorted(set(points) - set(kept))}
     names = list(kept)
     error, r, d, g = (np.array([kept[n][k] for n in names]) for k in ("error", "R", "D", "G"))
