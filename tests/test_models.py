@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from stabjax import models
+from stabjax import features, models
 from tests.test_zoo import abstract, forward, images, options
 
 
@@ -206,3 +206,36 @@ def test_constant_filters_that_do_not_exist(changed, says):
     options = {"ndim": 1, "kernel": 3, "stride": 2, "depth": 2} | changed
     with pytest.raises(ValueError, match=says):
         models.ConstantFilterCNN(options.pop("ndim"), **options)
+
+
+def sizes(model):
+    return [leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param))]
+
+
+def test_the_network_of_the_primer(key):
+    model = models.SimpleCNN(rngs=nnx.Rngs(0))
+    assert sizes(model) == [4, 36, 8, 288, 16, 1152, 16, 2304, 10, 1440]
+    assert sum(sizes(model)) == 5_274
+    x = jax.random.uniform(key, (3, 28, 28, 1))
+    maps = jax.eval_shape(features.capture(features.of(model)), x)[1]
+    assert [a.shape[1:] for tap, a in maps.items() if tap.startswith("layers/")] == [
+        (14, 14, 4),
+        (7, 7, 8),
+        (4, 4, 16),
+        (2, 2, 16),
+        (1, 1, 10),
+    ]
+    assert model(x).shape == (3, 10)
+    with pytest.raises(ValueError, match="28 x 28"):
+        model(jnp.zeros((1, 32, 32, 1)))
+
+
+def test_dense_layers_over_patches(key):
+    model = models.PatchMLP(rngs=nnx.Rngs(0))
+    assert sum(sizes(model)) == 12_288
+    x = jax.random.normal(key, (6, 32, 32, 1))
+    y = model(x)
+    assert y.shape == (6, 16, 128)
+    first, second = (layer.kernel[...] for layer in model.layers)
+    patch = x[2, 8:16, 24:32].reshape(-1)
+    np.testing.assert_allclose(y[2, 4 + 3], jnp.maximum(patch @ first, 0) @ second, rtol=1e-4, atol=1e-5)

@@ -14,6 +14,7 @@ from stabjax.models._fully_connected import FullyConnected
 from stabjax.models._gap import GAPConvNet
 from stabjax.models._minimal import MinimalCNN, MinimalLCN
 from stabjax.models._mobilenet import MobileNetV2
+from stabjax.models._primer import PatchMLP, SimpleCNN
 from stabjax.models._resnet import PreActResNet, ResNet, ResNeXt
 from stabjax.models._small import LeNet, SmallCNN
 from stabjax.models._table import NAMES, build
@@ -34,9 +35,11 @@ __all__ = [
     "MinimalCNN",
     "MinimalLCN",
     "MobileNetV2",
+    "PatchMLP",
     "PreActResNet",
     "ResNeXt",
     "ResNet",
+    "SimpleCNN",
     "SmallCNN",
     "VisionTransformer",
     "build",
