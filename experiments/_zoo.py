@@ -1,6 +1,5 @@
-"""The zoo: which networks are trained and how, the images all of them are probed on, and one record per network."""
+"""The zoo: which networks are trained and how, and the images all of them are probed on."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -8,7 +7,6 @@ from typing import Any, Literal
 
 import jax
 import numpy as np
-from flax import nnx
 
 import stabjax as sj
 from experiments import layerwise
@@ -17,8 +15,6 @@ Size = Literal["smoke", "cpu", "paper"]
 STATISTICS = ("published", "median", "mean")
 """Medians per unit of the first draw, as published; of all draws; means over images and draws."""
 QUANTITIES = {"relative": "R", "deformation": "D", "noise": "G"}
-CHANCE = 0.85
-"""A network with a larger error has not learned anything: it is reported, and left out of fits."""
 
 
 @dataclass(frozen=True)
@@ -64,8 +60,8 @@ ZOO: Mapping[Size, Mapping[str, Member]] = {
         "VGG11bn, width 1/4": _quarter("VGG11bn", "VGG-BN", epochs=10),
         "AlexNet, width 1/2": _half("AlexNet", "plain CNN", epochs=10, rate=0.05),
         "ResNet18, width 1/4": _quarter("ResNet18", "ResNet", epochs=8),
-        "MobileNetV2, width 1/2": _half("MobileNetV2", "inverted bottlenecks", epochs=8),
-        "EfficientNetB0, width 1/2": _half("EfficientNetB0", "inverted bottlenecks", epochs=8),
+        "MobileNetV2, width 1/4": _quarter("MobileNetV2", "inverted bottlenecks", epochs=6),
+        "EfficientNetB0, width 1/4": _quarter("EfficientNetB0", "inverted bottlenecks", epochs=6),
     },
     "paper": {
         **{name: replace(member, epochs=_PUBLISHED_EPOCHS) for name, member in _FULLY_CONNECTED.items()},
@@ -156,6 +152,16 @@ def folder(name: str) -> str:
     return "".join(c if c.isalnum() else "_" for c in name)
 
 
+def chosen(size: Size, names: Sequence[str], epochs: float | None) -> dict[str, Member]:
+    """The members of a size with these names, all if there is none; for so many epochs where they are given."""
+    members = ZOO[size]
+    if unknown := [name for name in names if name not in members]:
+        raise SystemExit(f"expected some of {', '.join(members)}, got {', '.join(unknown)}")
+    return {
+        name: members[name] if epochs is None else replace(members[name], epochs=epochs) for name in names or members
+    }
+
+
 # The probe
 
 
@@ -230,120 +236,3 @@ def probe(given: Material, *, images: int = 500, draws: int = 10, seed: int = 0)
     }
     about = {"images": images, "draws": draws, "seed": seed, "deformation": deformation, "data": given.note}
     return Probe(clean, deformed, noisy, np.asarray(labels)[chosen], about)
-
-
-# One record per network
-
-
-def record(
-    measured: Probe, *, error: float, family: str, initial: Any = None, best: Any = None, **notes: Any
-) -> dict[str, Any]:
-    """A network as the figure takes it: one seed, any framework.
-
-    Args:
-        measured: the images, see `probe`.
-        error: test error of the trained network, in [0, 1].
-        family: which colour it has, and with which others it is left out of the fit.
-        initial: the untrained network, where there is one.
-        best: the trained network.
-        **notes: whatever else is to stand in the file.
-    """
-    stages = {"initial": initial, "best": best}
-    stability = {stage: [measured.measure(f)] for stage, f in stages.items() if f is not None}
-    return {"family": family, "test_error": {"best": [error]}, "stability": stability, **notes}
-
-
-def member_record(
-    name: str,
-    member: Member,
-    given: Material,
-    measured: Probe,
-    *,
-    key: jax.Array,
-    seeds: int,
-    path: Path | None,
-    progress: bool = False,
-) -> dict[str, Any]:
-    """Train a member of the zoo, or read its finished run, and probe it at initialisation and trained."""
-    run = train(name, member, given, key=key, seeds=seeds, path=path, progress=progress)
-    recipe = given.recipe_of(member)
-    settings = _plain(
-        {
-            "model": member.model,
-            "options": dict(member.options),
-            "recipe": recipe.to_json(),
-            "training_images": len(given.training[0]),
-            "seeds": seeds,
-            "probe": dict(measured.about),
-        }
-    )
-    cache = None if path is None else path / folder(name) / "record.json"
-    if cache is not None and cache.exists():
-        saved = json.loads(cache.read_text())
-        if all(saved.get(k) == v for k, v in settings.items()):
-            return saved
-    accuracy = run.history.test_accuracy
-    stages = {
-        "initial": lambda seed: sj.features.of(run.model("initial", seed=seed), mode="batch_statistics"),
-        "best": lambda seed: run.model("best", seed=seed),
-        "last": lambda seed: run.model("last", seed=seed),
-    }
-    found = _plain(
-        {
-            **settings,
-            "family": member.family,
-            "parameters": parameters(run.model("initial")),
-            "seconds": float(run.history.seconds[-1]),
-            "device": sj.cli.versions()["device"],
-            "diverged": run.diverged.tolist(),
-            "test_error": {
-                "best": (1 - np.nanmax(accuracy, axis=0)).tolist(),
-                "last": (1 - accuracy[-1]).tolist(),
-            },
-            "stability": {stage: [measured.measure(of(seed)) for seed in range(seeds)] for stage, of in stages.items()},
-        }
-    )
-    if cache is not None:
-        cache.write_text(json.dumps(found, indent=1) + "\n")
-    return found
-
-
-def parameters(model: nnx.Module) -> int:
-    """Number of trained numbers."""
-    return sum(x.size for x in jax.tree.leaves(nnx.state(model, nnx.Param)))
-
-
-def point(found: Mapping[str, Any], stage: str = "best", statistic: str = "median") -> dict[str, float]:
-    """Test error, ``R``, ``D`` and ``G`` of a record: geometric means over its seeds, with the ends of the intervals.
-
-    With several seeds the ends are one deviation of the logarithm over the seeds, else those over images.
-    """
-    each = [seed[statistic] for seed in found["stability"][stage]]
-    result = {"error": float(np.exp(np.mean(np.log(found["test_error"].get(stage, found["test_error"]["best"])))))}
-    for name, symbol in QUANTITIES.items():
-        logs = np.log([seed[name] for seed in each])
-        middle, spread = logs.mean(), logs.std(ddof=1) if len(each) > 1 else 0.0
-        ends = each[0][f"{name}_interval"] if len(each) == 1 else np.exp([middle - spread, middle + spread])
-        result |= {symbol: float(np.exp(middle)), f"{symbol} low": float(ends[0]), f"{symbol} high": float(ends[1])}
-    return result
-
-
-def learned(found: Mapping[str, Any], at: Mapping[str, float]) -> bool:
-    """Whether the training of a record went well, judged by its notes and its `point`."""
-    diverged = any(step >= 0 for step in found.get("diverged", ()))
-    return not diverged and at["error"] < CHANCE and 0 < at["R"] < np.inf
-
-
-def _plain(value: Any) -> Any:
-    """As JSON gives it back, so that what is read compares with what is made."""
-    return json.loads(json.dumps(value))
-
-
-def chosen(size: Size, names: Sequence[str], epochs: float | None) -> dict[str, Member]:
-    """The members of a size with these names, all if there is none; for so many epochs where they are given."""
-    members = ZOO[size]
-    if unknown := [name for name in names if name not in members]:
-        raise SystemExit(f"expected some of {', '.join(members)}, got {', '.join(unknown)}")
-    return {
-        name: members[name] if epochs is None else replace(members[name], epochs=epochs) for name in names or members
-    }

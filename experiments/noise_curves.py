@@ -46,7 +46,7 @@ class Config:
     cutoffs: tuple[int, ...] = (3, 5, 15)
     """Highest frequencies of the deformations; the first is drawn."""
     strengths: int = 30
-    """Temperatures of each cutoff, from T_min/15 to 2 T_max, and lengths of a step toward another image."""
+    """Temperatures of each cutoff, from T_min/15 to 2 T_max, and as many lengths of a step toward another image."""
     images: int = 500
     """Test images."""
     seed: int = 0
@@ -77,8 +77,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         run = _zoo.train(name, member, given, key=jax.random.key(config.seed), seeds=1, path=path)
         network = sj.features.of(run.model("best"))
         curves[name] = strengths(config, network, measured, name)
+        lengths = curves[name].sel(cutoff=config.cutoffs[0]).radius.to_numpy()
         steps[name] = {
-            kind: toward(config, network, measured, same_class=kind == "same class", name=name)
+            kind: toward(config, network, measured, lengths, same_class=kind == "same class", name=name)
             for kind in ("same class", "another class")
         }
         found[name] = {f"cutoff {c}": regimes(curves[name].sel(cutoff=c)) for c in config.cutoffs}
@@ -138,16 +139,19 @@ def cell(
 def step_cell(
     key: jax.Array,
     *,
-    share: jax.Array,
+    length: jax.Array,
     network: Any,
     images: jax.Array,
     targets: jax.Array,
     labels: jax.Array,
 ) -> dict[str, jax.Array]:
-    """All numbers after each image went this share of the way to its target; nothing is random."""
+    """All numbers after each image went so far toward its target, not beyond it; nothing is random."""
     del key
-    moved = images + share * (targets - images)
-    return _numbers(network(images), network(moved), labels, "noise") | {"radius": _radius(images, moved)}
+    distance = jnp.sqrt(sj.stability.squared_change(images, targets))
+    share = jnp.minimum(length / distance, 1)
+    moved = images + jnp.reshape(share, (-1,) + (1,) * (images.ndim - 1)) * (targets - images)
+    found = _numbers(network(images), network(moved), labels, "noise")
+    return found | {"radius": _radius(images, moved), "share": jnp.mean(share)}
 
 
 def _numbers(clean: jax.Array, perturbed: jax.Array, labels: jax.Array, name: str) -> dict[str, jax.Array]:
@@ -183,14 +187,19 @@ def strengths(config: Config, network: Any, measured: _zoo.Probe, name: str) -> 
     )
 
 
-def toward(config: Config, network: Any, measured: _zoo.Probe, *, same_class: bool, name: str) -> xarray.Dataset:
-    """`step_cell` over shares of the way."""
+def toward(
+    config: Config, network: Any, measured: _zoo.Probe, lengths: np.ndarray, *, same_class: bool, name: str
+) -> xarray.Dataset:
+    """`step_cell` over lengths of the step: the mean radii of the noise that it is compared with."""
     rng = np.random.default_rng(config.seed)
     labels = measured.labels
-    partners = [
-        rng.choice(np.flatnonzero(((labels == label) == same_class) & (np.arange(len(labels)) != k)))
+    others = [
+        np.flatnonzero(((labels == label) == same_class) & (np.arange(len(labels)) != k))
         for k, label in enumerate(labels)
     ]
+    if not all(map(len, others)):
+        raise ValueError(f"expected two images of each class and two classes, got labels {labels}: take more images")
+    partners = [rng.choice(each) for each in others]
     return _sweep(
         partial(
             step_cell,
@@ -199,7 +208,7 @@ def toward(config: Config, network: Any, measured: _zoo.Probe, *, same_class: bo
             targets=measured.clean[np.array(partners)],
             labels=jnp.asarray(labels),
         ),
-        {"share": np.geomspace(0.003, 1, config.strengths)},
+        {"length": lengths},
         config,
         f"{name}_toward_{same_class}",
     )
@@ -224,7 +233,7 @@ def regimes(data: xarray.Dataset) -> dict[str, Any]:
     }
     error = data.noise_error.to_numpy()
     half = (error[0] + error[-1]) / 2
-    above = np.flatnonzero(error >= half)
+    above = np.flatnonzero((error >= half) & (error[-1] > error[0]))
     return (
         result | bump(data.radius, data.noise) | {"half_error_radius": float(radius[above[0]]) if len(above) else None}
     )
@@ -275,12 +284,14 @@ def draw(curves: Mapping[str, xarray.Dataset], found: Mapping[str, Any], cutoff:
         column[2].set_xlabel("$r = \\langle|\\tau x - x|\\rangle$")
         share = column[0].secondary_xaxis("top", functions=(lambda x: x / norm, lambda x: x * norm))
         share.set_xlabel("$r / |x|$", fontsize=8)
-        for axis in (column[2].xaxis, share.xaxis):
-            sj.plot.plain_ticks(axis)
+        sj.plot.plain_ticks(column[2].xaxis)
+        figure.draw_without_rendering()  # the upper axis takes its scale, and with it new ticks, when it is drawn
+        sj.plot.plain_ticks(share.xaxis)
     for axes, label in zip(grid[:, 0], ("$D_f$, $G_f$ of the output", "$R_f$", "share of images"), strict=True):
         axes.set_ylabel(label)
+    grid[2, 0].set_ylim(-0.03, 1.15)
     for axes in (grid[0, 0], grid[2, 0]):
-        axes.legend(fontsize=6.5, frameon=False)
+        axes.legend(fontsize=6.5, frameon=False, loc="upper left")
     figure.suptitle(f"cutoff {cutoff}; grey line: the bump; dashed: the square law", fontsize=10)
     return figure
 
@@ -288,7 +299,7 @@ def draw(curves: Mapping[str, xarray.Dataset], found: Mapping[str, Any], cutoff:
 def draw_toward(
     curves: Mapping[str, xarray.Dataset], steps: Mapping[str, Mapping[str, xarray.Dataset]], cutoff: int
 ) -> Any:
-    """``G / r^2``, in units of its value at small ``r``, for isotropic noise and for steps toward other images."""
+    """``G`` and the error rate for isotropic noise and for steps toward other images, against the mean length."""
     figure, grid = sj.plot.panels(2, len(curves), size=(4.2, 3.0), sharex=True, sharey="row")
     for column, (name, data) in zip(grid.T, curves.items(), strict=True):
         many = {"isotropic noise": data.sel(cutoff=cutoff), **{f"toward {k}": v for k, v in steps[name].items()}}
@@ -296,7 +307,7 @@ def draw_toward(
             r = each.radius.to_numpy()
             column[0].loglog(r, each.noise, color=colour, label=label)
             column[1].semilogx(r, each.noise_error, color=colour, label=label)
-            if "share" in each.coords:
+            if "share" in each:
                 middle = float(np.interp(0.5, each.share, r))
                 for axes in column:
                     axes.axvline(middle, color=colour, linewidth=0.8, linestyle=":")
@@ -343,6 +354,7 @@ def draw_images(
             axes.set_xticks([])
             axes.set_yticks([])
         axes_row[0].set_ylabel(label, fontsize=6.5)
+    figure.suptitle(f"Test images at the bump of each network, cutoff {cutoff}", fontsize=8)
     return figure, {"images": rows.tolist(), "at_the_bump": places}
 
 

@@ -27,8 +27,9 @@ from rich.console import Console
 from scipy import stats
 
 import stabjax as sj
-from experiments import _zoo
-from experiments._zoo import Probe, record
+from experiments import _records, _zoo
+from experiments._records import record
+from experiments._zoo import Probe
 
 __all__ = ["Config", "Probe", "draw", "law", "main", "probe", "read", "record"]
 
@@ -108,13 +109,13 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     records = {}
     for name, member in _zoo.chosen(config.size, config.networks, config.epochs).items():
         options = {"key": train_key, "seeds": config.seeds, "path": path, "progress": console.is_terminal}
-        records[name] = _zoo.member_record(name, member, given, measured, **options)
-        found = _zoo.point(records[name])
+        records[name] = _records.member_record(name, member, given, measured, **options)
+        found = _records.point(records[name])
         console.print(f"{name}: error {found['error']:.3f}, R {found['R']:.3g}, D {found['D']:.3g}, G {found['G']:.3g}")
     figures: dict[str, Any] = {
         f"relative_stability_{config.size}": (
             draw(records, title=_title(config, given)),
-            about | {"law": law(records), "networks": records},
+            about | {"laws": laws(records), "networks": records},
         )
     }
     if config.initial_seeds:
@@ -129,15 +130,28 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
 def probe(size: _zoo.Size = "cpu", *, images: int = 500, draws: int = 10, seed: int = 0) -> Probe:
     """The images of the published protocol, deformed and with noise: what `record` measures a network on."""
+    if size not in _zoo.ZOO:
+        raise ValueError(f"expected size to be one of {tuple(_zoo.ZOO)}, got {size!r}")
     return _zoo.probe(_zoo.material(size, seed=seed), images=images, draws=draws, seed=seed)
 
 
 def read(path: Path | str) -> dict[str, Any]:
-    """The records behind a figure, by name, from the file beside it."""
-    return json.loads(Path(path).read_text())["networks"]
+    """The records behind a figure of trained networks, by name, from the file beside it."""
+    records = json.loads(Path(path).read_text()).get("networks", {})
+    if not records or any("test_error" not in found for found in records.values()):
+        raise ValueError(
+            f"expected the numbers beside a figure of trained networks, relative_stability_*.json, got {path}"
+        )
+    return records
 
 
 # The law
+
+
+def laws(records: Mapping[str, Any]) -> dict[str, Any]:
+    """`law` for the weights of the best and of the last epoch, by each statistic: ``{"best, median": ...}``."""
+    cases = [(stage, statistic) for stage in ("best", "last") for statistic in _zoo.STATISTICS]
+    return {f"{stage}, {statistic}": law(records, stage=stage, statistic=statistic) for stage, statistic in cases}
 
 
 def law(
@@ -145,8 +159,8 @@ def law(
 ) -> dict[str, Any]:
     """``eps = a R^b`` by least squares of the logarithms, one point per architecture.
 
-    Networks whose training failed (it diverged, an error above 0.85, numbers that are not finite) are left out and
-    named. The
+    Seeds whose training failed (it diverged, an error above 0.85, numbers that are not finite) are left out, and
+    networks of which none is left are named. The
     intervals are bootstrapped over architectures; correlations are Spearman's. The fit is repeated with each family
     left out.
 
@@ -156,9 +170,8 @@ def law(
         statistic: one of ``published``, ``median``, ``mean``.
         resamples: of the bootstrap.
     """
-    points = {name: _zoo.point(found, stage, statistic) for name, found in records.items()}
-    kept = {n: p for n, p in points.items() if _zoo.learned(records[n], p)}
-    result: dict[str, Any] = {"stage": stage, "statistic": statistic, "left_out": sorted(set(points) - set(kept))}
+    kept = {n: _records.point(r, stage, statistic) for n, r in records.items() if _records.learned(r, stage, statistic)}
+    result: dict[str, Any] = {"stage": stage, "statistic": statistic, "left_out": sorted(set(records) - set(kept))}
     names = list(kept)
     error, r, d, g = (np.array([kept[n][k] for n in names]) for k in ("error", "R", "D", "G"))
     result |= _fit(r, error)
@@ -199,13 +212,19 @@ def untrained(name: str, config: Config, probes: Mapping[int, Probe]) -> dict[st
     """
     model, *reference = INITIAL[name]
     path = config.runs / "zoo_initial" / f"{_zoo.folder(name)}_s{config.seed}_n{len(probes)}_i{config.images}.json"
-    if path.exists():
-        return json.loads(path.read_text())
-    seeds = []
-    for seed, measured in probes.items():
-        network = sj.features.of(sj.models.build(model, rngs=nnx.Rngs(seed)), mode="batch_statistics")
-        seeds.append(measured.measure(network))
-    found: dict[str, Any] = {"model": model, "seeds": seeds}
+    about = {"model": model, "probes": {str(seed): dict(measured.about) for seed, measured in probes.items()}}
+
+    def measure() -> dict[str, Any]:
+        networks = {seed: sj.models.build(model, rngs=nnx.Rngs(seed)) for seed in probes}
+        return {
+            "seeds": [
+                probes[seed].measure(sj.features.of(network, mode="batch_statistics"))
+                for seed, network in networks.items()
+            ]
+        }
+
+    found = _records.kept(path, about, measure)
+    seeds = found["seeds"]
     for statistic in ("mean", "published"):
         logs = np.log([[each[statistic][q] for q in ("deformation", "noise", "relative")] for each in seeds])
         found[statistic] = dict(zip("DGR", np.exp(logs.mean(0)).tolist(), strict=True))
@@ -213,8 +232,6 @@ def untrained(name: str, config: Config, probes: Mapping[int, Probe]) -> dict[st
             zip("DGR", (logs.std(0, ddof=1) if len(seeds) > 1 else np.full(3, np.nan)).tolist(), strict=True)
         )
     found["reference"] = {"mean": dict(zip("DGR", reference[:3], strict=True)), "published": {"R": reference[3]}}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(found, indent=1) + "\n")
     return found
 
 
@@ -231,7 +248,7 @@ def draw(records: Mapping[str, Any], *, title: str = "", stage: str = "best", st
         statistic: as in `law`.
     """
     found = law(records, stage=stage, statistic=statistic)
-    points = {name: _zoo.point(each, stage, statistic) for name, each in records.items()}
+    points = {name: _records.point(each, stage, statistic) for name, each in records.items()}
     families = list(dict.fromkeys(each["family"] for each in records.values()))
     figure, grid = sj.plot.panels(1, 3, size=(4.9, 4.6), sharey=True)
     for axes, (symbol, label) in zip(
@@ -258,7 +275,6 @@ def draw(records: Mapping[str, Any], *, title: str = "", stage: str = "best", st
                 linewidth=1,
                 label=None if records[name]["family"] in axes.get_legend_handles_labels()[1] else families[family],
             )
-            axes.annotate(name, (p[symbol], p["error"]), xytext=(5, 4), textcoords="offset points", fontsize=6.5)
         axes.set(xscale="log", yscale="log", xlabel=f"{label}  of the trained network")
         correlation = found["rank_correlation"][symbol]
         if correlation is not None:
@@ -278,9 +294,11 @@ def draw(records: Mapping[str, Any], *, title: str = "", stage: str = "best", st
     first.set_xlim(left, right)
     first.set_ylabel("test error")
     sj.plot.plain_ticks(first.yaxis)
-    first.legend(fontsize=7, frameon=False, loc="upper left")
+    first.legend(fontsize=7, frameon=False, loc="lower right")
     if title:
         figure.suptitle(title, fontsize=10)
+    for axes, symbol in zip(grid[0], "RDG", strict=True):
+        sj.plot.name_points(axes, {name: (p[symbol], p["error"]) for name, p in points.items()})
     return figure
 
 
@@ -316,7 +334,8 @@ def draw_initial(found: Mapping[str, Any]) -> Any:
 def _title(config: Config, given: _zoo.Material) -> str:
     if config.size == "smoke":
         return given.note
-    epochs = "250 epochs as published" if config.size == "paper" else "a few epochs each"
+    epochs = "250 epochs as published" if config.size == "paper" else "6 to 12 epochs each"
+    epochs = epochs if config.epochs is None else f"{config.epochs:g} epochs each"
     copies = " (JPEG copies)" if given.note.startswith("JPEG") else ""
     return (
         f"CIFAR-10{copies}, {epochs}; {config.images} test images, "
@@ -326,7 +345,8 @@ def _title(config: Config, given: _zoo.Material) -> str:
 
 def _changed(config: Config) -> str:
     epochs = "" if config.epochs is None else f"_e{config.epochs:g}"
-    return epochs + ("" if config.training is None else f"_p{config.training}")
+    training = "" if config.training is None else f"_p{config.training}"
+    return epochs + training + ("" if config.seeds == 1 else f"_n{config.seeds}")
 
 
 if __name__ == "__main__":

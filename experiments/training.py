@@ -10,7 +10,6 @@ Networks that ``experiments.relative_stability`` has trained are read, others ar
     python -m experiments.training --size cpu
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -22,7 +21,7 @@ import tyro
 from rich.console import Console
 
 import stabjax as sj
-from experiments import _zoo
+from experiments import _records, _zoo
 
 DEFAULT: Mapping[_zoo.Size, tuple[str, ...]] = {
     "smoke": ("SmallCNN (4,)",),
@@ -31,7 +30,7 @@ DEFAULT: Mapping[_zoo.Size, tuple[str, ...]] = {
 }
 IMAGES: Mapping[_zoo.Size, tuple[int, ...]] = {
     "smoke": (128, 256),
-    "cpu": (512, 1024, 2048, 4096, 8192, 16384),
+    "cpu": (512, 1024, 2048, 4096, 8192),
     "paper": (512, 1024, 2048, 4096, 8192, 16384, 32768, 50000),
 }
 BATCH = 128
@@ -102,10 +101,12 @@ def along_training(
     """``R``, ``D``, ``G`` and test error at the kept checkpoints of one run; step 0 with batch statistics."""
     folder = config.runs / f"zoo_{config.size}_s{config.seed}"
     run = _zoo.train(name, member, given, key=jax.random.key(config.seed), seeds=1, path=folder)
+    about = _records.settings(member, given, measured)
+    return _records.kept(folder / _zoo.folder(name) / "along.json", about, lambda: _along(name, run, folder, measured))
+
+
+def _along(name: str, run: sj.train.Run, folder: Path, measured: _zoo.Probe) -> dict[str, list[Any]]:
     errors = {int(step): 1 - float(a[0]) for step, a in zip(run.history.step, run.history.test_accuracy, strict=True)}
-    cache = folder / _zoo.folder(name) / f"along_d{config.draws}_n{config.images}.json"
-    if cache.exists():
-        return json.loads(cache.read_text())
     rows: dict[str, list[Any]] = {"epoch": [], "error": [], "R": [], "D": [], "G": [], "R low": [], "R high": []}
     for step, epoch in sj.train.checkpoints(folder / _zoo.folder(name)).items():
         model = run.model(step)
@@ -117,7 +118,6 @@ def along_training(
             rows[symbol].append(result[quantity])
         for end, value in zip(("low", "high"), result["relative_interval"], strict=True):
             rows[f"R {end}"].append(value)
-    cache.write_text(json.dumps(rows, indent=1) + "\n")
     return rows
 
 
@@ -130,12 +130,15 @@ def against_size(name: str, member: _zoo.Member, rule: str, config: Config, meas
     sizes = IMAGES[config.size]
     found: dict[str, Any] = {"images": list(sizes), **{k: [] for k in ("error", "R", "D", "G")}}
     for images in sizes:
-        epochs = member.epochs * (sizes[-1] // BATCH / (images // BATCH) if rule == RULES[1] else 1)
+        more = sizes[-1] // BATCH / (images // BATCH)
+        changed = member if rule == RULES[0] else replace(member, epochs=member.epochs * more)
+        # On the largest set both rules are one training.
+        where = RULES[0] if more == 1 else rule
         each: dict[str, list[float]] = {k: [] for k in ("error", "R", "D", "G")}
         for seed in range(config.seed, config.seed + config.seeds):
-            one = _trained(name, replace(member, epochs=epochs), rule, images, seed, config, measured)
-            for key, value in one.items():
-                each[key].append(value)
+            one = _trained(name, changed, where, images, seed, config, measured)
+            for key, values in each.items():
+                values.append(one[key])
         for key, values in each.items():
             found[key].append(values)
     logs = np.log(sizes)
@@ -153,20 +156,20 @@ def _trained(
     seed: int,
     config: Config,
     measured: _zoo.Probe,
-) -> dict[str, float]:
+) -> dict[str, Any]:
     given = _zoo.material(config.size, seed=seed, training=images)
     folder = config.runs / f"training_set_{config.size}" / f"{_zoo.folder(rule)}_p{images}_s{seed}"
-    cache = folder / f"{_zoo.folder(name)}_d{config.draws}_n{config.images}.json"
-    if cache.exists():
-        return json.loads(cache.read_text())
-    # Scored once: small sets take hundreds of epochs.
-    run = _zoo.train(name, member, given, key=jax.random.key(seed), seeds=1, path=folder, scored=False)
-    model, recipe = run.model("last"), run.recipe
-    score = sj.train.evaluate(model, *given.test, mean=recipe.mean, deviation=recipe.deviation)
-    result = measured.measure(model)["median"]
-    found = {"error": 1 - score.accuracy} | {symbol: result[quantity] for quantity, symbol in _zoo.QUANTITIES.items()}
-    cache.write_text(json.dumps(found, indent=1) + "\n")
-    return found
+
+    def probed() -> dict[str, float]:
+        # Scored once: small sets take hundreds of epochs.
+        run = _zoo.train(name, member, given, key=jax.random.key(seed), seeds=1, path=folder, scored=False)
+        model, recipe = run.model("last"), run.recipe
+        score = sj.train.evaluate(model, *given.test, mean=recipe.mean, deviation=recipe.deviation)
+        numbers = measured.measure(model)["median"]
+        return {"error": 1 - score.accuracy} | {symbol: numbers[name] for name, symbol in _zoo.QUANTITIES.items()}
+
+    about = _records.settings(member, given, measured) | {"seed": seed}
+    return _records.kept(folder / f"{_zoo.folder(name)}.json", about, probed)
 
 
 def draw_along(along: Mapping[str, Any]) -> Any:

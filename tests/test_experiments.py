@@ -124,15 +124,115 @@ def test_law_of_planted_points():
 
     rs = np.geomspace(0.1, 5, 9)
     records = {f"net {k}": network(r, 0.2 * r**0.5, "abc"[k % 3]) for k, r in enumerate(rs)}
-    records |= {"chance": network(0.9, 0.9, "a"), "diverged": network(np.nan, 0.5, "b")}
+    records |= {
+        "chance": network(0.9, 0.9, "a"),
+        "not finite": network(np.nan, 0.5, "b"),
+        "diverged": network(0.9, 0.5, "b") | {"diverged": [17]},
+        "stopped at once": network(0.9, np.nan, "b") | {"diverged": [0]},
+    }
+    # One of two seeds failed: the other one counts.
+    first, failed = records["net 0"], network(3.0, 0.9, "a")
+    for part in ("test_error", "stability"):
+        first[part]["best"] += failed[part]["best"]
     found = study.law(records, resamples=50)
-    assert found["left_out"] == ["chance", "diverged"]
+    assert found["left_out"] == ["chance", "diverged", "not finite", "stopped at once"]
     np.testing.assert_allclose([found["amplitude"], found["exponent"]], [0.2, 0.5], rtol=1e-6)
     np.testing.assert_allclose(found["exponent_interval"], [0.5, 0.5], rtol=1e-6)
     assert found["rank_correlation"]["R"] == pytest.approx(1)
     assert found["rank_correlation"]["D"] == pytest.approx(-1)
     assert set(found["without_family"]) == {"a", "b", "c"}
+    assert study.law(records, stage="last", resamples=2)["amplitude"] == found["amplitude"]
     assert study.draw(records).axes[0].get_xscale() == "log"
+    with pytest.raises(ValueError, match="expected statistic"):
+        study.law(records, statistic="medians")
+
+
+def test_a_damaged_file_is_made_again_and_another_one_is_not_read(tmp_path):
+    from experiments import _records
+
+    file, calls = tmp_path / "deep" / "record.json", []
+
+    def make():
+        calls.append(1)
+        return {"value": (len(calls), np.nan)}
+
+    first = _records.kept(file, {"of": (1, 2)}, make)
+    assert (
+        _records.kept(file, {"of": [1, 2]}, make)
+        == first
+        == {"of": [1, 2], "value": [1, pytest.approx(np.nan, nan_ok=True)]}
+    )
+    file.write_text(file.read_text()[:-9])
+    assert _records.kept(file, {"of": (1, 2)}, make)["value"][0] == 2
+    assert _records.kept(file, {"of": (1, 3)}, make)["value"][0] == 3
+    assert [path.name for path in file.parent.iterdir()] == ["record.json"]
+
+
+def test_networks_that_join_the_figure(tmp_path):
+    """A Linen and an Equinox module; what cannot join says why."""
+    import equinox as eqx
+    import jax
+    from flax import linen, nnx
+
+    import stabjax as sj
+    from experiments import relative_stability as study
+
+    class Linen(linen.Module):
+        @linen.compact
+        def __call__(self, x):
+            return linen.Dense(2)(linen.relu(linen.Conv(4, (3, 3))(x)).mean((1, 2)))
+
+    class Equinox(eqx.Module):
+        conv: eqx.nn.Conv2d
+        dense: eqx.nn.Linear
+
+        def __call__(self, x):
+            return self.dense(jax.nn.relu(self.conv(x)).mean((1, 2)))
+
+    keys = jax.random.split(jax.random.key(0))
+    module = Linen()
+    networks = {
+        "linen": module.bind(module.init(keys[0], np.zeros((1, 28, 28, 1), np.float32))),
+        "equinox": sj.features.of(
+            Equinox(eqx.nn.Conv2d(1, 4, 3, key=keys[0]), eqx.nn.Linear(4, 2, key=keys[1])),
+            single=True,
+            layout="channels_first",
+        ),
+    }
+    measured = study.probe("smoke", images=12, draws=2)
+    records = {
+        name: study.record(measured, error=0.1 * (k + 1), family=name, best=network)
+        for k, (name, network) in enumerate(networks.items())
+    }
+    path = tmp_path / "numbers.json"
+    path.write_text(json.dumps({"networks": records}))
+    assert study.read(path) == json.loads(json.dumps(records))
+    texts = {text.get_text() for text in study.draw(study.read(path), title="with strangers").axes[0].texts}
+    assert set(networks) <= texts
+    normed = sj.models.SmallCNN(channels=(4,), in_channels=1, num_classes=2, rngs=nnx.Rngs(0))
+    found = study.record(measured, error=0.1, family="own", best=normed, initial=normed)["stability"]
+    assert found["initial"] != found["best"]
+    with pytest.raises(ValueError, match="a share of the test images"):
+        study.record(measured, error=6.98, family="own", best=normed)
+    with pytest.raises(ValueError, match="expected size"):
+        study.probe("cup")
+    path.write_text(json.dumps({"networks": {"a": {"mean": 1}}}))
+    with pytest.raises(ValueError, match="figure of trained networks"):
+        study.read(path)
+
+
+def test_a_training_that_fails_at_once_is_reported():
+    import jax
+
+    from experiments import _records, _zoo
+
+    given = _zoo.material("smoke", training=128)
+    measured = _zoo.probe(given, images=12, draws=1)
+    member = _zoo.Member("SmallCNN", "a", 1, 1e39, options={"channels": (4,)})
+    with pytest.warns(RuntimeWarning, match="diverged"):
+        found = _records.member_record("d", member, given, measured, key=jax.random.key(0), seeds=1, path=None)
+    assert found["diverged"][0] >= 0
+    assert _records.learned(found) == []
 
 
 def test_demo(tmp_path, capsys):

@@ -106,6 +106,29 @@ def test_panels_and_what_is_saved_beside_them(tmp_path):
     }
 
 
+def test_names_of_points_stand_clear_inside():
+    from matplotlib.text import Text
+
+    figure, grid = sj.plot.panels(1, 1)
+    axes = grid[0, 0]
+    draw = np.random.default_rng(0)
+    points = {f"network {k}": tuple(xy) for k, xy in enumerate(10 ** draw.uniform(-1, 1, (14, 2)))}
+    points |= {"twin": points["network 0"], "failed": (np.nan, 1.0)}
+    axes.loglog(*np.array(list(points.values())).T, "o", label="all")
+    axes.legend(loc="upper left")
+    sj.plot.name_points(axes, points)
+    figure.canvas.draw()
+    boxes = {text.get_text(): Text.get_window_extent(text).extents for text in axes.texts}
+    assert set(boxes) == set(points) - {"failed"}
+    frame = axes.get_window_extent().extents
+    for a, first in boxes.items():
+        assert np.all(first[:2] >= frame[:2]), a
+        assert np.all(first[2:] <= frame[2:]), a
+        for b, second in boxes.items():
+            apart = np.any(first[2:] <= second[:2]) or np.any(second[2:] <= first[:2])
+            assert a == b or apart, (a, b)
+
+
 def test_ticks_of_short_and_long_logarithmic_axes():
     figure, grid = sj.plot.panels(1, 2)
     for axes, high in zip(grid[0], (30, 3e4), strict=True):
