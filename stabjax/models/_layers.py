@@ -92,9 +92,9 @@ class BatchNorm(nnx.BatchNorm):
             variance = jnp.mean(jnp.square(centred), axes)
             for average, value in ((self.mean, mean), (self.var, variance * (count / max(count - 1, 1)))):
                 old = average[...]
-                average[...] = lax.stop_gradient(0.9 * old + 0.1 * value.astype(old.dtype))
+                average[...] = lax.stop_gradient(self.momentum * old + (1 - self.momentum) * value.astype(old.dtype))
         scale, bias = (along_channels(p[...]) for p in (self.scale, self.bias) if p is not None)
-        return (centred * (lax.rsqrt(along_channels(variance) + 1e-5) * scale) + bias).astype(x.dtype)
+        return (centred * (lax.rsqrt(along_channels(variance) + self.epsilon) * scale) + bias).astype(x.dtype)
 
 
 class LayerNorm(nnx.LayerNorm):

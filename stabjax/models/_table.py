@@ -19,11 +19,20 @@ from stabjax.models._small import LeNet, SmallCNN
 from stabjax.models._vgg import VGG
 from stabjax.models._vit import VisionTransformer
 
+
+def _sized(network: Callable[..., nnx.Module], *, size: int = 32, **options: Any) -> nnx.Module:
+    return network(size, **options)
+
+
+def _dense(*, in_features: int = 32 * 32 * 3, **options: Any) -> nnx.Module:
+    return FullyConnected(in_features, **options)
+
+
 _TABLE: dict[str, Callable[..., nnx.Module]] = {
     "SmallCNN": SmallCNN,
     "LeNet": LeNet,
-    "MinimalCNN": partial(MinimalCNN, 32),
-    "MinimalLCN": partial(MinimalLCN, 32),
+    "MinimalCNN": partial(_sized, MinimalCNN),
+    "MinimalLCN": partial(_sized, MinimalLCN),
     "AlexNet": AlexNet,
     **{f"VGG{depth}": partial(VGG, depth, norm=False) for depth in (11, 13, 16, 19)},
     **{f"VGG{depth}bn": partial(VGG, depth, norm=True) for depth in (11, 13, 16, 19)},
@@ -34,8 +43,8 @@ _TABLE: dict[str, Callable[..., nnx.Module]] = {
     "MobileNetV2": MobileNetV2,
     "EfficientNetB0": EfficientNetB0,
     "ConvNeXt": ConvNeXt,
-    "ViT": partial(VisionTransformer, 32),
-    **{f"FCL{layers}": partial(FullyConnected, 32 * 32 * 3, layers=layers) for layers in (2, 4, 6)},
+    "ViT": partial(_sized, VisionTransformer),
+    **{f"FCL{layers}": partial(_dense, layers=layers) for layers in (2, 4, 6)},
     **{f"GAPConvNet{ndim}d": partial(GAPConvNet, ndim) for ndim in (1, 2)},
 }
 
@@ -46,6 +55,8 @@ NAMES: tuple[str, ...] = tuple(_TABLE)
 def build(name: str, *, rngs: nnx.Rngs, **options: Any) -> Any:
     """The network of that name, for 32 x 32 images with three channels unless told otherwise.
 
+    Networks of a fixed size are told it: ``size=28`` (MinimalCNN, MinimalLCN, ViT), ``in_features=784`` (FCL2, 4, 6).
+
     Args:
         name: one of `NAMES`; a fully connected ``FCL4`` has four layers.
         rngs: key of the initial weights.
@@ -53,7 +64,13 @@ def build(name: str, *, rngs: nnx.Rngs, **options: Any) -> Any:
 
     Raises:
         ValueError: when there is no such network.
+        TypeError: when it does not take one of the options; the error names it.
     """
     if name not in _TABLE:
         raise ValueError(f"expected one of {', '.join(NAMES)}, got {name!r}")
-    return _TABLE[name](rngs=rngs, **options)
+    try:
+        return _TABLE[name](rngs=rngs, **options)
+    except TypeError as error:
+        if "unexpected keyword" not in str(error):
+            raise
+        raise TypeError(f"expected options that {name} takes, got {', '.join(options)}: {error}") from error
