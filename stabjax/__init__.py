@@ -10,6 +10,7 @@ The rooms, in the order of the data::
     perturb    random perturbations of one image
     features   the activations of any network, by operation
     stability  D, G and R with their intervals, from features
+    similarity CCA, CKA and their kin, of two layers
     probe      the main job: perturb, run, reduce, in one jitted pass
     receptive  receptive fields of any network
     theory     constant-filter networks in closed form
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
         plot,
         probe,
         receptive,
+        similarity,
         stability,
         sweep,
         theory,
@@ -59,6 +61,7 @@ __all__ = [
     "plot",
     "probe",
     "receptive",
+    "similarity",
     "stability",
     "sweep",
     "theory",

@@ -27,6 +27,7 @@ MAY_IMPORT = {
     "perturb": {"fields", "warp"},
     "features": {"_jaxpr"},
     "stability": set(),
+    "similarity": set(),
     "probe": {"perturb", "features", "stability"},
     "receptive": {"_jaxpr", "features"},
     "theory": set(),

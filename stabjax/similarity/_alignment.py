@@ -1,0 +1,97 @@
+"""Comparisons that see scale: partial least squares, Procrustes."""
+
+from dataclasses import dataclass
+from typing import no_type_check
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from stabjax._numerics import HIGHEST, safe_ratio
+from stabjax._types import AnyArray
+from stabjax.similarity._check import check
+
+X = Float[AnyArray, "n units_x"]
+Y = Float[AnyArray, "n units_y"]
+
+
+@jax.tree_util.register_dataclass
+@no_type_check
+@dataclass(frozen=True, eq=False)
+class PLS:
+    """Directions of largest covariance between two sets of units; a frozen pytree.
+
+    Attributes:
+        covariances: between the two variates of each pair, ``(k,)``, falling; ``k = min(units_x, units_y, n)``; with
+            ``n - 1`` in the denominator.
+        x_directions: orthonormal coefficients of the variates, ``(units_x, k)``.
+        y_directions: ``(units_y, k)``.
+        similarity: ``sum_i covariances_i / sqrt(var(x) var(y))`` with the total variances of both sets, in [0, 1]; 1 if
+            one set is a rotated and scaled copy of the other; ``()``.
+        valid: Whether both sets vary, and nothing is NaN, ``()``; the similarity is NaN otherwise.
+    """
+
+    covariances: Float[Array, "*sets k"]
+    x_directions: Float[Array, "*sets units_x k"]
+    y_directions: Float[Array, "*sets units_y k"]
+    similarity: Float[Array, "*sets"]
+    valid: Bool[Array, "*sets"]
+
+
+def pls(x: X, y: Y) -> PLS:
+    """Partial least squares of two sets of units: the singular value decomposition of their covariance.
+
+    Unlike CCA it does not whiten, so directions count by their variance, and it is safe with few samples.
+
+    Args:
+        x: activations, ``(n, units_x)``, samples in rows.
+        y: ``(n, units_y)``, for the same samples.
+
+    Raises:
+        TypeError: if the activations are not real floating-point numbers.
+        ValueError: if the numbers of samples differ, or there is one sample.
+    """
+    check(x, y)
+    (x, x_axes, x_size), (y, y_axes, y_size) = (_condensed(z) for z in (x, y))
+    left, values, right = jnp.linalg.svd(jnp.matmul(x.T, y, precision=HIGHEST), full_matrices=False)
+    similarity = jnp.clip(safe_ratio(jnp.sum(values), jnp.linalg.norm(x) * jnp.linalg.norm(y)), 0, 1)
+    x_directions, y_directions = (
+        side if axes is None else jnp.matmul(axes, side, precision=HIGHEST)
+        for axes, side in ((x_axes, left), (y_axes, right.T))
+    )
+    covariances = values * (x_size * y_size / (len(x) - 1))
+    return PLS(covariances, x_directions, y_directions, similarity, jnp.isfinite(similarity))
+
+
+def procrustes(x: X, y: Y) -> Float[Array, ""]:
+    """Procrustes distance, ``min_Q |x - y Q|^2`` over orthogonal ``Q``, of centred sets of norm one: in [0, 2], ``()``.
+
+    ``|x|^2 + |y|^2 - 2 |x'y|_* = 2 - 2 |x'y|_*`` with the nuclear norm (Schoenemann 1966): 0 for rotated and scaled
+    copies, 2 for sets without common variance. The smaller set is filled up with zeros. NaN if one does not vary.
+
+    Args:
+        x: activations, ``(n, units_x)``, samples in rows.
+        y: ``(n, units_y)``, for the same samples.
+
+    Raises:
+        TypeError: as in `pls`.
+        ValueError: as in `pls`.
+    """
+    return 2 - 2 * pls(x, y).similarity
+
+
+def _condensed(x: AnyArray) -> tuple[Array, Array | None, Array]:
+    """Centred units over their largest value, so that squares neither overflow nor vanish; and that value.
+
+    Where there are more units than samples, in coordinates along orthonormal axes ``(units, n)`` of what they span.
+    """
+    x = jnp.asarray(x)
+    shifted = x - x[:1]
+    size = jnp.max(jnp.abs(shifted))
+    size = jnp.where(size > 0, size, 1)
+    shifted = shifted / size
+    shifted = shifted - jnp.mean(shifted, axis=0, keepdims=True)
+    if x.shape[1] <= len(x):
+        return shifted, None, size
+    left, values, right = jnp.linalg.svd(shifted, full_matrices=False)
+    return left * values[None], right.T, size

@@ -1,0 +1,201 @@
+"""Canonical correlations, and the similarities made of them."""
+
+from dataclasses import dataclass
+from typing import Literal, get_args, no_type_check
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from stabjax._numerics import HIGHEST
+from stabjax._types import AnyArray
+from stabjax.similarity._check import check
+from stabjax.similarity._whiten import Basis, bases
+
+X = Float[AnyArray, "n units_x"]
+Y = Float[AnyArray, "n units_y"]
+Weights = Literal["paper", "google", "anatome"]
+
+
+@jax.tree_util.register_dataclass
+@no_type_check
+@dataclass(frozen=True, eq=False)
+class CCA:
+    """Canonical correlations of two sets of units.
+
+    A frozen pytree, so results stack under `vmap`; further axes then stand in front.
+
+    Attributes:
+        correlations: ``(k,)``, ``k = min(units_x, units_y, n)``, falling, each in [0, 1]; zero beyond ``count``.
+        x_directions: coefficients of the canonical variates, ``(units_x, k)``: ``(x - x_mean) @ x_directions`` are
+            orthonormal columns; zero beyond ``count``.
+        y_directions: ``(units_y, k)``; column ``i`` belongs to correlation ``i``.
+        x_mean: ``(units_x,)``.
+        y_mean: ``(units_y,)``.
+        x_rank: dimension of what the units of ``x`` span (of what was kept of it, in `svcca`), ``()``.
+        y_rank: ``()``.
+        x_varies: False for units dropped because they have one value on all samples, ``(units_x,)``.
+        y_varies: ``(units_y,)``.
+        valid: Whether the correlations say anything, ``()``: both sets vary, nothing is NaN, ``x_rank + y_rank < n``.
+            With fewer samples, any two sets of units share directions: some correlations are 1 whatever the networks,
+            and with no more samples than units all of them are.
+    """
+
+    correlations: Float[Array, "*sets k"]
+    x_directions: Array
+    y_directions: Array
+    x_mean: Array
+    y_mean: Array
+    x_rank: Int[Array, "*sets"]
+    y_rank: Int[Array, "*sets"]
+    x_varies: Bool[Array, "*sets units_x"]
+    y_varies: Bool[Array, "*sets units_y"]
+    valid: Bool[Array, "*sets"]
+
+    @property
+    def count(self) -> Int[Array, "*sets"]:
+        """Number of correlations, ``min(x_rank, y_rank)``, ``()``."""
+        return jnp.minimum(self.x_rank, self.y_rank)
+
+    @property
+    def mean(self) -> Float[Array, "*sets"]:
+        """Mean correlation, in [0, 1], ``()``; NaN where ``valid`` is False."""
+        total = jnp.sum(self.correlations, axis=-1)
+        return jnp.where(self.valid, total / jnp.maximum(self.count, 1).astype(total.dtype), jnp.nan)
+
+
+def cca(x: X, y: Y) -> CCA:
+    """Canonical correlations of two sets of units over the same samples (Hotelling 1936).
+
+    Both sets are whitened; the singular values of the products of the two orthonormal bases are the correlations. They
+    are the same for any invertible affine map of either set. Dead and duplicate units, or directions that are only
+    rounding, are left out: nothing is added to a covariance.
+
+    Args:
+        x: activations, ``(n, units_x)``: samples in rows. Make them of maps by `positions`, `average`, `resized`.
+        y: ``(n, units_y)``, for the same samples.
+
+    Returns:
+        the correlations; read ``valid`` before using them.
+
+    Raises:
+        TypeError: if the activations are not real floating-point numbers.
+        ValueError: if the numbers of samples differ, or there is one sample.
+    """
+    check(x, y)
+    return of_bases(*bases(x, y, alike=True), len(x))
+
+
+def svcca(x: X, y: Y, *, keep: float | int = 0.99) -> CCA:
+    """CCA of the leading directions of each set (Raghu et al. 2017, arXiv 1706.05806).
+
+    Each set is first reduced to its leading principal directions, which removes directions of little variance. Its
+    ``mean`` is the published similarity.
+
+    Args:
+        x: activations, ``(n, units_x)``.
+        y: ``(n, units_y)``.
+        keep: a share of the variance in (0, 1], such as 0.99: the fewest directions that explain it; or a whole number
+            of directions, at least one (all there are, if there are fewer).
+
+    Raises:
+        TypeError: as in `cca`.
+        ValueError: as in `cca`, or if ``keep`` is neither.
+    """
+    check(x, y)
+    whole = isinstance(keep, int)
+    if isinstance(keep, bool) or (keep < 1 if whole else not 0 < keep <= 1):
+        raise ValueError(f"expected keep to be a share in (0, 1] or a number of directions >= 1, got {keep}")
+    one, two, products = bases(x, y, alike=False)
+    one, two = (_leading(basis, keep, whole) for basis in (one, two))
+    kept = (one.values > 0)[:, None] & (two.values > 0)[None]
+    return of_bases(one, two, jnp.where(kept, products, 0), len(x))
+
+
+def pwcca(x: X, y: Y, *, weights: Weights = "paper") -> Float[Array, ""]:
+    """Projection-weighted CCA, ``sum_i alpha_i rho_i / sum_i alpha_i`` (Morcos et al. 2018, arXiv 1806.05759), ``()``.
+
+    ``alpha_i = sum_j |<h_i, x_j>|`` weighs a correlation by how much of ``x`` its variate accounts for: ``h_i`` are the
+    orthonormal canonical variates of ``x``, ``x_j`` its centred units. Not symmetric: the weights are those of ``x``.
+
+    Args:
+        x: activations, ``(n, units_x)``.
+        y: ``(n, units_y)``.
+        weights: ``"paper"``; or what two implementations in circulation compute instead: ``"google"`` (google/svcca
+            takes directions of units that are not whitened, adds the means of the units, orthonormalises, and projects
+            activations that are not centred; it depends on the signs of singular vectors, which nothing fixes) or
+            ``"anatome"`` (orthonormalises the coefficients instead of the variates, and sums over samples).
+
+    Returns:
+        the similarity, in [0, 1]; NaN where `cca` is not ``valid``.
+
+    Raises:
+        TypeError: as in `cca`.
+        ValueError: as in `cca`, or for other weights.
+    """
+    check(x, y)
+    if weights not in get_args(Weights):
+        raise ValueError(f"expected weights to be one of {get_args(Weights)}, got {weights!r}")
+    one, two, products = bases(x, y, alike=weights == "paper")
+    if weights == "google":
+        products = one.right @ products @ two.right.T
+    left, correlations, _ = jnp.linalg.svd(products, full_matrices=False)
+    if weights == "paper":
+        alpha = jnp.sum(jnp.abs(jnp.matmul(left.T, one.loadings, precision=HIGHEST)), axis=1)
+    else:
+        alpha = _google(jnp.asarray(x), one, left) if weights == "google" else _anatome(jnp.asarray(x), one, left)
+    count = jnp.minimum(one.rank, two.rank)
+    alpha = jnp.where(jnp.arange(len(alpha)) < count, alpha, 0)
+    value = jnp.dot(alpha, correlations, precision=HIGHEST) / jnp.sum(alpha)
+    return jnp.where(_valid(one, two, correlations, len(x)), jnp.clip(value, 0, 1), jnp.nan)
+
+
+def _google(x: Array, basis: Basis, left: Array) -> Array:
+    """Directions ``u`` of the whitened units, applied to units that are not whitened, plus their means."""
+    directions = jnp.matmul(x - basis.mean[None], left, precision=HIGHEST) + basis.mean[None, : left.shape[1]]
+    orthonormal, _ = jnp.linalg.qr(directions)
+    return jnp.sum(jnp.abs(jnp.matmul(orthonormal.T, x, precision=HIGHEST)), axis=1)
+
+
+def _anatome(x: Array, basis: Basis, left: Array) -> Array:
+    coefficients, _ = jnp.linalg.qr(jnp.matmul(basis.coefficients, left, precision=HIGHEST))
+    return jnp.sum(jnp.abs(jnp.matmul(x - basis.mean[None], coefficients, precision=HIGHEST)), axis=0)
+
+
+def _leading(basis: Basis, keep: float | int, whole: bool) -> Basis:
+    """The basis without its later vectors."""
+    place = jnp.arange(len(basis.values))
+    if whole:
+        kept = place < keep
+    else:
+        squares = jnp.square(basis.values)
+        before = jnp.cumsum(squares) - squares
+        kept = before < keep * jnp.sum(squares)
+    kept = kept & (place < basis.rank)
+    values, right = jnp.where(kept, basis.values, 0), jnp.where(kept[None], basis.right, 0)
+    return basis._replace(values=values, right=right, rank=jnp.sum(kept))
+
+
+def of_bases(one: Basis, two: Basis, products: Array, n: int) -> CCA:
+    """Correlations are the singular values of the products of two orthonormal bases."""
+    left, correlations, right = jnp.linalg.svd(products, full_matrices=False)
+    known = jnp.arange(len(correlations)) < jnp.minimum(one.rank, two.rank)
+    # Past the ranks, a direction is anything.
+    a, b = (jnp.where(known[None], vectors, 0) for vectors in (left, jnp.conj(right.T)))
+    return CCA(
+        correlations=jnp.where(known, jnp.clip(correlations, 0, 1), 0),
+        x_directions=jnp.matmul(one.coefficients, a, precision=HIGHEST),
+        y_directions=jnp.matmul(two.coefficients, b, precision=HIGHEST),
+        x_mean=one.mean,
+        y_mean=two.mean,
+        x_rank=one.rank,
+        y_rank=two.rank,
+        x_varies=one.varies,
+        y_varies=two.varies,
+        valid=_valid(one, two, correlations, n),
+    )
+
+
+def _valid(one: Basis, two: Basis, correlations: Array, n: int) -> Bool[Array, ""]:
+    finite = jnp.all(jnp.isfinite(correlations))
+    return finite & (jnp.minimum(one.rank, two.rank) > 0) & (one.rank + two.rank < n)

@@ -1,0 +1,107 @@
+"""Centred kernel alignment."""
+
+from typing import Literal, get_args
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from stabjax._numerics import HIGHEST, safe_ratio
+from stabjax._types import AnyArray, Scalar
+from stabjax.similarity._check import check
+
+X = Float[AnyArray, "n units_x"]
+Y = Float[AnyArray, "n units_y"]
+Kernel = Literal["linear", "rbf"]
+
+
+def cka(x: X, y: Y, *, kernel: Kernel = "linear", debiased: bool = False, bandwidth: Scalar = 1.0) -> Float[Array, ""]:
+    """Centred kernel alignment, ``HSIC(x, y) / sqrt(HSIC(x, x) HSIC(y, y))`` (Kornblith et al. 2019, arXiv 1905.00414).
+
+    With the linear kernel, ``|y'x|_F^2 / (|x'x|_F |y'y|_F)`` of centred units: the same for rotations and scalings of
+    either set, not for other linear maps. Meaningful with fewer samples than units, where CCA is not; but biased
+    upwards there, which ``debiased`` removes.
+
+    Args:
+        x: activations, ``(n, units_x)``, samples in rows.
+        y: ``(n, units_y)``, for the same samples.
+        kernel: ``"linear"``, or ``"rbf"``: ``exp(-|a - b|^2 / (2 s^2))`` with ``s = bandwidth`` times the median
+            distance of two samples of the set (the rms distance where that is 0), so that it does not depend on scale.
+        debiased: HSIC by its unbiased estimator (Song et al. 2012), in [-1, 1] and about 0 for independent sets; at
+            least four samples. Otherwise in [0, 1].
+        bandwidth: see ``kernel``.
+
+    Returns:
+        the alignment, ``()``; NaN if one of the sets does not vary.
+
+    Raises:
+        TypeError: if the activations are not real floating-point numbers.
+        ValueError: if the numbers of samples differ, or there are too few; or for another kernel.
+    """
+    check(x, y, least=4 if debiased else 2)
+    if kernel not in get_args(Kernel):
+        raise ValueError(f"expected kernel to be one of {get_args(Kernel)}, got {kernel!r}")
+    x, y = (_sized(jnp.asarray(z)) for z in (x, y))
+    if kernel == "linear" and x.shape[1] * y.shape[1] < len(x) ** 2:
+        return of_hsic(*(_hsic_of_units(a, b, debiased) for a, b in ((x, y), (x, x), (y, y))))
+    grams = [jnp.matmul(z, z.T, precision=HIGHEST) if kernel == "linear" else _rbf(z, bandwidth) for z in (x, y)]
+    grams = jnp.stack([centred_gram(gram, debiased=debiased) for gram in grams])
+    (xx, xy), (_, yy) = inner_products(grams, grams)
+    return of_hsic(xy, xx, yy)
+
+
+def of_hsic(xy: Array, xx: Array, yy: Array) -> Array:
+    """The alignment of three values of HSIC; by Cauchy and Schwarz never outside [-1, 1] but by rounding."""
+    return jnp.clip(safe_ratio(xy, jnp.sqrt(jnp.maximum(xx, 0)) * jnp.sqrt(jnp.maximum(yy, 0))), -1, 1)
+
+
+def centred_gram(gram: Float[Array, "n n"], *, debiased: bool) -> Float[Array, "n n"]:
+    """``H K H``, or what makes products of two unbiased estimates of HSIC, up to a factor.
+
+    That is (Szekely and Rizzo 2014)::
+
+    K_ij - sum_l K_il / (n - 2) - sum_k K_kj / (n - 2) + sum_kl K_kl / ((n - 1) (n - 2)),    0 on the diagonal
+    """
+    n = len(gram)
+    if not debiased:
+        rows = gram - jnp.mean(gram, axis=1, keepdims=True)
+        return rows - jnp.mean(rows, axis=0, keepdims=True)
+    off = 1 - jnp.eye(n, dtype=gram.dtype)
+    gram = gram * off
+    rows = jnp.sum(gram, axis=1)
+    return off * (gram - (rows[:, None] + rows[None]) / (n - 2) + jnp.sum(rows) / ((n - 1) * (n - 2)))
+
+
+def inner_products(a: Float[Array, "x n n"], b: Float[Array, "y n n"]) -> Float[Array, "x y"]:
+    """``sum_ij A_ij B_ij`` of every pair."""
+    return jnp.matmul(jnp.reshape(a, (len(a), -1)), jnp.reshape(b, (len(b), -1)).T, precision=HIGHEST)
+
+
+def _sized(x: Array) -> Array:
+    """Centred units, as a whole of size one: squares of squares neither overflow nor vanish."""
+    shifted = x - x[:1]
+    size = jnp.max(jnp.abs(shifted))
+    shifted = shifted / jnp.where(size > 0, size, 1)
+    return shifted - jnp.mean(shifted, axis=0, keepdims=True)
+
+
+def _hsic_of_units(x: Array, y: Array, debiased: bool) -> Array:
+    """``|x'y|_F^2``, or less its bias: the diagonals of the kernels, ``|x_i|^2``, must not count.
+
+    The same numbers as from `centred_gram`, without the ``(n, n)`` matrices.
+    """
+    square = jnp.sum(jnp.square(jnp.matmul(x.T, y, precision=HIGHEST)))
+    if not debiased:
+        return square
+    n = len(x)
+    a, b = (jnp.sum(jnp.square(z), axis=1) for z in (x, y))
+    return square - jnp.sum(a * b) * (n / (n - 2)) + jnp.sum(a) * jnp.sum(b) / ((n - 1) * (n - 2))
+
+
+def _rbf(x: Array, bandwidth: Scalar) -> Array:
+    squares = jnp.sum(jnp.square(x), axis=1)
+    distances = squares[:, None] + squares[None] - 2 * jnp.matmul(x, x.T, precision=HIGHEST)
+    distances = jnp.maximum(distances, 0) * (1 - jnp.eye(len(x), dtype=x.dtype))
+    pairs = distances[jnp.triu_indices(len(x), 1)]
+    median, mean = jnp.median(pairs), jnp.mean(pairs)
+    square = jnp.where(median > 0, median, mean)  # where more than half of the samples are one point
+    return jnp.where(square > 0, jnp.exp(-distances / jnp.where(square > 0, 2 * bandwidth**2 * square, 1)), 0)

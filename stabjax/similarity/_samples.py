@@ -1,0 +1,115 @@
+"""Ways to make samples in rows of activations that are maps, ``(n, *spatial, channels)``."""
+
+import math
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from stabjax._types import AnyArray
+from stabjax.similarity._cca import CCA, of_bases
+from stabjax.similarity._whiten import bases
+
+Maps = Float[AnyArray, "n *spatial channels"]
+Others = Float[AnyArray, "n *others channels_y"]
+Convention = Literal["corners", "half_pixel"]
+
+
+def positions(maps: Maps, *, every: int = 1) -> Float[Array, "samples channels"]:
+    """Every position of every image as a sample, ``(n * positions, channels)``.
+
+    Args:
+        maps: ``(n, *spatial, channels)``.
+        every: takes each so manyth position along every spatial axis, the first one first.
+
+    Raises:
+        ValueError: if there is no spatial axis, or ``every < 1``.
+    """
+    ndim = _ndim(maps)
+    if every < 1:
+        raise ValueError(f"expected every >= 1, got {every}")
+    chosen = jnp.asarray(maps)[(slice(None), *[slice(None, None, every)] * ndim)]
+    return jnp.reshape(chosen, (-1, maps.shape[-1]))
+
+
+def average(maps: Maps) -> Float[Array, "n channels"]:
+    """The mean over positions of each image, ``(n, channels)``."""
+    return jnp.mean(jnp.asarray(maps), axis=tuple(range(1, 1 + _ndim(maps))))
+
+
+def resized(maps: Maps, size: Sequence[int], *, convention: Convention = "corners") -> Float[Array, "n *size channels"]:
+    """Maps brought to a common size by linear interpolation, ``(n, *size, channels)``.
+
+    Args:
+        maps: ``(n, *spatial, channels)``.
+        size: one number per spatial axis.
+        convention: ``"corners"``: at coordinates ``linspace(0, n, m, endpoint=False)``, constant beyond the last point,
+            as the CCA tutorial of Raghu et al. has it; ``"half_pixel"``: `jax.image.resize` without antialiasing, whose
+            pixels are squares with their centres half a pixel inside. They differ by a shift of ``(n/m - 1) / 2``
+            pixels.
+
+    Raises:
+        ValueError: if the numbers of axes differ, or for another convention.
+    """
+    ndim = _ndim(maps)
+    if len(size) != ndim or min(size) < 1:
+        raise ValueError(f"expected a size >= 1 for each of {ndim} axes, got {tuple(size)}")
+    if convention not in get_args(Convention):
+        raise ValueError(f"expected convention to be one of {get_args(Convention)}, got {convention!r}")
+    maps = jnp.asarray(maps)
+    if convention == "half_pixel":
+        return jax.image.resize(maps, (len(maps), *size, maps.shape[-1]), "linear", antialias=False)
+    for axis, new in enumerate(size, start=1):
+        old = maps.shape[axis]
+        place = np.linspace(0, old, new, endpoint=False)
+        low = np.floor(place).astype(np.int32)
+        share = jnp.asarray(place - low, maps.dtype).reshape((1,) * axis + (-1,) + (1,) * (maps.ndim - axis - 1))
+        first, second = (jnp.take(maps, np.minimum(low + k, old - 1), axis=axis) for k in (0, 1))
+        maps = first + share * (second - first)
+    return maps
+
+
+def fourier_cca(x: Maps, y: Others) -> CCA:
+    """CCA of each spatial frequency of two layers alone, all frequencies together.
+
+    Maps of both layers are transformed along their spatial axes, the larger ones cut to the lower frequencies that both
+    have. For translation-invariant images the frequencies of a layer are uncorrelated, so that little is lost by
+    comparing them one by one, and a small analysis per frequency replaces a large one.
+
+    Args:
+        x: ``(n, *spatial, channels_x)``.
+        y: ``(n, *spatial, channels_y)``, for the same images.
+
+    Returns:
+        the result of `cca` with axes ``*frequencies`` in front, in the order of `numpy.fft.fftfreq`; directions are
+        complex.
+
+    Raises:
+        ValueError: if the numbers of images or of axes differ.
+    """
+    ndim = _ndim(x)
+    if len(x) != len(y) or ndim != _ndim(y) or len(x) < 2:
+        raise ValueError(f"expected maps of the same images, at least two, got shapes {x.shape} and {y.shape}")
+    size = tuple(min(a, b) for a, b in zip(x.shape[1:-1], y.shape[1:-1]))
+    one, two = (_frequencies(jnp.asarray(z), size) for z in (x, y))
+    flat = jax.vmap(lambda a, b: of_bases(*bases(a, b, alike=True), len(a)))(one, two)
+    return jax.tree.map(lambda leaf: jnp.reshape(leaf, (*size, *leaf.shape[1:])), flat)
+
+
+def _frequencies(maps: Array, size: tuple[int, ...]) -> Array:
+    """Transforms at the lowest frequencies, ``(prod(size), n, channels)``."""
+    axes = tuple(range(1, maps.ndim - 1))
+    spectrum = jnp.fft.fftn(maps, axes=axes)
+    for axis, (new, old) in enumerate(zip(size, maps.shape[1:-1]), start=1):
+        kept = jnp.concatenate([jnp.arange((new + 1) // 2), jnp.arange(old - new // 2, old)])
+        spectrum = jnp.take(spectrum, kept, axis=axis)
+    return jnp.moveaxis(jnp.reshape(spectrum, (len(maps), math.prod(size), -1)), 1, 0)
+
+
+def _ndim(maps: AnyArray) -> int:
+    if maps.ndim < 3:
+        raise ValueError(f"expected maps (n, *spatial, channels), got shape {maps.shape}")
+    return maps.ndim - 2

@@ -1,0 +1,128 @@
+"""Orthonormal bases of what two sets of units span, and how the two bases lie to each other."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Int
+
+from stabjax._numerics import HIGHEST
+from stabjax._types import AnyArray
+
+_TALL = 16
+"""From so many samples per unit on, covariances are worth a try: a product instead of a decomposition."""
+_WELL = 1e-2
+"""Smallest share of the largest variance that covariances resolve: they square the condition, so an error of one
+rounding becomes a hundred."""
+_CHUNK = 1024
+_ROUNDING = 8.0
+"""Singular values below so many roundings of the largest, times the root of the number of units, are nothing else."""
+
+
+class Basis(NamedTuple):
+    """An orthonormal basis of the span of centred units, in the order of explained variance.
+
+    ``scaled @ (right / values)`` are its vectors, one column each, where ``scaled`` are the centred units over their
+    scales. Columns beyond the rank are zero.
+    """
+
+    mean: Array
+    """``(units,)``."""
+    scale: Array
+    """``(units,)``: 1 where a unit does not vary."""
+    values: Array
+    """Singular values of the scaled units, ``(k,)``, zero beyond the rank."""
+    right: Array
+    """Right singular vectors, ``(units, k)``."""
+    rank: Int[Array, ""]
+    varies: Bool[Array, " units"]
+
+    @property
+    def coefficients(self) -> Array:
+        """``(centred units) @ coefficients`` is the basis, ``(units, k)``."""
+        return self.right * (_reciprocal(self.values)[None] / self.scale[:, None]).astype(self.right.dtype)
+
+    @property
+    def loadings(self) -> Array:
+        """Product of every basis vector with every centred unit, ``(k, units)``."""
+        return jnp.conj(self.right.T) * (self.values[:, None] * self.scale[None]).astype(self.right.dtype)
+
+
+def bases(x: AnyArray, y: AnyArray, *, alike: bool) -> tuple[Basis, Basis, Array]:
+    """Bases of two sets of units ``(n, units)``, and the products of their vectors ``(k_x, k_y)``.
+
+    Args:
+        x: samples in rows; real or complex.
+        y: the same samples.
+        alike: whether units count alike (each is brought to one scale, which an analysis that does not see linear maps
+            may do and which keeps tiny and huge units exact), or by their variance.
+    """
+    one, two = (_scaled(jnp.asarray(z), alike) for z in (x, y))
+    if min(len(x) // z.shape[1] for z in (x, y)) < _TALL or jnp.iscomplexobj(x) or jnp.iscomplexobj(y):
+        return _by_svd(one, two)
+    grams = _grams(one[0], two[0])
+    spectra = [jnp.linalg.eigh(gram) for gram in (grams[0], grams[2])]
+    well = jnp.all(jnp.array([values[0] > _WELL * values[-1] for values, _ in spectra]))
+    return jax.lax.cond(well, _by_covariance, lambda one, two, *_: _by_svd(one, two), one, two, spectra, grams[1])
+
+
+Scaled = tuple[Array, Array, Array, Array]
+Grams = tuple[Array, Array, Array]
+
+
+def _scaled(x: Array, alike: bool) -> Scaled:
+    """Centred and scaled units, mean, scale, which of them vary. Units that do not vary are exactly zero."""
+    shifted = x - x[:1]
+    largest = jnp.max(jnp.abs(shifted), axis=0)
+    varies = largest > 0
+    scale = jnp.where(varies, largest, 1) if alike else jnp.full_like(largest, jnp.max(largest))
+    scale = jnp.where(scale > 0, scale, 1)
+    shifted = shifted / scale[None].astype(x.dtype)
+    mean = jnp.mean(shifted, axis=0)
+    return shifted - mean[None], x[0] + mean * scale.astype(x.dtype), scale, varies
+
+
+def _by_svd(one: Scaled, two: Scaled) -> tuple[Basis, Basis, Array]:
+    vectors, found = [], []
+    for scaled, mean, scale, varies in (one, two):
+        left, values, right = jnp.linalg.svd(scaled, full_matrices=False)
+        floor = _ROUNDING * values[0] * jnp.finfo(values.dtype).eps * scaled.shape[1] ** 0.5
+        kept = values > floor
+        # Centring takes one direction away: what is left of it is rounding.
+        kept = kept & (jnp.arange(len(values)) < len(scaled) - 1)
+        vectors.append(jnp.where(kept[None], left, 0))
+        right = jnp.where(kept[None], jnp.conj(right.T), 0)
+        found.append(Basis(mean, scale, jnp.where(kept, values, 0), right, jnp.sum(kept), varies))
+    return *found, jnp.matmul(jnp.conj(vectors[0].T), vectors[1], precision=HIGHEST)
+
+
+def _by_covariance(
+    one: Scaled, two: Scaled, spectra: list[tuple[Array, Array]], cross: Array
+) -> tuple[Basis, Basis, Array]:
+    found = []
+    for (_, mean, scale, varies), (squares, right) in zip((one, two), spectra, strict=True):
+        values = jnp.sqrt(squares[::-1])
+        found.append(Basis(mean, scale, values, right[:, ::-1], jnp.array(len(values)), varies))
+    a, b = (basis.right / basis.values[None] for basis in found)
+    return *found, jnp.matmul(a.T, jnp.matmul(cross, b, precision=HIGHEST), precision=HIGHEST)
+
+
+def _grams(x: Array, y: Array) -> Grams:
+    """``X'X``, ``X'Y``, ``Y'Y``, a chunk of samples at a time: products of numbers that are still in the cache."""
+    n = len(x)
+    whole = n // _CHUNK * _CHUNK
+
+    def products(a: Array, b: Array) -> Grams:
+        xx, xy, yy = (jnp.matmul(u.T, v, precision=HIGHEST) for u, v in ((a, a), (a, b), (b, b)))
+        return xx, xy, yy
+
+    def add(total: Grams, chunk: tuple[Array, Array]) -> tuple[Grams, None]:
+        return jax.tree.map(jnp.add, total, products(*chunk)), None
+
+    rest = products(x[whole:], y[whole:])
+    one, two = (jnp.reshape(z[:whole], (-1, _CHUNK, z.shape[1])) for z in (x, y))
+    return jax.lax.scan(add, rest, (one, two))[0]
+
+
+def _reciprocal(values: Array) -> Array:
+    return jnp.where(values > 0, 1 / jnp.where(values > 0, values, 1), 0)
