@@ -8,6 +8,7 @@ memory lies channels last and one whose does not: the faster one counts.
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -54,7 +55,8 @@ def small_cnn() -> nn.Module:
 
 
 def resnet18() -> nn.Module:
-    layers, channels = [block(3, 64, 3)], 64
+    layers: list[nn.Module] = [block(3, 64, 3)]
+    channels = 64
     for out, strides in ((64, (1, 1)), (128, (2, 1)), (256, (2, 1)), (512, (2, 1))):
         for stride in strides:
             same = stride == 1 and channels == out
@@ -66,7 +68,8 @@ def resnet18() -> nn.Module:
 
 
 def mobilenet() -> nn.Module:
-    layers, channels = [block(3, 32, 3)], 32
+    layers: list[nn.Module] = [block(3, 32, 3)]
+    channels = 32
     for expansion, out, blocks, first in (
         (1, 16, 1, 1),
         (6, 24, 2, 1),
@@ -79,7 +82,7 @@ def mobilenet() -> nn.Module:
         for stride in (first, *[1] * (blocks - 1)):
             wide = expansion * channels
             depthwise = block(wide, wide, 3, stride=stride, groups=wide)
-            body = nn.Sequential(block(channels, wide, 1), depthwise, block(wide, out, 1, act=False))
+            body: nn.Module = nn.Sequential(block(channels, wide, 1), depthwise, block(wide, out, 1, act=False))
             if stride == 1:
                 shortcut = nn.Identity() if channels == out else block(channels, out, 1, act=False)
                 body = Sum(body, shortcut, rectified=False)
@@ -112,7 +115,7 @@ def ours(name: str) -> tuple[float, float]:
     return 1e3 * epoch / STEPS, 1e3 * (first - epoch)
 
 
-def theirs(name: str, memory_format: torch.memory_format) -> float:
+def theirs(name: str, memory_format: Any) -> float:
     """Milliseconds of a step in torch."""
     images, labels = (torch.from_numpy(x) for x in data())
     images = images.permute(0, 3, 1, 2).contiguous()
