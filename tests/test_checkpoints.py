@@ -15,12 +15,13 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import orbax.checkpoint
 import pytest
 from flax import nnx
 
-from stabjax import train
+from stabjax import perturb, train
 
 RECIPE = train.Recipe(epochs=4.5, batch_size=16, rate=0.05, nesterov=True, schedule="triangular", crop=1, flip=True)
 
@@ -77,6 +78,14 @@ def finished(tmp_path_factory):
 @pytest.fixture
 def copy(finished, tmp_path):
     return Path(shutil.copytree(finished[1], tmp_path / "copy"))
+
+
+@pytest.fixture
+def unchecked():
+    """What a user sees, whose calls are not checked at run time: our own errors."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 class Killed(BaseException):
@@ -297,6 +306,82 @@ def test_another_configuration_is_refused_and_named(finished, change, named):
         go(path=finished[1], **change)
 
 
+def shifted(key, image, *, by):
+    return image + by
+
+
+def made(size):
+    def itself(key, image, depth=1):
+        return itself(key, image + size, depth - 1) if depth else image
+
+    return itself
+
+
+class Held:
+    def __init__(self, rule):
+        self.rule = rule
+
+    def __call__(self, key, image):
+        return self.rule(key, image)
+
+    def twice(self, key, image):
+        return self.rule(key, self.rule(key, image))
+
+
+def test_perturbations_are_told_apart_without_their_addresses():
+    from stabjax.train._perturbation import as_pytree
+
+    kinds = [
+        lambda: shifted,
+        lambda: functools.partial(shifted, by=1),
+        lambda: functools.partial(shifted, by=2),
+        lambda: functools.partial(shifted, by=made(1)),
+        lambda: jax.tree_util.Partial(shifted, by=3),
+        lambda: lambda key, image: image,
+        lambda: lambda key, image: image * 0,
+        lambda: lambda key, image: image if image.ndim in {1, 2} else -image,
+        lambda: jax.jit(lambda key, image: image * 3),
+        lambda: made(1),
+        lambda: made(2),
+        lambda: made(np.arange(3000.0)),
+        lambda: made(np.arange(3000.0) + (np.arange(3000) == 1500)),
+        lambda: Held(made(1)),
+        lambda: Held(made(2)),
+        lambda: Held(lambda key, image: image),
+        lambda: Held(made(1)).twice,
+        lambda: perturb.Diffeomorphism(1e-3, 3),
+        lambda: perturb.Diffeomorphism(2e-3, 3),
+    ]
+    found = [json.dumps(as_pytree(kind())[1]) for kind in kinds]
+    assert found == [json.dumps(as_pytree(kind())[1]) for kind in kinds]
+    assert len(set(found)) == len(kinds)
+    assert not any("0x" in text for text in found)
+
+
+def test_descriptions_of_perturbations_are_those_of_older_runs():
+    from stabjax.train._perturbation import as_pytree
+
+    rule = perturb.Diffeomorphism(1e-3, 3)
+    leaves = {"temperature": rule.temperature.item(), "cutoff": rule.cutoff.item()}
+    assert as_pytree(shifted)[1] == as_pytree(jax.jit(shifted))[1] == "shifted"
+    old = {"kind": "Diffeomorphism", "structure": str(jax.tree.structure(rule)), **leaves}
+    assert as_pytree(rule)[1] == old
+
+
+def test_a_run_knows_its_perturbation_again(tmp_path):
+    recipe = train.Recipe(epochs=1, batch_size=16)
+
+    def begin(perturbation):
+        return train.fit(Net, DATA, key=jax.random.key(5), recipe=recipe, path=tmp_path, perturbation=perturbation)
+
+    first = Held(made(1.0))
+    run = begin(first)
+    same(begin(Held(made(1.0))), run)
+    for other in (Held(made(2.0)), made(1.0), functools.partial(shifted, by=1.0), lambda key, image: image + 1):
+        with pytest.raises(ValueError, match=r"expected the configuration of the run .*perturbation"):
+            begin(other)
+
+
 def test_other_images_or_another_network_are_refused(finished):
     images, labels = DATA
     other = functools.partial(train.fit, key=jax.random.key(5), test=TEST, recipe=RECIPE, seeds=2, path=finished[1])
@@ -318,6 +403,23 @@ def test_load_refuses(finished, tmp_path):
         train.load(tmp_path, model)
     with pytest.raises(FileNotFoundError, match="expected a run in"):
         train.history(tmp_path)
+
+
+def test_steps_are_whole_numbers_or_words(finished, unchecked):
+    run, path = finished
+    model = Net(rngs=nnx.Rngs(0))
+    for read in (lambda step: train.load(path, model, step=step), run.model):
+        np.testing.assert_array_equal(read(np.int64(18)).out.kernel[...], run.last["out/kernel"][0])
+        with pytest.raises(ValueError, match="expected 'initial', 'best', 'last' or the number of a step, got 'final'"):
+            read("final")
+        with pytest.raises(TypeError, match=r"or the number of a step, got 4\.0"):
+            read(4.0)
+
+
+def test_a_file_is_no_folder(tmp_path):
+    (tmp_path / "notes").write_text("important")
+    with pytest.raises(ValueError, match=r"expected a folder for the run at .*notes, found a file"):
+        go(path=tmp_path / "notes")
 
 
 def test_another_format_is_refused(copy):

@@ -3,10 +3,12 @@
 import dataclasses
 import functools
 import json
+import math
 import re
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 from flax import nnx
@@ -27,6 +29,65 @@ ALL = train.Recipe(
     test_flip=True,
 )
 fit = functools.partial(train.fit, Net, DATA, key=jax.random.key(5))
+
+
+# Its types
+
+
+@pytest.fixture
+def unchecked():
+    """What a user sees, whose calls are not checked at run time: our own errors."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+def test_a_recipe_holds_what_comes_back_from_json(unchecked):
+    statistics = np.array([0.5, 0.25, 0.1], np.float32)
+    given = train.Recipe(
+        epochs=np.int64(3), batch_size=16.0, rate=np.float64(0.1), crop=np.int32(2), flip=np.bool_(True),
+        mean=tuple(statistics), deviation=jnp.asarray(statistics), decay=0,
+    )  # fmt: skip
+    text = json.dumps(given.to_json())
+    read = train.Recipe.from_json(json.loads(text))
+    assert (given, hash(given), text) == (read, hash(read), json.dumps(read.to_json()))
+    assert given == train.Recipe(
+        epochs=3.0, batch_size=16, rate=0.1, crop=2, flip=True, mean=[0.5, 0.25, float(statistics[2])],
+        deviation=[0.5, 0.25, float(statistics[2])], decay=0.0,
+    )  # fmt: skip
+    for name, value in dataclasses.asdict(given).items():
+        assert type(value) in (str, bool, int, float, tuple), name
+    assert (type(given.batch_size), type(given.crop), type(given.epochs), type(given.mean[2])) == (
+        int,
+        int,
+        float,
+        float,
+    )
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error"),
+    [
+        ({"rate": "0.1"}, TypeError),
+        ({"epochs": None}, TypeError),
+        ({"epochs": True}, TypeError),
+        ({"flip": "no"}, TypeError),
+        ({"test_flip": 1}, TypeError),
+        ({"mean": 0.5}, TypeError),
+        ({"mean": ("0.5",)}, TypeError),
+        ({"deviation": "0.5"}, TypeError),
+        ({"crop": 2.5}, ValueError),
+        ({"batch_size": math.inf}, ValueError),
+        ({"batch_size": math.nan}, ValueError),
+        ({"mean": (math.nan,)}, ValueError),
+        ({"deviation": (math.inf,)}, ValueError),
+    ],
+)
+def test_a_recipe_refuses_another_type_and_names_the_field(unchecked, wrong, error):
+    name = next(iter(wrong))
+    for make in (lambda: train.Recipe(**wrong), lambda: train.Recipe.from_json(wrong)):
+        with pytest.raises(error, match=f"expected {name} "):
+            make()
 
 
 # Muon
@@ -196,12 +257,12 @@ class Conv(nnx.Module):
 def test_half_precision_agrees_with_single(relaxed_promotion):
     recipe = dataclasses.replace(FIXED, epochs=6, decay=0.0)
     go = functools.partial(train.fit, Conv, DATA, test=TEST, key=jax.random.key(5))
-    single = go(recipe=recipe)
     Conv.seen.clear()
     half = go(recipe=dataclasses.replace(recipe, precision="bfloat16"))
     assert ("trained", {"bfloat16"}) in Conv.seen
     assert ("scored", {"float32"}) in Conv.seen
     assert ("trained", {"float32"}) not in Conv.seen
+    single = go(recipe=recipe)
     assert {str(v.dtype) for v in half.last.values()} == {"float32"}
     np.testing.assert_allclose(half.history.train_loss, single.history.train_loss, rtol=0.02)
     np.testing.assert_allclose(half.history.test_loss, single.history.test_loss, rtol=0.05)
@@ -347,6 +408,10 @@ def test_runs_older_than_the_fields_of_a_recipe(tmp_path):
     _files.write_json(tmp_path / "run.json", manifest)
     assert train.recipe(tmp_path) == FIXED
     _begun(tmp_path, FIXED)
+    # They kept whole numbers as they were given.
+    _files.write_json(tmp_path / "run.json", {**manifest, "recipe": {**manifest["recipe"], "epochs": 3}})
+    _begun(tmp_path, FIXED)
+    _begun(tmp_path, dataclasses.replace(FIXED, epochs=3.0))
     with pytest.raises(ValueError, match=r"\(recipe\.averaging: 0\.0 there, 0\.5 here\)"):
         fit(recipe=dataclasses.replace(FIXED, averaging=0.5), path=tmp_path)
     _files.write_json(tmp_path / "run.json", {**manifest, "recipe": {**manifest["recipe"], "sharpness": 1}})

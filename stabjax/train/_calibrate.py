@@ -1,5 +1,6 @@
 """Batch statistics set from given images."""
 
+import math
 from typing import Any
 
 import jax
@@ -34,78 +35,111 @@ def calibrate(
             are normalisations, each settling one more of them; the same result to rounding.
         mean: see `normalise`.
         deviation: see `normalise`.
+
+    Raises:
+        ValueError: no images; or a normalisation is used more than once in a pass, or with a mask.
     """
     if len(images) == 0:
         raise ValueError("expected at least one image to calibrate on, got none")
     model = in_mode(model, training=False)
-    norms = [path for path, node in nnx.iter_graph(model) if isinstance(node, nnx.BatchNorm)]
+    norms = {path: node for path, node in nnx.iter_graph(model) if isinstance(node, nnx.BatchNorm)}
     if not norms:
         return model
 
     @jax.jit
-    def moments(state: Any, batch: jax.Array) -> list[tuple[jax.Array, jax.Array]]:
+    def moments(state: Any, batch: jax.Array) -> list[tuple[jax.Array, jax.Array, jax.Array]]:
         probe = nnx.merge(graphdef, state, copy=True)
         probe(normalise(batch, mean=mean, deviation=deviation))
-        return [(node.mean[...], node.var[...]) for node in (_at(probe, path) for path in norms)]
+        return [(node.mean[...], node.var[...], node.calls[...]) for _, node in _listeners(probe)]
 
     size = len(images) if batch_size is None else min(batch_size, len(images))
-    whole = size == len(images)
-    probe = nnx.clone(model)
-    for path in norms:
-        if whole:
-            _at(probe, path).set_attributes(use_running_average=False, momentum=0.0)
-        else:
-            _replace(probe, path, _Listener(_at(probe, path)))
+    parts = [images[i : i + size] for i in range(0, len(images), size)]
+    probe = _listening(nnx.clone(model), list(norms), settle=len(parts) == 1)
     graphdef = nnx.graphdef(probe)
+    names, listeners = zip(*_listeners(probe))
 
-    for _ in range(1 if whole else len(norms)):
-        if whole:
-            settled = moments(nnx.state(probe), jnp.asarray(images))
-        else:
-            parts = [images[i : i + size] for i in range(0, len(images), size)]
-            found = [moments(nnx.state(probe), jnp.asarray(part)) for part in parts]
-            settled = [_pooled([f[k] for f in found], [len(p) for p in parts]) for k in range(len(norms))]
-        for path, (centre, variance) in zip(norms, settled):
-            for holder in (model, probe):
-                node = _at(holder, path)
-                norm = node.norm if isinstance(node, _Listener) else node
-                norm.mean[...], norm.var[...] = centre, variance
+    # The statistics of layers run by one scan are stacked, and settle one after the other too.
+    passes = 1 if len(parts) == 1 else sum(math.prod(norm.mean.shape[:-1]) for norm in norms.values())
+    for _ in range(passes):
+        found = [moments(nnx.state(probe), jnp.asarray(part)) for part in parts]
+        for k, (name, listener) in enumerate(zip(names, listeners)):
+            calls = int(np.max(found[0][k][2]))
+            if calls > 1:
+                raise ValueError(
+                    f"expected every batch normalisation to be used once in a pass, got {name} used {calls} times: "
+                    "its one mean and variance cannot be those of several inputs; give each place its own"
+                )
+            listener.norm.mean[...], listener.norm.var[...] = _pooled(
+                [f[k][:2] for f in found], [len(p) for p in parts]
+            )
+    for norm, listener in zip(norms.values(), listeners):
+        norm.mean[...], norm.var[...] = listener.norm.mean[...], listener.norm.var[...]
     return model
 
 
 class _Listener(nnx.Module):
-    """A batch normalisation in evaluation mode, whose ``mean`` and ``var`` are those of its last input."""
+    """A batch normalisation in evaluation mode, whose ``mean`` and ``var`` are those of its last input.
 
-    def __init__(self, norm: nnx.BatchNorm) -> None:
+    One that is to ``settle`` normalises by them at once.
+    """
+
+    def __init__(self, norm: nnx.BatchNorm, *, settle: bool) -> None:
         self.norm = norm
+        self.settle = settle
         self.mean = nnx.BatchStat(norm.mean[...])
         self.var = nnx.BatchStat(norm.var[...])
+        # An array like the statistics, which may be those of many layers in one scan.
+        self.calls = nnx.BatchStat(jnp.zeros(norm.mean.shape, jnp.int32))
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, *arguments: Any, mask: jax.Array | None = None, **options: Any) -> jax.Array:
+        if mask is not None:
+            raise ValueError("expected batch normalisations without a mask to calibrate, got one with a mask")
         rows = jnp.moveaxis(x, self.norm.axis, -1).reshape(-1, x.shape[self.norm.axis]).astype(self.mean.dtype)
         self.mean[...], self.var[...] = jnp.mean(rows, axis=0), jnp.var(rows, axis=0)
-        return self.norm(x)
+        self.calls[...] += 1
+        if self.settle:
+            self.norm.mean[...], self.norm.var[...] = self.mean[...], self.var[...]
+        return self.norm(x, *arguments, **options)
 
 
-def _pooled(parts: list[tuple[jax.Array, jax.Array]], counts: list[int]) -> tuple[jax.Array, jax.Array]:
-    """Mean and variance of the union of groups, summed in double precision."""
-    share = np.array(counts, np.float64)[:, None] / sum(counts)
-    means, variances = (np.array([np.asarray(p[i], np.float64) for p in parts]) for i in (0, 1))
-    mean = np.sum(share * means, axis=0)
-    variance = np.sum(share * (variances + (means - mean) ** 2), axis=0)
-    dtype = parts[0][0].dtype
-    return jnp.asarray(mean.astype(dtype)), jnp.asarray(variance.astype(dtype))
+def _listening(root: Any, paths: list[tuple[Any, ...]], *, settle: bool) -> Any:
+    """The graph with a listener in every place of its normalisations, the same for the same."""
+    nodes, shared = dict(nnx.iter_graph(root)), nnx.find_duplicates(root)
+    for path in paths:
+        listener = _Listener(nodes[path], settle=settle)
+        for place in next((places for places in shared if path in places), [path]):
+            root = _with(root, place, listener)
+    return root
 
 
-def _at(node: Any, path: tuple[Any, ...]) -> Any:
-    for name in path:
-        node = node[name] if isinstance(name, int) else getattr(node, name)
+def _listeners(probe: Any) -> list[tuple[str, _Listener]]:
+    return [("/".join(map(str, path)), node) for path, node in nnx.iter_graph(probe) if isinstance(node, _Listener)]
+
+
+def _with(node: Any, path: tuple[Any, ...], new: nnx.Module) -> Any:
+    """A graph with ``new`` at a path: changed in place, but for tuples, which are made anew."""
+    if not path:
+        return new
+    name, item = path[0], isinstance(path[0], int) or isinstance(node, dict)
+    old = node[name] if item else getattr(node, name)
+    child = _with(old, path[1:], new)
+    if isinstance(node, tuple):
+        named: Any = node
+        return named._replace(**{name: child}) if isinstance(name, str) else (*node[:name], child, *node[name + 1 :])
+    if child is not old:
+        if item:
+            node[name] = child
+        else:
+            setattr(node, name, child)
     return node
 
 
-def _replace(root: Any, path: tuple[Any, ...], new: nnx.Module) -> None:
-    parent = _at(root, path[:-1])
-    if isinstance(path[-1], int):
-        parent[path[-1]] = new
-    else:
-        setattr(parent, path[-1], new)
+def _pooled(parts: list[tuple[jax.Array, ...]], counts: list[int]) -> tuple[jax.Array, jax.Array]:
+    """Mean and variance of the union of groups, summed in double precision."""
+    share = np.reshape(np.array(counts) / sum(counts), (-1,) + (1,) * parts[0][0].ndim)
+    means, variances = (np.array([np.asarray(p[i], np.float64) for p in parts]) for i in (0, 1))
+    with np.errstate(all="ignore"):  # what has not settled yet may be infinite further down
+        mean = np.sum(share * means, axis=0)
+        variance = np.sum(share * (variances + (means - mean) ** 2), axis=0)
+    dtype = parts[0][0].dtype
+    return jnp.asarray(mean.astype(dtype)), jnp.asarray(variance.astype(dtype))

@@ -2,7 +2,9 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -52,9 +54,14 @@ def evaluate(
         mean: see `normalise`.
         deviation: see `normalise`.
         flip: score the mean of the outputs for each image and its mirror image along the last spatial axis.
+
+    Raises:
+        TypeError: images or labels are no arrays.
+        ValueError: model, images, labels and loss do not fit together, or an image is not finite.
     """
     layout, weights = Layout.of(model)
     images, labels = on_device(images, labels, loss)
+    check_outputs(layout, weights, images, labels, loss, mean, deviation)
     if images.ndim < 3 and flip:
         raise ValueError(f"expected images with spatial axes for flip, got shape {images.shape}")
     total = total_of(batched(layout, loss, mean, deviation, flip), weights, images, labels, size=batch_size)
@@ -63,14 +70,58 @@ def evaluate(
 
 def on_device(images: AnyArray, labels: AnyArray, loss: Loss) -> tuple[jax.Array, jax.Array]:
     """Both on the device, checked: byte images stay bytes, labels become int32."""
+    for name, values in (("images", images), ("labels", labels)):
+        if not isinstance(values, (np.ndarray, jax.Array)):
+            raise TypeError(f"expected {name} as an array, got {type(values).__name__}: give np.asarray(...) of it")
     if len(images) != len(labels) or len(images) == 0:
         raise ValueError(f"expected as many labels as images and at least one, got {len(labels)} and {len(images)}")
+    if labels.ndim != 1 or not jnp.issubdtype(labels.dtype, jnp.integer):
+        raise ValueError(
+            f"expected labels as whole numbers (n,), got {labels.dtype} of shape {labels.shape}: "
+            "of one-hot labels, take np.argmax(labels, axis=1)"
+        )
+    if jnp.issubdtype(images.dtype, jnp.floating):
+        bad = np.flatnonzero(~np.all(np.isfinite(np.asarray(images)), axis=tuple(range(1, images.ndim))))
+        if len(bad):
+            raise ValueError(
+                f"expected finite images, got NaN or infinity in {len(bad)} of {len(images)}, image {bad[0]} the first"
+            )
     found = np.unique(np.asarray(labels))
     if loss == "hinge" and not set(found.tolist()) <= {-1, 1}:
         raise ValueError(f"expected labels -1 and +1 for the hinge loss, got {found[:8]}: use 2 * labels - 1")
     if loss == "cross-entropy" and found[0] < 0:
         raise ValueError(f"expected labels from 0 for the cross-entropy, got {found[0]}: use (labels + 1) // 2")
     return jnp.asarray(images), jnp.asarray(np.asarray(labels, np.int32))
+
+
+def check_outputs(
+    layout: Layout,
+    weights: Weights,
+    images: AnyArray,
+    labels: AnyArray,
+    loss: Loss,
+    mean: tuple[Real, ...],
+    deviation: tuple[Real, ...],
+) -> int:
+    """The number of outputs, from a trace of two images, so that misfits are named before anything is computed."""
+    two = jax.ShapeDtypeStruct((2, *images.shape[1:]), images.dtype)
+    shape = _tried(layout, loss, mean, deviation).eval_shape(weights, two).shape
+    if loss == "cross-entropy" and np.max(labels) >= shape[1]:
+        raise ValueError(f"expected labels below {shape[1]}, the number of outputs, got {np.max(labels)}")
+    return math.prod(shape[1:])
+
+
+@functools.lru_cache(maxsize=16)
+def _tried(layout: Layout, loss: Loss, mean: tuple[Real, ...], deviation: tuple[Real, ...]) -> Any:
+    """The jitted outputs, taken by the loss; cached so that images of one shape are traced once."""
+
+    @jax.jit
+    def outputs(weights: Weights, images: jax.Array) -> jax.Array:
+        found = layout.model(weights, training=False)(normalise(images, mean=mean, deviation=deviation))
+        loss_of(found, jnp.zeros(len(images), jnp.int32), kind=loss)
+        return found
+
+    return outputs
 
 
 @functools.lru_cache(maxsize=16)

@@ -11,12 +11,14 @@ under ``.writing``, forced to disk and renamed in one step.
 """
 
 import contextlib
+import dataclasses
+import operator
 import shutil
 import zlib
 from collections.abc import Iterator, Mapping
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, SupportsIndex
 
 import numpy as np
 import orbax.checkpoint as ocp
@@ -30,14 +32,15 @@ FORMAT = 1
 KEPT = 2
 
 Arrays = Mapping[str, np.ndarray]
+Stage = Literal["initial", "best", "last"]
 
 
 def load(
     path: str | PathLike[str],
     model: nnx.Module,
     *,
-    step: int | Literal["initial", "best", "last"] = "last",
-    seed: int = 0,
+    step: SupportsIndex | Stage = "last",
+    seed: SupportsIndex = 0,
 ) -> nnx.Module:
     """A copy of ``model``, in evaluation mode, with the weights of the run in the folder ``path``.
 
@@ -53,7 +56,7 @@ def load(
         ValueError: the run is of another model, format or number of seeds.
         OSError: a file is damaged; the error names it.
     """
-    path = Path(path)
+    path, step, seed = Path(path), stage(step), operator.index(seed)
     run = manifest(path)
     layout, template = Layout.of(model)
     refuse_difference({"model": run["weights"]}, {"model": layout.signature(template)}, f"the weights in {path}")
@@ -66,12 +69,24 @@ def load(
         arrays, _ = read_arrays(path / "state" / number(saved[-1]))
         prefixes = ("best/",) * (step == "best") + ("average/", "params/", "rest/")
     else:
-        wanted = 0 if step == "initial" else int(step)
+        wanted = step if isinstance(step, int) else 0
         arrays, _ = read_arrays(path / "steps" / number(wanted), known=checkpoints(path))
         prefixes = ("",)
     found = {k: next((arrays[p + k] for p in prefixes if p + k in arrays), None) for k in template}
     chosen = {k: v if (a := found[k]) is None else np.array(a[seed]) for k, v in to_host(template).items()}
     return layout.model(layout.on_device(chosen), training=False)
+
+
+def stage(step: SupportsIndex | Stage) -> int | Stage:
+    """A step as a whole number, or one of the three words."""
+    if isinstance(step, str):
+        if step not in ("initial", "best", "last"):
+            raise ValueError(f"expected 'initial', 'best', 'last' or the number of a step, got {step!r}")
+        return step
+    try:
+        return operator.index(step)
+    except TypeError:
+        raise TypeError(f"expected 'initial', 'best', 'last' or the number of a step, got {step!r}") from None
 
 
 def checkpoints(path: str | PathLike[str]) -> dict[int, float]:
@@ -119,14 +134,18 @@ def numbered(folder: Path) -> list[int]:
 @contextlib.contextmanager
 def opened(path: Path, given: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """The folder of a run, held by this process alone, with its ``run.json`` written or agreeing with the given one."""
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"expected a folder for the run at {path}, found a file: choose another path")
     path.mkdir(parents=True, exist_ok=True)
     with locked(path):
         shutil.rmtree(path / ".writing", ignore_errors=True)
         file = path / "run.json"
         if file.exists():
             saved = manifest(path)
-            # Runs of older versions lack the fields that a recipe had not yet.
-            completed = {**saved, "recipe": {**Recipe().to_json(), **saved["recipe"]}}
+            # Runs of older versions lack the fields that a recipe had not yet, and may write 2 for 2.0.
+            known = {f.name for f in dataclasses.fields(Recipe)}
+            completed_recipe = Recipe.from_json({k: v for k, v in saved["recipe"].items() if k in known}).to_json()
+            completed = {**saved, "recipe": {**saved["recipe"], **completed_recipe}}
             old, new = ({k: v for k, v in d.items() if k != "versions"} for d in (completed, given))
             refuse_difference(old, new, f"the run in {path}")
         else:

@@ -2,12 +2,14 @@
 
 import contextlib
 import dataclasses
-import math
+import itertools
+import operator
+import re
 import warnings
 from collections.abc import Callable, Iterator
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, SupportsIndex
 
 import flax
 import jax
@@ -20,15 +22,14 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 import stabjax
 from stabjax._types import AnyArray, PRNGKey
 from stabjax.train import _files
-from stabjax.train._evaluate import on_device
-from stabjax.train._history import History
-from stabjax.train._layout import Layout, Weights, named, to_host
-from stabjax.train._prepare import normalise
+from stabjax.train._evaluate import check_outputs, on_device
+from stabjax.train._history import History, mean_over_seeds, seeds_left
+from stabjax.train._layout import Layout, Weights, is_key, named, to_host
+from stabjax.train._perturbation import as_pytree
 from stabjax.train._program import Program, machine
-from stabjax.train._recipe import Real, Recipe, log_spaced, loss, steps
+from stabjax.train._recipe import Real, Recipe, log_spaced, steps
 from stabjax.train._training import Training, stacked
 
-Which = Literal["initial", "best", "last"]
 Data = tuple[AnyArray, AnyArray]
 
 
@@ -55,16 +56,16 @@ class Run:
     path: Path | None = dataclasses.field(metadata={"static": True})
     """The folder of the checkpoints, for `load`."""
 
-    def model(self, which: Which | int = "last", *, seed: int = 0) -> nnx.Module:
+    def model(self, which: _files.Stage | SupportsIndex = "last", *, seed: SupportsIndex = 0) -> nnx.Module:
         """The network of one seed, in evaluation mode: ``"initial"``, ``"best"``, ``"last"`` or a step in ``path``."""
+        seed = operator.index(seed)
         if not 0 <= seed < len(self.diverged):
             raise ValueError(f"expected seed in 0..{len(self.diverged) - 1}, got {seed}")
+        which = _files.stage(which)
         if isinstance(which, int):
             if self.path is None:
                 raise ValueError(f"expected 'initial', 'best' or 'last', got {which}: only fit(path=...) keeps steps")
             return _files.load(self.path, self.model("initial"), step=which, seed=seed)
-        if which not in ("initial", "best", "last"):
-            raise ValueError(f"expected 'initial', 'best', 'last' or a step, got {which!r}")
         weights = {k: np.array(v[seed]) for k, v in getattr(self, which).items()}
         return self.layout.model(self.layout.on_device(weights), training=False)
 
@@ -106,10 +107,11 @@ def fit(
         recipe: how to train; ``Recipe()`` if None.
         test: test images and labels, scored in evaluation mode after every epoch.
         path: folder of this run. It keeps the weights at the epochs ``checkpoints``, the history and the newest state;
-            where a run is there already, it goes on from its newest state.
+            where a run is there already, it goes on from its newest state, if all arguments are as they were.
         seeds: number of networks, each with its own initial weights, order of images and augmentation.
         perturbation: ``(key, image) -> image``, for example a `stabjax.perturb.Diffeomorphism`, put on every training
-            image after normalisation.
+            image after normalisation. With ``path``, a function of a module is known again by its name, a lambda by
+            its code and what it holds, an object by its attributes.
         trainable: NNX filter of the variables to train; ``nnx.All(nnx.Param, nnx.PathContains("dense"))`` trains one
             layer.
         vectorised: one `jax.vmap` over the seeds instead of one after the other: for small networks on accelerators.
@@ -119,14 +121,22 @@ def fit(
         progress: show a bar with the time left.
 
     Raises:
+        TypeError: ``key`` is no typed key, or the data are no arrays.
         ValueError: model, data, labels and recipe do not fit together; or ``path`` holds another run, and the error
             names each difference.
         OSError: a saved file is damaged, and the error names it; or another process is training in ``path``.
     """
+    if not (isinstance(key, jax.Array) and is_key(key) and key.ndim == 0):
+        raise TypeError(f"expected one typed key, got {key!r}: make it with jax.random.key(0)")
     recipe = recipe or Recipe()
     path = None if path is None else Path(path)
     if seeds < 1 or (isinstance(build, nnx.Module) and seeds > 1):
         raise ValueError(f"expected seeds >= 1, and a function that builds the network where seeds > 1; got {seeds}")
+    epochs = log_spaced(recipe.epochs) if checkpoints is None else checkpoints
+    if any(e != int(e) or e < 0 for e in epochs):
+        raise ValueError(
+            f"expected checkpoints as whole numbers of epochs, got {epochs}: weights are kept at their ends"
+        )
     images, labels = on_device(*data, recipe.loss)
     test_data = None if test is None else on_device(*test, recipe.loss)
     if images.ndim < 3 and (recipe.crop or recipe.flip or recipe.test_flip):
@@ -135,20 +145,29 @@ def fit(
 
     keys = [jax.random.split(jax.random.fold_in(key, seed), 3) for seed in range(seeds)]
     layouts, initial = zip(*(_built(build, k[0]) for k in keys))
-    if len(set(layouts)) > 1:
-        raise ValueError("expected networks of one architecture for all seeds, got different ones")
     layout: Layout = layouts[0]
+    for seed in range(1, seeds):
+        _check_alike(layouts, initial, seed)
     model = layout.model(initial[0], training=True)
     trained, parameters, statistics = (
         frozenset(named(nnx.state(model, chosen))) for chosen in (trainable, nnx.Param, nnx.BatchStat)
     )
     if not trained:
         raise ValueError(f"expected a filter that selects at least one variable to train, got {trainable}")
+    others = {
+        k: str(initial[0][k].dtype) for k in sorted(trained) if not jnp.issubdtype(initial[0][k].dtype, jnp.floating)
+    }
+    if others:
+        raise ValueError(
+            f"expected variables of real numbers to train, got {others}: make them an nnx.Variable, or leave them out "
+            "by trainable=nnx.All(nnx.Param, nnx.Not(nnx.PathContains(...)))"
+        )
     outputs = [
-        _check_outputs(layout, initial[0], *known, recipe) for known in ((data,) if test is None else (data, test))
+        check_outputs(layout, initial[0], *known, recipe.loss, recipe.mean, recipe.deviation)
+        for known in ((images, labels), *([] if test_data is None else [test_data]))
     ]
 
-    perturbation, described = _as_pytree(perturbation)
+    perturbation, described = as_pytree(perturbation)
     host_initial = stacked([to_host(w) for w in initial])
     given = {
         "format": _files.FORMAT,
@@ -187,8 +206,7 @@ def fit(
         tell = stack.enter_context(
             _bar(total, per_epoch, training.step) if progress else contextlib.nullcontext(_quiet)
         )
-        epochs = log_spaced(recipe.epochs) if checkpoints is None else checkpoints
-        kept = {total} | {e * per_epoch for e in epochs}
+        kept = {total} | {int(e) * per_epoch for e in epochs}
         training.run(total, (images, labels), perturbation, test_data, path, kept, save_every, tell)
 
     for seed, step in enumerate(training.diverged):
@@ -223,33 +241,29 @@ def _built(build: Any, key: jax.Array) -> tuple[Layout, dict[str, jax.Array]]:
     return Layout.of(model)
 
 
-def _check_outputs(layout: Layout, weights: Weights, images: AnyArray, labels: AnyArray, recipe: Recipe) -> int:
-    """The number of outputs, from a trace of two images, so that misfits are named before anything is computed."""
+def _check_alike(layouts: tuple[Layout, ...], weights: tuple[dict[str, jax.Array], ...], seed: int) -> None:
+    """Raise ``ValueError`` unless a seed's network is that of the first, apart from functions made while building.
 
-    def outputs(x: jax.Array) -> jax.Array:
-        out = layout.model(weights, training=False)(normalise(x, mean=recipe.mean, deviation=recipe.deviation))
-        loss(out, jnp.zeros(2, jnp.int32), kind=recipe.loss)
-        return out
-
-    shape = jax.eval_shape(outputs, jax.ShapeDtypeStruct((2, *images.shape[1:]), images.dtype)).shape
-    if recipe.loss == "cross-entropy" and np.max(labels) >= shape[1]:
-        raise ValueError(f"expected labels below {shape[1]}, the number of outputs, got {np.max(labels)}")
-    return math.prod(shape[1:])
-
-
-def _as_pytree(perturbation: Any) -> tuple[Any, Any]:
-    """A perturbation as an argument of a jitted function, and what to write down about it."""
-    if perturbation is None:
-        return None, None
-    if jax.tree_util.all_leaves([perturbation]):
-        return jax.tree_util.Partial(perturbation), getattr(perturbation, "__qualname__", repr(perturbation))
-    perturbation = jax.tree.map(jnp.asarray, perturbation)
-    leaves = {k: np.asarray(v).tolist() for k, v in named(perturbation).items()}
-    return perturbation, {
-        "kind": type(perturbation).__name__,
-        "structure": str(jax.tree.structure(perturbation)),
-        **leaves,
-    }
+    Those differ from seed to seed, in their address alone.
+    """
+    first, other = ({**layouts[s].signature(weights[s]), "random keys": str(layouts[s].keys)} for s in (0, seed))
+    differences = [
+        f"{k}: {first.get(k)} in seed 0, {other.get(k)} in seed {seed}"
+        for k in dict.fromkeys([*first, *other])
+        if first.get(k) != other.get(k)
+    ]
+    if not differences and layouts[0] != layouts[seed]:
+        graphs = [re.sub(r" at 0x[0-9a-fA-F]+", "", repr(layouts[s].training)).splitlines() for s in (0, seed)]
+        differences = [
+            f"{a.strip()} in seed 0, {b.strip()} in seed {seed}"
+            for a, b in itertools.zip_longest(*graphs, fillvalue="nothing")
+            if a != b
+        ]
+    if differences:
+        raise ValueError(
+            f"expected networks of one architecture for all seeds, got different ones ({'; '.join(differences[:4])}): "
+            "build the same for each, or train them one by one"
+        )
 
 
 def _quiet(step: int, history: History) -> None:
@@ -271,7 +285,8 @@ def _bar(total: int, per_epoch: int, done: int) -> Iterator[Callable[[int, Histo
         def tell(step: int, history: History) -> None:
             text = f"epoch {step / per_epoch:.1f} of {total / per_epoch:g}"
             if len(history.epoch):
-                text += f"  loss {np.mean(history.train_loss[-1]):.3f}  test {np.mean(history.test_accuracy[-1]):.3f}"
+                text += f"  loss {mean_over_seeds(history.train_loss[-1]):.3f}"
+                text += f"  test {mean_over_seeds(history.test_accuracy[-1]):.3f}{seeds_left(history.train_loss[-1])}"
             bar.update(task, completed=step, description=text)
 
         yield tell

@@ -78,11 +78,23 @@ class History:
         names = ("train_loss", "train_accuracy", "test_loss", "test_accuracy")
         lines = ["   epoch       rate   seconds" + "".join(f"{n.replace('_', ' '):>16}" for n in names)]
         for i, (epoch, rate, seconds) in enumerate(zip(self.epoch, self.rate, self.seconds)):
-            means = "".join(f"{np.mean(getattr(self, n)[i]):16.4f}" for n in names)
-            lines.append(f"{epoch:8g} {rate:10.3g} {seconds:9.1f}{means}")
+            means = "".join(f"{mean_over_seeds(getattr(self, n)[i]):16.4f}" for n in names)
+            lines.append(f"{epoch:8g} {rate:10.3g} {seconds:9.1f}{means}{seeds_left(self.train_loss[i])}")
         if self.train_loss.shape[1] > 1:
             lines.append(f"(means over {self.train_loss.shape[1]} seeds)")
         return "\n".join(lines)
+
+
+def seeds_left(train_loss: Float[np.ndarray, " seeds"]) -> str:
+    """How many seeds the means of an epoch are over, in words; nothing where it is all of them."""
+    count = int(np.sum(~np.isnan(train_loss)))
+    return "" if count == len(train_loss) else f"  ({count} of {len(train_loss)} seeds)"
+
+
+def mean_over_seeds(values: Float[np.ndarray, " seeds"]) -> float:
+    """The mean over the seeds that have not diverged; NaN where there is none, or nothing was measured."""
+    known = values[~np.isnan(values)]
+    return float(np.mean(known)) if len(known) else float("nan")
 
 
 def history(path: str | PathLike[str]) -> History:

@@ -52,8 +52,9 @@ class Layout:
         return nnx.merge(self.training if training else self.evaluation, state, copy=True)
 
     def weights(self, model: nnx.Module) -> dict[str, jax.Array]:
-        """The variables of a module of this layout, as they are."""
-        return dict(zip(self.names, jax.tree.leaves(nnx.state(model))))
+        """The variables of a module of this layout, as they are; without those it made while it was called."""
+        found = named(nnx.state(model))
+        return {name: found[name] for name in self.names}
 
     def on_device(self, host: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
         """The weights that `to_host` brought here."""

@@ -26,6 +26,9 @@ class Recipe:
     The defaults are the recipe of Petrini et al. 2021 (without its augmentation): SGD, rate 0.1, momentum 0.9, decay of
     the matrices, batches of 128, a cosine that reaches zero at 80 % of the epochs. `published` gives all of it, `fast`
     what does better in short runs on natural images.
+
+    Numbers of NumPy or JAX, whole numbers as floats and lists become what JSON brings back. What is of another type
+    raises ``TypeError``, what is out of range ``ValueError``, both with the name of the field.
     """
 
     # The default of a field that is new is what was done before there was such a field: saved runs lack it.
@@ -75,6 +78,9 @@ class Recipe:
     """Test scores from the mean of the outputs for an image and its mirror image."""
 
     def __post_init__(self) -> None:
+        for f in dataclasses.fields(self):
+            object.__setattr__(self, f.name, _plain(f.name, getattr(self, f.name), f.type))
+
         def require(good: bool, name: str, expected: str) -> None:
             if not good:
                 raise ValueError(f"expected {name} {expected}, got {getattr(self, name)!r}")
@@ -89,7 +95,8 @@ class Recipe:
         require(0 <= self.decay < np.inf, "decay", "of at least 0")
         require(0 < self.turn <= 1, "turn", "in (0, 1]")
         require(0 <= self.warmup < 1, "warmup", "in [0, 1)")
-        require(all(d > 0 for d in self.deviation), "deviation", "positive")
+        require(all(np.isfinite(m) for m in self.mean), "mean", "finite")
+        require(all(0 < d < np.inf for d in self.deviation), "deviation", "positive and finite")
         for field, allowed in _CHOICES.items():
             require(getattr(self, field) in allowed, field, f"one of {allowed}")
         if self.smoothing and self.loss == "hinge":
@@ -109,6 +116,25 @@ class Recipe:
             )
         fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         return cls(**fields)
+
+
+def _plain(name: str, value: Any, kind: Any) -> Any:
+    """The value of a field as the type that it has when it comes back from JSON."""
+    if kind == tuple[Real, ...]:
+        if isinstance(value, str) or not hasattr(value, "__iter__"):
+            raise TypeError(f"expected {name} as a tuple of numbers, got {value!r}")
+        return tuple(_plain(name, each, Real) for each in value)
+    given = value.item() if hasattr(value, "item") and np.ndim(value) == 0 else value
+    if kind is bool:
+        if not isinstance(given, bool):
+            raise TypeError(f"expected {name} True or False, got {value!r}")
+    elif kind in (Real, int):
+        if isinstance(given, bool) or not isinstance(given, (int, float)):
+            raise TypeError(f"expected {name} as a number, got {value!r}")
+        if kind is int and given % 1 != 0:
+            raise ValueError(f"expected {name} as a whole number, got {value!r}")
+        return int(given) if kind is int else float(given)
+    return given
 
 
 _CHOICES = {
@@ -181,12 +207,25 @@ def optimiser(recipe: Recipe, *, outputs: int | None = None) -> optax.GradientTr
             "muon": optax.chain(muon, optax.stateless(_as_large_as_adam)),
             "adam": optax.scale_by_adam(),
         }
-        return optax.chain(optax.partition(rules, functools.partial(_rule_of_each, outputs=outputs)), decay)
+        return _in_single(optax.chain(optax.partition(rules, functools.partial(_rule_of_each, outputs=outputs)), decay))
     if recipe.optimiser == "adam":
-        return optax.chain(decay, optax.scale_by_adam())
+        return _in_single(optax.chain(decay, optax.scale_by_adam()))
     if recipe.momentum:
         return optax.chain(decay, optax.trace(recipe.momentum, nesterov=recipe.nesterov))
     return decay
+
+
+def _in_single(rule: optax.GradientTransformation) -> optax.GradientTransformation:
+    """The rule with its moments in float32 at least: in float16 the ``epsilon`` that it divides by is zero."""
+
+    def widened(tree: Any) -> Any:
+        return jax.tree.map(lambda p: p.astype(jnp.promote_types(p.dtype, jnp.float32)), tree)
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        wide, state = rule.update(widened(updates), state, widened(params))
+        return jax.tree.map(lambda w, u: w.astype(u.dtype), wide, updates), state
+
+    return optax.GradientTransformation(lambda params: rule.init(widened(params)), update)
 
 
 def _rule_of_each(params: Any, outputs: int | None) -> Any:
