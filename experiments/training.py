@@ -122,7 +122,7 @@ def _along(name: str, run: sj.train.Run, folder: Path, measured: _zoo.Probe) -> 
 
 
 def against_size(name: str, member: _zoo.Member, rule: str, config: Config, measured: _zoo.Probe) -> dict[str, Any]:
-    """The same at the end of training on part of the images, and the slopes of ``log R`` and ``log error``.
+    """The same at the end of training on part of the images, and slopes in logarithms of those runs that have learned.
 
     ``equal epochs``: those of the zoo at every size, so fewer steps on fewer images; ``equal steps``: those that the
     largest set takes.
@@ -141,11 +141,24 @@ def against_size(name: str, member: _zoo.Member, rule: str, config: Config, meas
                 values.append(one[key])
         for key, values in each.items():
             found[key].append(values)
-    logs = np.log(sizes)
-    found["slopes"] = {
-        key: float(np.polyfit(logs, np.mean(np.log(found[key]), axis=1), 1)[0]) for key in ("error", "R", "D", "G")
-    }
+    found["slopes"] = {}
+    for key in ("error", "R", "D", "G"):
+        middle, _ = over_seeds(found, key)
+        some = np.isfinite(middle)
+        slope = np.polyfit(np.log(sizes)[some], middle[some], 1)[0] if some.sum() > 1 else np.nan
+        found["slopes"][key] = float(slope)
     return found
+
+
+def over_seeds(found: Mapping[str, Any], key: str) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and deviation of the logarithm for each number of images, NaN where no run has learned."""
+    errors, r, values = (np.array(found[each], float) for each in ("error", "R", key))
+    learned = (errors < _records.CHANCE) & np.isfinite(r)
+    logs = np.where(learned, np.log(np.where(learned, values, 1)), np.nan)
+    count = learned.sum(1)
+    middle = np.nansum(logs, 1) / np.where(count, count, np.nan)
+    spread = np.sqrt(np.nansum(np.square(logs - middle[:, None]), 1) / np.maximum(count - 1, 1))
+    return middle, spread
 
 
 def _trained(
@@ -194,12 +207,11 @@ def draw_along(along: Mapping[str, Any]) -> Any:
 
 def draw_sets(sets: Mapping[str, Any]) -> Any:
     """Four panels against the number of training images: geometric means and deviations over seeds."""
-    figure, grid = sj.plot.panels(1, 4, size=(3.6, 3.4))
+    figure, grid = sj.plot.panels(1, 4, size=(3.6, 4.4))
     for axes, (key, label) in zip(grid[0], _PANELS, strict=True):
         for colour, (name, rules) in zip(sj.plot.COLOURS[1:], sets.items(), strict=False):
             for style, rule in zip(("-", "--"), RULES, strict=True):
-                logs = np.log(rules[rule][key])
-                middle, spread = logs.mean(1), logs.std(1, ddof=1) if logs.shape[1] > 1 else 0
+                middle, spread = over_seeds(rules[rule], key)
                 images = rules[rule]["images"]
                 slope = rules[rule]["slopes"][key]
                 axes.plot(
@@ -219,9 +231,11 @@ def draw_sets(sets: Mapping[str, Any]) -> Any:
         axes.set_xticks(sizes, map(str, sizes), rotation=45, fontsize=7)
         axes.minorticks_off()
         sj.plot.plain_ticks(axes.yaxis)
-        axes.legend(fontsize=5.5, frameon=False)
+        axes.legend(fontsize=6, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.3))
         axes.grid(color="0.93")
-    figure.suptitle("Against the size of the training set; bands: one deviation over seeds", fontsize=10)
+    figure.suptitle(
+        "Against the size of the training set, runs at chance left out; bands: one deviation over seeds", fontsize=10
+    )
     return figure
 
 

@@ -28,6 +28,7 @@ def tiny_cifar(tmp_path, monkeypatch):
             "labels": [k % 10 for k in range(100)],
         }
         (folder / name).write_bytes(pickle.dumps(content))
+    (tmp_path / "figures").symlink_to(ROOT / "figures")
     monkeypatch.setenv("STABJAX_DATA", str(tmp_path))
     monkeypatch.chdir(tmp_path)
 
