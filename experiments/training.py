@@ -207,7 +207,7 @@ def draw_along(along: Mapping[str, Any]) -> Any:
 
 def draw_sets(sets: Mapping[str, Any]) -> Any:
     """Four panels against the number of training images: geometric means and deviations over seeds."""
-    figure, grid = sj.plot.panels(1, 4, size=(3.6, 4.4))
+    figure, grid = sj.plot.panels(1, 4, size=(3.6, 4.8))
     for axes, (key, label) in zip(grid[0], _PANELS, strict=True):
         for colour, (name, rules) in zip(sj.plot.COLOURS[1:], sets.items(), strict=False):
             for style, rule in zip(("-", "--"), RULES, strict=True):
@@ -231,7 +231,7 @@ def draw_sets(sets: Mapping[str, Any]) -> Any:
         axes.set_xticks(sizes, map(str, sizes), rotation=45, fontsize=7)
         axes.minorticks_off()
         sj.plot.plain_ticks(axes.yaxis)
-        axes.legend(fontsize=6, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.3))
+        axes.legend(fontsize=6, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.22))
         axes.grid(color="0.93")
     figure.suptitle(
         "Against the size of the training set, runs at chance left out; bands: one deviation over seeds", fontsize=10
