@@ -120,7 +120,8 @@ def theirs(name: str, memory_format: Any) -> float:
     images, labels = (torch.from_numpy(x) for x in data())
     images = images.permute(0, 3, 1, 2).contiguous()
     mean, deviation = (torch.tensor(x)[:, None, None] for x in (MEAN, DEVIATION))
-    network = PEERS[name]().train().to(memory_format=memory_format)
+    network: Any = PEERS[name]().train()
+    network.to(memory_format=memory_format)
     optimiser = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9, nesterov=True, weight_decay=5e-4)
 
     def prepared(x: torch.Tensor) -> torch.Tensor:

@@ -83,7 +83,8 @@ def cca(x: X, y: Y) -> CCA:
         ValueError: if the numbers of samples differ, or there is one sample.
     """
     check(x, y)
-    return of_bases(*bases(x, y, alike=True), len(x))
+    one, two, products = bases(x, y, alike=True)
+    return of_bases(one, two, products, len(x))
 
 
 def svcca(x: X, y: Y, *, keep: float | int = 0.99) -> CCA:

@@ -95,7 +95,12 @@ def fourier_cca(x: Maps, y: Others) -> CCA:
         raise ValueError(f"expected maps of the same images, at least two, got shapes {x.shape} and {y.shape}")
     size = tuple(min(a, b) for a, b in zip(x.shape[1:-1], y.shape[1:-1]))
     one, two = (_frequencies(jnp.asarray(z), size) for z in (x, y))
-    flat = jax.vmap(lambda a, b: of_bases(*bases(a, b, alike=True), len(a)))(one, two)
+
+    def each(a: Array, b: Array) -> CCA:
+        basis, other, products = bases(a, b, alike=True)
+        return of_bases(basis, other, products, len(a))
+
+    flat = jax.vmap(each)(one, two)
     return jax.tree.map(lambda leaf: jnp.reshape(leaf, (*size, *leaf.shape[1:])), flat)
 
 

@@ -1,5 +1,6 @@
 """Orthonormal bases of what two sets of units span, and how the two bases lie to each other."""
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -48,6 +49,7 @@ class Basis(NamedTuple):
         return jnp.conj(self.right.T) * (self.values[:, None] * self.scale[None]).astype(self.right.dtype)
 
 
+@partial(jax.jit, static_argnames="alike")
 def bases(x: AnyArray, y: AnyArray, *, alike: bool) -> tuple[Basis, Basis, Array]:
     """Bases of two sets of units ``(n, units)``, and the products of their vectors ``(k_x, k_y)``.
 
