@@ -3,12 +3,14 @@
 import json
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 from flax import nnx
+from rich.console import Console
 
 import stabjax as sj
 from experiments import _zoo
@@ -76,6 +78,23 @@ def member_record(
 
     file = None if path is None else path / _zoo.folder(name) / "record.json"
     return kept(file, settings(member, given, measured) | {"seeds": seeds}, probed)
+
+
+def about(module: str, config: Any, measured: Probe) -> dict[str, Any]:
+    """What stands beside the numbers of every figure: command, settings, versions, images."""
+    return {
+        "command": sj.cli.command(f"experiments.{module}", config),
+        "config": asdict(config),
+        "versions": sj.cli.versions(),
+        "probe": dict(measured.about),
+    }
+
+
+def save(figures: Mapping[str, tuple[Any, Mapping[str, Any]]], out: Path, console: Console) -> dict[str, Any]:
+    """Write every figure with its numbers under its name; gives the numbers back."""
+    for name, (figure, numbers) in figures.items():
+        console.print(sj.plot.save(figure, out / name, numbers))
+    return {name: numbers for name, (_, numbers) in figures.items()}
 
 
 def settings(member: Member, given: Material, measured: Probe) -> dict[str, Any]:

@@ -147,6 +147,11 @@ def train(
     )
 
 
+def runs_of(config: Any) -> Path:
+    """Folder of the networks of a size and seed, each trained once: the studies share them."""
+    return config.runs / f"zoo_{config.size}_s{config.seed}"
+
+
 def folder(name: str) -> str:
     """A name that any file system takes."""
     return "".join(c if c.isalnum() else "_" for c in name)

@@ -13,7 +13,7 @@ Networks that ``experiments.relative_stability`` has trained are read, others ar
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ import xarray
 from rich.console import Console
 
 import stabjax as sj
-from experiments import _zoo
+from experiments import _records, _zoo
 
 DEFAULT: Mapping[_zoo.Size, tuple[str, ...]] = {
     "smoke": ("SmallCNN (4,)",),
@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     console = Console()
     given = _zoo.material(config.size, seed=config.seed)
     measured = _zoo.probe(given, images=config.images, draws=1, seed=config.seed)
-    path = None if config.smoke else config.runs / f"zoo_{config.size}_s{config.seed}"
+    path = None if config.smoke else _zoo.runs_of(config)
     curves, steps, found = {}, {}, {}
     for name, member in _zoo.chosen(config.size, config.networks or DEFAULT[config.size], None).items():
         run = _zoo.train(name, member, given, key=jax.random.key(config.seed), seeds=1, path=path)
@@ -85,29 +85,22 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         found[name] = {f"cutoff {c}": regimes(curves[name].sel(cutoff=c)) for c in config.cutoffs}
         found[name] |= {f"toward {kind}": bump(data.radius, data.noise) for kind, data in steps[name].items()}
         console.print(f"{name}: {found[name][f'cutoff {config.cutoffs[0]}']}")
-    about = {
-        "command": sj.cli.command("experiments.noise_curves", config),
-        "config": asdict(config),
-        "versions": sj.cli.versions(),
-        "probe": dict(measured.about),
-        "regimes": found,
-    }
     first = config.cutoffs[0]
     norm = float(jnp.mean(jnp.linalg.norm(jnp.reshape(measured.clean, (len(measured.clean), -1)), axis=1)))
+    about = _records.about("noise_curves", config, measured) | {"regimes": found, "mean_image_norm": norm}
+    images, at_the_bump = draw_images(config, given, measured, curves, found)
     figures = {
         f"noise_curves_{config.size}": (
             draw(curves, found, first, norm),
-            {"networks": {name: _listed(data) for name, data in curves.items()}},
+            about | {"networks": {name: _listed(data) for name, data in curves.items()}},
         ),
         f"noise_curves_toward_{config.size}": (
             draw_toward(curves, steps, first),
-            {"networks": {n: {kind: _listed(data) for kind, data in many.items()} for n, many in steps.items()}},
+            about | {"networks": {n: {k: _listed(data) for k, data in many.items()} for n, many in steps.items()}},
         ),
-        f"noise_curves_images_{config.size}": draw_images(config, given, measured, curves, found),
+        f"noise_curves_images_{config.size}": (images, about | at_the_bump),
     }
-    for name, (figure, numbers) in figures.items():
-        console.print(sj.plot.save(figure, config.out / name, about | {"mean_image_norm": norm} | numbers))
-    return {name: about | {"mean_image_norm": norm} | numbers for name, (_, numbers) in figures.items()}
+    return _records.save(figures, config.out, console)
 
 
 # What is measured

@@ -15,7 +15,7 @@ A network of one's own joins the figure: see `record` and `draw`.
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -99,22 +99,19 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     given = _zoo.material(config.size, seed=config.seed, training=config.training)
     measured = _zoo.probe(given, images=config.images, draws=config.draws, seed=config.seed)
     train_key = jax.random.key(config.seed)
-    path = None if config.smoke else config.runs / f"zoo_{config.size}_s{config.seed}{_changed(config)}"
-    about = {
-        "command": sj.cli.command("experiments.relative_stability", config),
-        "config": asdict(config),
-        "versions": sj.cli.versions(),
-        "probe": dict(measured.about),
-    }
+    runs = _zoo.runs_of(config)
+    path = None if config.smoke else runs.with_name(runs.name + _changed(config))
+    about = _records.about("relative_stability", config, measured)
+    members = _zoo.chosen(config.size, config.networks, config.epochs)
     records = {}
-    for name, member in _zoo.chosen(config.size, config.networks, config.epochs).items():
+    for name, member in members.items():
         options = {"key": train_key, "seeds": config.seeds, "path": path, "progress": console.is_terminal}
         records[name] = _records.member_record(name, member, given, measured, **options)
         found = _records.point(records[name])
         console.print(f"{name}: error {found['error']:.3f}, R {found['R']:.3g}, D {found['D']:.3g}, G {found['G']:.3g}")
     figures: dict[str, Any] = {
         f"relative_stability_{config.size}": (
-            draw(records, title=_title(config, given)),
+            draw(records, title=_title(config, given, members)),
             about | {"laws": laws(records), "networks": records},
         )
     }
@@ -123,9 +120,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         probes = {seed: _zoo.probe(given, images=config.images, draws=1, seed=seed) for seed in seeds}
         found = {name: untrained(name, config, probes) for name in INITIAL}
         figures[f"relative_stability_initial_{config.size}"] = (draw_initial(found), about | {"networks": found})
-    for name, (figure, numbers) in figures.items():
-        console.print(sj.plot.save(figure, config.out / name, numbers))
-    return {name: numbers for name, (_, numbers) in figures.items()}
+    return _records.save(figures, config.out, console)
 
 
 def probe(size: _zoo.Size = "cpu", *, images: int = 500, draws: int = 10, seed: int = 0) -> Probe:
@@ -331,14 +326,14 @@ def draw_initial(found: Mapping[str, Any]) -> Any:
     return figure
 
 
-def _title(config: Config, given: _zoo.Material) -> str:
+def _title(config: Config, given: _zoo.Material, members: Mapping[str, _zoo.Member]) -> str:
     if config.size == "smoke":
         return given.note
-    epochs = "250 epochs as published" if config.size == "paper" else "6 to 12 epochs each"
-    epochs = epochs if config.epochs is None else f"{config.epochs:g} epochs each"
+    epochs = sorted({member.epochs for member in members.values()})
+    span = f"{epochs[0]:g}" if len(epochs) == 1 else f"{epochs[0]:g} to {epochs[-1]:g}"
     copies = " (JPEG copies)" if given.note.startswith("JPEG") else ""
     return (
-        f"CIFAR-10{copies}, {epochs}; {config.images} test images, "
+        f"CIFAR-10{copies}, {span} epochs each; {config.images} test images, "
         f"{config.draws} deformations (cutoff 3, 1 pixel) and noises each; medians per unit"
     )
 

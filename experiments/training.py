@@ -11,7 +11,7 @@ Networks that ``experiments.relative_stability`` has trained are read, others ar
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -75,31 +75,24 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     given = _zoo.material(config.size, seed=config.seed)
     measured = _zoo.probe(given, images=config.images, draws=config.draws, seed=config.seed)
     members = _zoo.chosen(config.size, config.networks or DEFAULT[config.size], None)
-    about = {
-        "command": sj.cli.command("experiments.training", config),
-        "config": asdict(config),
-        "versions": sj.cli.versions(),
-        "probe": dict(measured.about),
-    }
+    about = _records.about("training", config, measured)
     along = {name: along_training(name, member, config, given, measured) for name, member in members.items()}
     sets: dict[str, Any] = {}
     for name, member in members.items():
         sets[name] = {rule: against_size(name, member, rule, config, measured) for rule in RULES}
         console.print(f"{name}: { ({rule: each['slopes'] for rule, each in sets[name].items()}) }")
     figures = {
-        f"training_{config.size}": (draw_along(along), along),
-        f"training_set_{config.size}": (draw_sets(sets), sets),
+        f"training_{config.size}": (draw_along(along), about | {"networks": along}),
+        f"training_set_{config.size}": (draw_sets(sets), about | {"networks": sets}),
     }
-    for name, (figure, numbers) in figures.items():
-        console.print(sj.plot.save(figure, config.out / name, about | {"networks": numbers}))
-    return {name: about | {"networks": numbers} for name, (_, numbers) in figures.items()}
+    return _records.save(figures, config.out, console)
 
 
 def along_training(
     name: str, member: _zoo.Member, config: Config, given: _zoo.Material, measured: _zoo.Probe
 ) -> dict[str, Any]:
     """``R``, ``D``, ``G`` and test error at the kept checkpoints of one run; step 0 with batch statistics."""
-    folder = config.runs / f"zoo_{config.size}_s{config.seed}"
+    folder = _zoo.runs_of(config)
     run = _zoo.train(name, member, given, key=jax.random.key(config.seed), seeds=1, path=folder)
     about = _records.settings(member, given, measured)
     return _records.kept(folder / _zoo.folder(name) / "along.json", about, lambda: _along(name, run, folder, measured))

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 from stabjax._numerics import HIGHEST
 from stabjax._types import AnyArray, Image, Images, Scalar
 from stabjax.conv._face import conv_general_dilated
+from stabjax.conv._geometry import out_size, pad, strided
 
 Sizes: TypeAlias = int | Sequence[int]
 Padding: TypeAlias = str | int | Sequence[int | tuple[int, int]]
@@ -42,14 +43,14 @@ def output_size(
     size = (size,) if isinstance(size, int) else tuple(size)
     window, stride, dilation = _window(len(size), window, stride, dilation)
     pads = pads_of(window, padding, dilation)
-    extents = [d * (k - 1) + 1 for k, d in zip(window, dilation)]
+    extents = tuple(d * (k - 1) + 1 for k, d in zip(window, dilation))
     padded = [n + low + high for n, (low, high) in zip(size, pads)]
     if any(n < 1 for n in size) or any(e > n for e, n in zip(extents, padded)):
         raise ValueError(
-            f"expected a window that fits into the padded image, got window {tuple(extents)} (dilation counted) and "
+            f"expected a window that fits into the padded image, got window {extents} (dilation counted) and "
             f"image {tuple(padded)} (padding counted): pad more, or take a smaller kernel"
         )
-    return tuple((n - e) // s + 1 for n, e, s in zip(padded, extents, stride))
+    return out_size(size, pads, extents, stride)
 
 
 def unfold(
@@ -63,14 +64,9 @@ def unfold(
     size = _spatial(x)
     positions = output_size(size, window, stride=stride, padding=padding, dilation=dilation)
     window, stride, dilation = _window(len(size), window, stride, dilation)
-    padded = jnp.pad(x, [(0, 0), *pads_of(window, padding, dilation), (0, 0)])
-    taps = []
-    for tap in np.ndindex(*window):
-        start = [q * d for q, d in zip(tap, dilation)]
-        end = [a + s * (p - 1) + 1 for a, s, p in zip(start, stride, positions)]
-        channels = x.shape[-1]
-        taps.append(lax.slice(padded, (0, *start, 0), (len(x), *end, channels), (1, *stride, 1)))
-    return jnp.concatenate(taps, axis=-1)
+    padded = pad(jnp.asarray(x), pads_of(window, padding, dilation))
+    starts = [tuple(q * d for q, d in zip(tap, dilation)) for tap in np.ndindex(*window)]
+    return jnp.concatenate([strided(padded, start, positions, stride) for start in starts], axis=-1)
 
 
 def convolve(
@@ -132,10 +128,10 @@ def convolve(
 def _by_spectra(
     x: AnyArray,
     kernel: AnyArray,
-    pads: Sequence[tuple[int, int]],
-    positions: Sequence[int],
-    stride: Sequence[int],
-    dilation: Sequence[int],
+    pads: tuple[tuple[int, int], ...],
+    positions: tuple[int, ...],
+    stride: tuple[int, ...],
+    dilation: tuple[int, ...],
 ) -> Array:
     """``F y = sum_i F x_i conj(F kernel_i)`` on a torus that holds the padded image, so that nothing wraps around."""
     dtype = jnp.result_type(x, kernel)
@@ -145,12 +141,11 @@ def _by_spectra(
     axes = tuple(range(1, x.ndim - 1))
     zeros = lax.pad(kernel, jnp.zeros((), kernel.dtype), [*((0, 0, d - 1) for d in dilation), (0, 0, 0), (0, 0, 0)])
     torus = [n + low + high for n, (low, high) in zip(x.shape[1:-1], pads)]
-    spectrum = jnp.fft.rfftn(jnp.pad(x, [(0, 0), *pads, (0, 0)]), axes=axes)
+    spectrum = jnp.fft.rfftn(pad(x, pads), axes=axes)
     filters = jnp.conj(jnp.fft.rfftn(zeros, torus, axes=tuple(range(len(torus)))))
     product = jnp.einsum("n...i,...io->n...o", spectrum, filters, precision=HIGHEST)
     y = jnp.fft.irfftn(product, torus, axes=axes).astype(dtype)
-    end = [s * (p - 1) + 1 for s, p in zip(stride, positions)]
-    return lax.slice(y, (0,) * y.ndim, (len(y), *end, y.shape[-1]), (1, *stride, 1))
+    return strided(y, (0,) * len(torus), positions, stride)
 
 
 def apply_kernel(image: Image, kernel: Kernel, position: Sequence[Scalar]) -> Float[Array, " channels_out"]:
@@ -189,7 +184,7 @@ def patches(images: Images, size: Sizes) -> Float[Array, "batch patches entries"
     """
     spatial = _spatial(images)
     sides = _each(len(spatial), size, "size")
-    if any(p < 1 or n % p for n, p in zip(spatial, sides)):
+    if any(n % p for n, p in zip(spatial, sides)):
         raise ValueError(f"expected sides of patches that divide those of the images, got {sides} and {spatial}")
     cut = unfold(images, sides, stride=sides)
     return jnp.reshape(cut, (len(images), -1, cut.shape[-1]))

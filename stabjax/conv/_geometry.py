@@ -42,10 +42,7 @@ class Geometry:
     @property
     def out_size(self) -> tuple[int, ...]:
         """Spatial shape of the output."""
-        return tuple(
-            (n + low + high - e) // s + 1
-            for n, (low, high), e, s in zip(self.size, self.padding, self.extent, self.strides)
-        )
+        return out_size(self.size, self.padding, self.extent, self.strides)
 
     @property
     def taps(self) -> int:
@@ -71,6 +68,13 @@ class Geometry:
     def positions(self) -> int:
         """Output pixels of the whole batch."""
         return self.batch * math.prod(self.out_size)
+
+
+def out_size(
+    size: tuple[int, ...], padding: tuple[tuple[int, int], ...], extent: tuple[int, ...], strides: tuple[int, ...]
+) -> tuple[int, ...]:
+    """Number of positions of a window of that extent along each axis."""
+    return tuple((n + low + high - e) // s + 1 for n, (low, high), e, s in zip(size, padding, extent, strides))
 
 
 def pad(x: Array, padding: tuple[tuple[int, int], ...]) -> Array:

@@ -9,10 +9,7 @@ from jaxtyping import Array, Bool, Float
 
 from stabjax._numerics import HIGHEST, safe_ratio
 from stabjax._types import AnyArray
-from stabjax.similarity._check import check
-
-X = Float[AnyArray, "n units_x"]
-Y = Float[AnyArray, "n units_y"]
+from stabjax.similarity._units import X, Y, check, scaled
 
 
 @jax.tree_util.register_dataclass
@@ -81,17 +78,12 @@ def procrustes(x: X, y: Y) -> Float[Array, ""]:
 
 
 def _condensed(x: AnyArray) -> tuple[Array, Array | None, Array]:
-    """Centred units over their largest value, so that squares neither overflow nor vanish; and that value.
+    """Centred units over their largest value, and that value.
 
     Where there are more units than samples, in coordinates along orthonormal axes ``(units, n)`` of what they span.
     """
-    x = jnp.asarray(x)
-    shifted = x - x[:1]
-    size = jnp.max(jnp.abs(shifted))
-    size = jnp.where(size > 0, size, 1)
-    shifted = shifted / size
-    shifted = shifted - jnp.mean(shifted, axis=0, keepdims=True)
+    units, _, scale, _ = scaled(jnp.asarray(x), alike=False)
     if x.shape[1] <= len(x):
-        return shifted, None, size
-    left, values, right = jnp.linalg.svd(shifted, full_matrices=False)
-    return left * values[None], right.T, size
+        return units, None, scale[0]
+    left, values, right = jnp.linalg.svd(units, full_matrices=False)
+    return left * values[None], right.T, scale[0]

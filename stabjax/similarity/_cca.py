@@ -8,12 +8,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from stabjax._numerics import HIGHEST
-from stabjax._types import AnyArray
-from stabjax.similarity._check import check
+from stabjax.similarity._units import X, Y, check
 from stabjax.similarity._whiten import Basis, bases
 
-X = Float[AnyArray, "n units_x"]
-Y = Float[AnyArray, "n units_y"]
 Weights = Literal["paper", "google", "anatome"]
 
 

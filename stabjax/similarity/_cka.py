@@ -6,11 +6,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from stabjax._numerics import HIGHEST, safe_ratio
-from stabjax._types import AnyArray, Scalar
-from stabjax.similarity._check import check
+from stabjax._types import Scalar
+from stabjax.similarity._units import X, Y, check, scaled
 
-X = Float[AnyArray, "n units_x"]
-Y = Float[AnyArray, "n units_y"]
 Kernel = Literal["linear", "rbf"]
 
 
@@ -40,7 +38,7 @@ def cka(x: X, y: Y, *, kernel: Kernel = "linear", debiased: bool = False, bandwi
     check(x, y, least=4 if debiased else 2)
     if kernel not in get_args(Kernel):
         raise ValueError(f"expected kernel to be one of {get_args(Kernel)}, got {kernel!r}")
-    x, y = (_sized(jnp.asarray(z)) for z in (x, y))
+    x, y = (scaled(jnp.asarray(z), alike=False)[0] for z in (x, y))
     if kernel == "linear" and x.shape[1] * y.shape[1] < len(x) ** 2:
         return of_hsic(*(_hsic_of_units(a, b, debiased) for a, b in ((x, y), (x, x), (y, y))))
     grams = [jnp.matmul(z, z.T, precision=HIGHEST) if kernel == "linear" else _rbf(z, bandwidth) for z in (x, y)]
@@ -74,14 +72,6 @@ def centred_gram(gram: Float[Array, "n n"], *, debiased: bool) -> Float[Array, "
 def inner_products(a: Float[Array, "x n n"], b: Float[Array, "y n n"]) -> Float[Array, "x y"]:
     """``sum_ij A_ij B_ij`` of every pair."""
     return jnp.matmul(jnp.reshape(a, (len(a), -1)), jnp.reshape(b, (len(b), -1)).T, precision=HIGHEST)
-
-
-def _sized(x: Array) -> Array:
-    """Centred units, as a whole of size one: squares of squares neither overflow nor vanish."""
-    shifted = x - x[:1]
-    size = jnp.max(jnp.abs(shifted))
-    shifted = shifted / jnp.where(size > 0, size, 1)
-    return shifted - jnp.mean(shifted, axis=0, keepdims=True)
 
 
 def _hsic_of_units(x: Array, y: Array, debiased: bool) -> Array:

@@ -9,6 +9,7 @@ from jaxtyping import Array, Bool, Int
 
 from stabjax._numerics import HIGHEST
 from stabjax._types import AnyArray
+from stabjax.similarity._units import Scaled, scaled
 
 _TALL = 16
 """From so many samples per unit on, covariances are worth a try: a product instead of a decomposition."""
@@ -59,7 +60,7 @@ def bases(x: AnyArray, y: AnyArray, *, alike: bool) -> tuple[Basis, Basis, Array
         alike: whether units count alike (each is brought to one scale, which an analysis that does not see linear maps
             may do and which keeps tiny and huge units exact), or by their variance.
     """
-    one, two = (_scaled(jnp.asarray(z), alike) for z in (x, y))
+    one, two = (scaled(jnp.asarray(z), alike=alike) for z in (x, y))
     if min(len(x) // z.shape[1] for z in (x, y)) < _TALL or jnp.iscomplexobj(x) or jnp.iscomplexobj(y):
         return _by_svd(one, two)
     grams = _grams(one[0], two[0])
@@ -68,30 +69,17 @@ def bases(x: AnyArray, y: AnyArray, *, alike: bool) -> tuple[Basis, Basis, Array
     return jax.lax.cond(well, _by_covariance, lambda one, two, *_: _by_svd(one, two), one, two, spectra, grams[1])
 
 
-Scaled = tuple[Array, Array, Array, Array]
 Grams = tuple[Array, Array, Array]
-
-
-def _scaled(x: Array, alike: bool) -> Scaled:
-    """Centred and scaled units, mean, scale, which of them vary. Units that do not vary are exactly zero."""
-    shifted = x - x[:1]
-    largest = jnp.max(jnp.abs(shifted), axis=0)
-    varies = largest > 0
-    scale = jnp.where(varies, largest, 1) if alike else jnp.full_like(largest, jnp.max(largest))
-    scale = jnp.where(scale > 0, scale, 1)
-    shifted = shifted / scale[None].astype(x.dtype)
-    mean = jnp.mean(shifted, axis=0)
-    return shifted - mean[None], x[0] + mean * scale.astype(x.dtype), scale, varies
 
 
 def _by_svd(one: Scaled, two: Scaled) -> tuple[Basis, Basis, Array]:
     vectors, found = [], []
-    for scaled, mean, scale, varies in (one, two):
-        left, values, right = jnp.linalg.svd(scaled, full_matrices=False)
-        floor = _ROUNDING * values[0] * jnp.finfo(values.dtype).eps * scaled.shape[1] ** 0.5
+    for units, mean, scale, varies in (one, two):
+        left, values, right = jnp.linalg.svd(units, full_matrices=False)
+        floor = _ROUNDING * values[0] * jnp.finfo(values.dtype).eps * units.shape[1] ** 0.5
         kept = values > floor
         # Centring takes one direction away: what is left of it is rounding.
-        kept = kept & (jnp.arange(len(values)) < len(scaled) - 1)
+        kept = kept & (jnp.arange(len(values)) < len(units) - 1)
         vectors.append(jnp.where(kept[None], left, 0))
         right = jnp.where(kept[None], jnp.conj(right.T), 0)
         found.append(Basis(mean, scale, jnp.where(kept, values, 0), right, jnp.sum(kept), varies))
