@@ -14,6 +14,7 @@ The rooms, in the order of the data::
     probe      the main job: perturb, run, reduce, in one jitted pass
     receptive  receptive fields of any network
     theory     constant-filter networks in closed form
+    lipschitz  bounds on how much layers and networks stretch differences
     conv       the convolution the models use
     models     Flax networks of the field
     train      Optax training as jitted epochs
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
         data,
         features,
         fields,
+        lipschitz,
         models,
         perturb,
         plot,
@@ -56,6 +58,7 @@ __all__ = [
     "data",
     "features",
     "fields",
+    "lipschitz",
     "models",
     "perturb",
     "plot",

@@ -31,6 +31,7 @@ MAY_IMPORT = {
     "probe": {"perturb", "features", "stability"},
     "receptive": {"_jaxpr", "features"},
     "theory": set(),
+    "lipschitz": {"_jaxpr", "features"},
     "conv": set(),
     "data": set(),
     "models": {"conv"},

@@ -1,0 +1,11 @@
+"""Lipschitz bounds: the most by which a layer can stretch the difference of two inputs, in Euclidean norms.
+
+Every number is a `Bound` and says what it is: from above (``"upper"``), from below (``"lower"``), or the norm itself
+to rounding (``"exact"``). Those from above are certificates, and hold with the rounding of their own computation.
+"""
+
+from stabjax.lipschitz._bound import Bound
+
+__all__ = [
+    "Bound",
+]
