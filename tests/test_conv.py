@@ -20,6 +20,10 @@ CASES = {
     "winograd, odd sides": ((9, 9, 7, 40), (3, 3, 40, 48), (1, 1), ((0, 2), (3, 0)), None, 1, NHWC),
     "winograd, valid": ((12, 9, 7, 40), (3, 3, 40, 33), (1, 1), "VALID", None, 1, NHWC),
     "few channels": ((4, 8, 6, 3), (3, 3, 3, 8), (1, 1), "SAME", None, 1, NHWC),
+    "few channels, odd sides": ((4, 9, 7, 3), (3, 4, 3, 8), (2, 1), ((1, 0), (2, 3)), (2, 1), 1, NHWC),
+    "few channels, valid": ((4, 6, 9, 2), (1, 2, 2, 3), (1, 1), "VALID", None, 1, NHWC),
+    "six channels": ((4, 6, 9, 6), (2, 3, 6, 3), (1, 1), "SAME", None, 1, NHWC),
+    "few channels, 1-D": ((4, 12, 2), (4, 2, 6), (1,), "SAME", None, 1, NHC),
     "3x3 on 2x2": ((4, 2, 2, 8), (3, 3, 8, 6), (1, 1), "SAME", None, 1, NHWC),
     "3x3 on 1x1": ((4, 1, 1, 8), (3, 3, 8, 6), (1, 1), "SAME", None, 1, NHWC),
     "5x5 on 3x3": ((4, 3, 3, 8), (5, 5, 8, 6), (1, 1), "SAME", None, 1, NHWC),
@@ -91,6 +95,7 @@ def first_order(f, primals, tangents):
 
 ONE_OF_A_KIND = (
     "winograd, odd sides",
+    "few channels, odd sides",
     "3x3 on 2x2",
     "5x5 on 3x3, strided",
     "1x1, strided and padded",

@@ -20,11 +20,15 @@ from jax import lax
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array
 
-from stabjax.conv import _groups, _products, _winograd
+from stabjax.conv import _groups, _paired, _products, _winograd
 from stabjax.conv._geometry import Geometry, pad
 
 _DENSE_BLOCKS = 16
 """A map is convolved as a dense layer when that needs no more products, and at most this many blocks of the kernel."""
+
+_PAIRED_CHANNELS = 3
+_PAIRED_GRADIENT_CHANNELS = 8
+"""Pixels of at most so many channels are taken in pairs, forwards and in the gradient of the kernel."""
 
 _WINOGRAD_CHANNELS = 32
 _WINOGRAD_POSITIONS = 256
@@ -87,6 +91,8 @@ def forward(x: Array, kernel: Array, geometry: Geometry) -> Array:
         route = _products.forward
     elif _is_winograd(geometry):
         route = _winograd.forward
+    elif geometry.in_channels <= _PAIRED_CHANNELS and _paired.can_pair(geometry):
+        return _paired.forward(x, kernel, geometry, _plain)
     else:
         route = _plain
     return route(x, kernel, geometry)
@@ -102,6 +108,8 @@ def kernel_gradient(x: Array, g: Array, geometry: Geometry) -> Array:
         route = _products.dense_kernel_gradient
     elif _is_winograd(geometry):
         route = _winograd.kernel_gradient
+    elif geometry.in_channels <= _PAIRED_GRADIENT_CHANNELS and _paired.can_pair(geometry):
+        return _paired.kernel_gradient(x, g, geometry, _products.kernel_gradient)
     else:
         route = _products.kernel_gradient
     return route(x, g, geometry)
