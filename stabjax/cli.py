@@ -108,7 +108,8 @@ def command(module: str, config: Any) -> str:
     words = ["python", "-m", module]
     for name, value in asdict(config).items():
         if value != getattr(type(config)(), name) and not isinstance(value, Path):
-            words += [f"--{name}"] if value is True else [f"--{name}", str(value)]
+            given = value if isinstance(value, tuple) else (value,)
+            words += [f"--{name}"] if value is True else [f"--{name}", *map(str, given)]
     return " ".join(words)
 
 

@@ -2,6 +2,7 @@
 
 import inspect
 import itertools
+import os
 import re
 
 import jax
@@ -12,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
 
-from stabjax import conv
+from stabjax import conv, data
 
 METHODS = ("direct", "unfold", "fft")
 
@@ -123,6 +124,21 @@ def test_sizes_of_the_primer():
     for window in (1, 3, 5, 7):
         assert conv.output_size((28, 28), window, padding=window // 2) == (28, 28)
         assert conv.output_size((28, 28), window, padding="same") == (28, 28)
+
+
+@pytest.mark.skipif(not os.environ.get("STABJAX_DATA"), reason="needs MNIST: set STABJAX_DATA to the folder it is in")
+def test_edges_of_a_digit():
+    """The primer's two numbers: image 7 of the training images, whose pixels are bytes / 256."""
+    images, labels = data.load_bytes("mnist", "train")
+    assert labels[7] == 3
+    image = images[7].astype(np.float32) / 256
+    top = conv.edge_kernels()["top"]
+    response = np.asarray(conv.convolve(image[None], top))[0, :, :, 0]
+    for row, primer in ((3, 2.9727), (7, -2.9570)):
+        window = images[7, row : row + 3, 14:17, 0].astype(int)
+        by_hand = (window[2].sum() - window[0].sum()) / 256
+        assert round(by_hand, 4) == primer
+        assert conv.apply_kernel(image, top, (row + 1, 15)) == response[row + 1, 15] == by_hand
 
 
 def test_unfolded_rows_are_windows():

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tyro
 
 from stabjax import cli
 
@@ -103,8 +104,33 @@ def check_training(written):
             assert np.shape(network["equal steps"]["R"]) == (2, 1)
 
 
+def check_convolutions(written):
+    if "top" in written:
+        for name, (low, high) in written["range"].items():
+            assert low < 0 < high, name
+    if "routes" in written:
+        for table in written["routes"].values():
+            for each in table.values():
+                assert max(each["error"]) < 1e-5
+                assert all(low <= t <= high for t, (low, high) in zip(each["seconds"], each["interval"], strict=True))
+    if "box" in written:
+        assert written["box"] == [[9, 16], [9, 16]]
+        assert written["pixels_with_a_path"] == written["pixels_that_change_it"] == 49
+        assert written["all_within_the_box"]
+        one = np.array([1, 1, 2, 1, 2, 1, 1])
+        np.testing.assert_array_equal(written["paths"], np.outer(one, one))
+    if "largest_difference" in written:
+        assert written["largest_difference"] < 1e-5
+        assert written["root_mean_square"]["sum"] > 0
+    if "networks" in written:
+        dense = written["networks"]["dense 784-50-10"]
+        assert dense["parameters"] == 39_760
+        assert np.shape(dense["accuracy"]) == (2, 1)
+
+
 CHECKS = {
     "constant_filters": check_constant_filters,
+    "convolutions": check_convolutions,
     "layerwise": check_layerwise,
     "noise_curves": check_noise_curves,
     "receptive_fields": check_receptive_fields,
@@ -249,6 +275,15 @@ def test_command_line_that_makes_a_result_again():
     config = cli.Demo(images=10, out=Path("elsewhere"), data="mnist")
     assert cli.command("experiments.layerwise", config) == ("python -m experiments.layerwise --data mnist --images 10")
     assert cli.command("m", cli.Demo()) == "python -m m"
+
+
+def test_command_line_of_several_values():
+    from experiments import convolutions
+
+    config = convolutions.Config(figures=("edges", "rgb"), kernels=(3, 5))
+    command = cli.command("m", config)
+    assert command == "python -m m --figures edges rgb --kernels 3 5"
+    assert tyro.cli(convolutions.Config, args=command.split()[3:]) == config
 
 
 def test_info(capsys):

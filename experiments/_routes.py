@@ -1,0 +1,83 @@
+"""Time of one convolution by each route, compilation apart."""
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import stabjax as sj
+
+ROUTES = ("direct", "unfold", "fft")
+SIZES = {
+    "64 of 28 x 28, 1 to 8 channels": (64, 28, 1, 8),
+    "16 of 32 x 32, 16 to 16 channels": (16, 32, 16, 16),
+    "1 of 224 x 224, 3 to 16 channels": (1, 224, 3, 16),
+}
+"""Images, their side, channels before and behind."""
+
+
+def routes(kernels: Sequence[int], *, repeats: int, seed: int, smoke: bool) -> tuple[Any, dict[str, Any]]:
+    """Time of one convolution by each route, against the side of the kernel."""
+    sizes = {"4 of 12 x 12, 2 to 3 channels": (4, 12, 2, 3)} if smoke else SIZES
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    found = {label: timed(size, kernels, repeats=repeats, seed=seed) for label, size in sizes.items()}
+    figure, grid = sj.plot.panels(1, len(sizes), size=(3.9, 3.6), sharex=True)
+    for axes, (label, table) in zip(grid[0], found.items(), strict=True):
+        for colour, marker, (route, each) in zip(sj.plot.COLOURS[1:], "osD", table.items(), strict=False):
+            middle, low, high = 1e3 * np.array([each["seconds"], *np.transpose(each["interval"])])
+            bars = [middle - low, high - middle]
+            axes.errorbar(kernels, middle, bars, color=colour, marker=marker, capsize=2, label=route)
+        axes.set(yscale="log", title=label, xlabel="side of the kernel (pixels)")
+        axes.title.set_fontsize(9)
+        axes.set_xticks(kernels)
+        axes.grid(color="0.93")
+    grid[0, 0].set_ylabel("time of one call (ms)")
+    grid[0, 0].legend(frameon=False, fontsize=9)
+    figure.suptitle(
+        f"One convolution, stride 1, by three routes: {jax.default_backend()}, {cores} core(s), float32; median of "
+        f"{repeats}, bars are its 95 % interval, compilation left out",
+        fontsize=9,
+    )
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+    return figure, {"cores": cores, "load_at_the_end": load, "kernels": kernels, "routes": found}
+
+
+def timed(
+    size: tuple[int, int, int, int], kernels: Sequence[int], *, repeats: int, seed: int
+) -> dict[str, dict[str, list[Any]]]:
+    """Seconds of each route for every kernel, with the interval of the median, the compilation, and the error."""
+    count, side, channels, out = size
+    rng = np.random.default_rng(seed)
+    table = {route: {"seconds": [], "interval": [], "compilation": [], "error": []} for route in ROUTES}
+    for kernel in kernels:
+        x = jnp.asarray(rng.normal(size=(count, side, side, channels)), jnp.float32)
+        weights = jnp.asarray(rng.normal(size=(kernel, kernel, channels, out)) / kernel, jnp.float32)
+        compiled, repeat = {}, {}
+        for route in ROUTES:
+            begin = time.perf_counter()
+            compiled[route] = jax.jit(partial(sj.conv.convolve, method=route)).lower(x, weights).compile()
+            table[route]["compilation"].append(time.perf_counter() - begin)
+            reference, found = (compiled[r](x, weights) for r in ("direct", route))
+            table[route]["error"].append(float(jnp.max(jnp.abs(found - reference)) / jnp.max(jnp.abs(reference))))
+            repeat[route] = max(1, int(0.02 / seconds(compiled[route], x, weights, 1)))
+        # Round by round, so that a busy moment of the machine falls on all of them.
+        rounds = [{r: seconds(compiled[r], x, weights, repeat[r]) for r in ROUTES} for _ in range(repeats)]
+        for route in ROUTES:
+            times = np.array([each[route] for each in rounds])
+            again = np.median(times[rng.integers(len(times), size=(2000, len(times)))], axis=1)
+            table[route]["seconds"].append(float(np.median(times)))
+            table[route]["interval"].append(np.quantile(again, (0.025, 0.975)).tolist())
+    return table
+
+
+def seconds(f: Callable[..., Any], x: Any, weights: Any, calls: int) -> float:
+    """Of one call, the mean of several."""
+    begin = time.perf_counter()
+    for _ in range(calls):
+        f(x, weights).block_until_ready()
+    return (time.perf_counter() - begin) / calls
