@@ -5,7 +5,11 @@ to rounding (``"exact"``). Those from above are certificates, and hold with the 
 """
 
 from stabjax.lipschitz._bound import Bound
+from stabjax.lipschitz._conv import conv
+from stabjax.lipschitz._dense import dense
 
 __all__ = [
     "Bound",
+    "conv",
+    "dense",
 ]

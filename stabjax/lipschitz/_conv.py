@@ -1,0 +1,142 @@
+"""The spectral norm of a convolution, on its torus or from below on the convolution itself."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+from stabjax._numerics import HIGHEST
+from stabjax._types import AnyArray
+from stabjax.lipschitz import _torus
+from stabjax.lipschitz._bound import Bound
+from stabjax.lipschitz._frequencies import Way, largest
+from stabjax.lipschitz._gram import scaled
+from stabjax.lipschitz._method import Method, bound, steps_of, wide
+from stabjax.lipschitz._power import below
+from stabjax.lipschitz._torus import Padding, Sizes
+
+
+def conv(
+    kernel: Float[AnyArray, "*window inputs outputs"],
+    size: Sizes | None,
+    *,
+    stride: Sizes = 1,
+    padding: Padding = "zero",
+    dilation: Sizes = 1,
+    groups: int = 1,
+    method: Method = "gram",
+    steps: int | None = None,
+) -> Bound:
+    """The largest singular value of a convolution as a linear map of images; not that of the reshaped kernel.
+
+    On a torus, a convolution is one small matrix ``K(w)`` for each frequency, and its norm the largest of theirs
+    (Sedghi, Gupta, Long 2019, arXiv 1805.10408). With stride ``s``, the ``s`` frequencies that land on the same one
+    stand in one matrix, over ``sqrt(s)``. Circular padding is that, exactly, if the stride divides the size; otherwise
+    the norm without stride bounds it. Zeros around the image are bounded by a larger torus, of side ``n + k // 2``
+    for padding ``k // 2``: at the side of the image the circular norm may be too small.
+
+    ``"gram"``: from above, by Gram iteration on every ``K(w)``, as in `dense` (Delattre et al. 2023, arXiv 2305.16173).
+    Certified at every step; the rounding of the ``K(w)`` counts too. ``"exact"``: by their singular values, where the
+    convolution is the one on the torus. ``"power"``: from below, by power iteration on the convolution itself.
+
+    Args:
+        kernel: ``(*window, inputs / groups, outputs)``; `jax.vmap` takes several. Half precision is computed in single.
+        size: of the image, one number per axis or one number for all; None for a bound that holds at any size (by ``1
+            / cos(pi / 32)``, 0.5 %, per axis above the largest over all frequencies; dearer than a small image).
+        stride: step of the window, a number or one per axis, as in the rest.
+        padding: ``"zero"``: ``d (k - 1)`` zeros in all, the smaller half in front, which keeps the size at stride 1;
+            ``"valid"``: none; zeros on both sides of each axis: a number, one number or one pair ``(low, high)`` per
+            axis; ``"circular"``: the image wraps around, more than once under a larger window.
+        dilation: step between the entries of the window.
+        groups: number of groups of channels that do not mix.
+        method: see above.
+        steps: products of Gram iteration (6 by default), or power iterations (100).
+
+    Returns:
+        the bound; its value, ``()``, can be differentiated at about the cost of the value itself. Of equally large
+        frequencies one is differentiated.
+
+    Raises:
+        TypeError: if the kernel is not of real floating-point numbers.
+        ValueError: if kernel, size and options do not fit together, such as a window larger than the padded image; for
+            an unknown method or padding; for ``"exact"`` where zeros stand around the image, or ``"power"`` without
+            a size.
+    """
+    steps = steps_of(method, steps)
+    if kernel.ndim < 3:
+        raise ValueError(
+            f"expected a kernel (*window, inputs / groups, outputs), got shape {kernel.shape}: of dense layers, use "
+            "dense"
+        )
+    *window, _, outputs = kernel.shape
+    if groups < 1 or outputs % groups:
+        raise ValueError(f"expected a number of groups that divides {outputs} outputs, got {groups}")
+    ndim = len(window)
+    strides, dilations = _torus.each(ndim, stride, "stride"), _torus.each(ndim, dilation, "dilation")
+    wraps = isinstance(padding, str) and padding == "circular"
+    pads = _torus.pads_of(window, dilations, "zero" if wraps else padding)
+    kernel = wide(kernel)
+    if size is None:
+        axes = tuple(
+            _torus.endless(k, s, d, strided=not wraps) for k, s, d in zip(window, strides, dilations, strict=True)
+        )
+    else:
+        sizes = _torus.each(ndim, size, "size")
+        each = zip(sizes, window, strides, dilations, strict=True)
+        if wraps:
+            axes = tuple(_torus.circular(*axis) for axis in each)
+        else:
+            axes = tuple(_torus.embedded(*axis, pair) for axis, pair in zip(each, pads, strict=True))
+        if method == "power":
+            value = _by_power(kernel, sizes, strides, pads, dilations, wraps, groups, steps)
+            return bound(value, method)
+    if method != "gram" and (size is None or not all(axis.exact for axis in axes)):
+        raise ValueError(
+            f"expected method 'gram' for this padding, stride and size, got {method!r}: {_why(method, size)}"
+        )
+    return bound(largest(kernel, Way(axes, groups, method, steps)), method)
+
+
+def _why(method: Method, size: Sizes | None) -> str:
+    if size is None:
+        return "it needs a size"
+    return (
+        "the convolution is a part of the circular one only; 'gram' bounds it from above and 'power' from below, and "
+        "it is exact for circular padding with a stride that divides the size, and for windows side by side"
+    )
+
+
+@partial(jax.jit, static_argnums=tuple(range(1, 8)))
+def _by_power(
+    kernel: Array,
+    size: tuple[int, ...],
+    stride: tuple[int, ...],
+    pads: tuple[tuple[int, int], ...],
+    dilation: tuple[int, ...],
+    wraps: bool,
+    groups: int,
+    steps: int,
+) -> Array:
+    kernel, scale = scaled(kernel)
+    ndim = len(size)
+    axes = tuple(range(ndim))
+    channels_last = (0, ndim + 1, *(axis + 1 for axis in axes))
+    layout = lax.ConvDimensionNumbers(channels_last, (ndim + 1, ndim, *axes), channels_last)
+
+    def convolve(x: Array) -> Array:
+        if wraps:
+            x = jnp.pad(x, [(0, 0), *pads, (0, 0)], mode="wrap")
+        return lax.conv_general_dilated(
+            x,
+            kernel,
+            stride,
+            [(0, 0)] * ndim if wraps else pads,
+            rhs_dilation=dilation,
+            dimension_numbers=layout,
+            feature_group_count=groups,
+            precision=HIGHEST,
+        )
+
+    return scale * below(convolve, (1, *size, kernel.shape[-2] * groups), kernel.dtype, steps)

@@ -1,0 +1,53 @@
+"""The spectral norm of a dense layer."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from stabjax._numerics import HIGHEST
+from stabjax._types import AnyArray
+from stabjax.lipschitz._bound import Bound
+from stabjax.lipschitz._gram import above, scaled
+from stabjax.lipschitz._method import Method, bound, steps_of, wide
+from stabjax.lipschitz._power import below
+
+
+def dense(kernel: Float[AnyArray, "inputs outputs"], *, method: Method = "gram", steps: int | None = None) -> Bound:
+    """The largest singular value of the kernel of a dense layer ``x @ kernel + bias``.
+
+    ``"gram"``: from above, by Gram iteration: ``|W|_2 <= |G_t|_F^(1/2^t)``, ``G_t+1 = G_t' G_t``, too large by at most
+    the factor ``rank^(1/2^(t+1))`` after ``t`` steps (Delattre et al. 2023, arXiv 2305.16173), much less if the
+    singular values fall. Certified at every step: the rounding of the products is bounded on the way and added (it
+    grows with the ratio of all squared singular values to the largest: in single precision, for normal numbers, 0.01 %
+    of the norm of a 64 x 64 kernel, 0.3 % at 2048 x 2048). ``"exact"``: by singular values, to rounding. ``"power"``:
+    from below, by power iteration.
+
+    Args:
+        kernel: ``(inputs, outputs)``; `jax.vmap` takes several. Half precision is computed in single.
+        method: see above.
+        steps: products of Gram iteration (6 by default), or power iterations (100).
+
+    Returns:
+        the bound; its value, ``()``, can be differentiated (as a regulariser, say), with gradient zero at zero.
+
+    Raises:
+        TypeError: if the kernel is not of real floating-point numbers.
+        ValueError: if it is no matrix with entries; for an unknown method, or steps that do not belong to it.
+    """
+    steps = steps_of(method, steps)
+    if kernel.ndim != 2:
+        raise ValueError(f"expected a kernel (inputs, outputs), got shape {kernel.shape}: of convolutions, use conv")
+    return bound(_dense(wide(kernel), method, steps), method)
+
+
+@partial(jax.jit, static_argnums=(1, 2))
+def _dense(kernel: Array, method: Method, steps: int) -> Array:
+    if method == "gram":
+        return above((kernel,), steps)
+    kernel, scale = scaled(kernel)
+    if method == "exact":
+        return scale * jnp.linalg.svd(kernel, compute_uv=False)[0]
+    apply = partial(jnp.matmul, b=kernel, precision=HIGHEST)
+    return scale * below(apply, kernel.shape[:1], kernel.dtype, steps)
