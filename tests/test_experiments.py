@@ -20,7 +20,8 @@ EXPERIMENTS = sorted(
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_smoke(name, tmp_path):
     module = importlib.import_module(f"experiments.{name}")
-    figures = module.main(["--smoke", "--out", str(tmp_path), "--runs", str(tmp_path / "runs")])
+    runs = ["--runs", str(tmp_path / "runs")] if hasattr(module.Config, "runs") else []
+    figures = module.main(["--smoke", "--out", str(tmp_path), *runs])
     assert figures
     for figure, record in figures.items():
         for suffix in ("png", "pdf", "json"):
@@ -128,6 +129,18 @@ def check_convolutions(written):
         assert np.shape(dense["accuracy"]) == (2, 1)
 
 
+def check_vanishing_gradients(written):
+    assert written["exponents"]["nearest"][2] > written["exponents"]["farthest"][2]
+    middle = {name: (found["smallest"][2], found["largest"][2]) for name, found in written["gradients"].items()}
+    assert middle["plain, float64"][1] < 1e-8
+    assert middle["plain, median bandwidth"][0] > 1e-4
+    assert middle["log space"][1] > 1 > 1e-8 > middle["log space"][0]
+    start = {name: climb["objective"][2][0] for name, climb in written["climbs"].items()}
+    assert max(start.values()) - min(start.values()) < 1e-3
+    assert written["climbs"]["log space"]["objective"][2][-1] > start["log space"] + 1
+    assert written["climbs"]["plain, float64"]["objective"][2][-1] < start["log space"] + 1
+
+
 CHECKS = {
     "constant_filters": check_constant_filters,
     "convolutions": check_convolutions,
@@ -136,6 +149,7 @@ CHECKS = {
     "receptive_fields": check_receptive_fields,
     "relative_stability": check_relative_stability,
     "training": check_training,
+    "vanishing_gradients": check_vanishing_gradients,
 }
 
 
@@ -171,6 +185,27 @@ def test_law_of_planted_points():
     assert study.draw(records).axes[0].get_xscale() == "log"
     with pytest.raises(ValueError, match="expected statistic"):
         study.law(records, statistic="medians")
+
+
+def test_gradients_of_far_gaussians():
+    """Against the derivative by hand, in both precisions, at both bandwidths."""
+    from experiments import vanishing_gradients as study
+
+    y = np.random.default_rng(1).normal(size=(50, 10, 3))
+    difference = np.array(study.X) - y**2
+    distances = (difference**2).sum(-1)
+    for name, variant in study.VARIANTS.items():
+        sigma = (np.median(distances, axis=1) if variant.median else np.ones(50))[:, None]
+        weights = np.exp(-distances / sigma)
+        total = weights.sum(1, keepdims=True)
+        sigmoid = 1 / (1 + np.exp(-total))
+        outer = 1 / total if variant.objective is study.log_space else sigmoid * (1 - sigmoid)
+        expected = np.linalg.norm((outer * weights / sigma)[..., None] * 4 * y * difference, axis=-1)
+        norms, value = study.gradients(y, variant)
+        single = variant.dtype == np.float32
+        np.testing.assert_allclose(norms, expected, rtol=1e-4 if single else 1e-9, atol=1e-36 if single else 0)
+        exact = np.log(total) if variant.objective is study.log_space else sigmoid
+        np.testing.assert_allclose(value, exact[:, 0], rtol=1e-6 if single else 1e-12, err_msg=name)
 
 
 def test_a_damaged_file_is_made_again_and_another_one_is_not_read(tmp_path):
