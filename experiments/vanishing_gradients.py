@@ -113,6 +113,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         "median_squared_distance": _over_draws(np.median(distances, axis=1)),
         "gradients": {name: summary(*found) for name, found in sizes.items()},
         "float32_against_float64": precision(sizes["plain, float32"][0], sizes["plain, float64"][0]),
+        "share_of_draws_with_an_arrival": {
+            name: float(np.mean(path["arrived"][:, -1] > 0)) for name, path in paths.items()
+        },
         "climbs": {
             name: {k: np.round(_over_draws(v[:, ::20]), 5) for k, v in path.items()} for name, path in paths.items()
         },
@@ -221,10 +224,11 @@ def draw(
     grid[0, 0].text(2, 3e-41, "smallest normal float32", fontsize=7, color="0.4")
     step = np.arange(config.steps + 1)
     for colour, (name, path) in zip(STYLES, paths.items(), strict=True):
-        dashed = "--" if not VARIANTS[name].epsilon else "-"
+        style = {"linestyle": ":", "zorder": 3} if name == "plain, float32" else {}
+        style |= {"linestyle": "--"} if not VARIANTS[name].epsilon else {}
         for axes, values in zip(grid[0, 1:], path.values(), strict=True):
             low, middle, high = np.quantile(values, (0.25, 0.5, 0.75), axis=0)
-            axes.plot(step, middle, color=colour, linestyle=dashed, linewidth=1.3, label=name)
+            axes.plot(step, middle, color=colour, linewidth=1.4, label=name, **style)
             axes.fill_between(step, low, high, color=colour, alpha=0.12, linewidth=0)
     grid[0, 1].set(
         xlabel=f"step of Adam, rate {config.rate:g}",

@@ -1,5 +1,6 @@
 """Sizes, windows and the three routes, against loops and against XLA."""
 
+import functools
 import inspect
 import itertools
 import os
@@ -120,7 +121,11 @@ def test_sizes_are_counted(size, window, stride, low, high, dilation):
 
 
 def test_sizes_of_the_primer():
-    assert conv.output_size(5, 4, padding=2) == (6,)
+    assert conv.output_size((5, 5), 4, padding=2) == (6, 6)
+    x, kernel = (jax.ShapeDtypeStruct(shape, np.float32) for shape in ((1, 5, 5, 1), (4, 4, 1, 1)))
+    for method in METHODS:
+        y = jax.eval_shape(functools.partial(conv.convolve, padding=2, method=method), x, kernel)
+        assert y.shape == (1, 6, 6, 1)
     for window in (1, 3, 5, 7):
         assert conv.output_size((28, 28), window, padding=window // 2) == (28, 28)
         assert conv.output_size((28, 28), window, padding="same") == (28, 28)
