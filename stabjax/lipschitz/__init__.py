@@ -5,11 +5,15 @@ to rounding (``"exact"``). Those from above are certificates, and hold with the 
 """
 
 from stabjax.lipschitz._bound import Bound
+from stabjax.lipschitz._constrain import constrain
 from stabjax.lipschitz._conv import conv
 from stabjax.lipschitz._dense import dense
+from stabjax.lipschitz._keep import keep
 
 __all__ = [
     "Bound",
+    "constrain",
     "conv",
     "dense",
+    "keep",
 ]
