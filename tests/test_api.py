@@ -28,7 +28,7 @@ MAY_IMPORT = {
     "features": {"_jaxpr"},
     "stability": set(),
     "similarity": set(),
-    "probe": {"perturb", "features", "stability"},
+    "probe": {"perturb", "features", "stability", "similarity"},
     "receptive": {"_jaxpr", "features"},
     "theory": set(),
     "lipschitz": {"_jaxpr", "features"},

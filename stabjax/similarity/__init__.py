@@ -6,17 +6,22 @@ Activations are samples in rows, ``(n, units)``. Which measure sees what:
     cka                 the same for rotations and one common scale; RBF kernels see local structure
     pls, procrustes     likewise, by covariances
 
+`Similarity` holds them for all pairs of layers of two networks; `stabjax.probe.similarity` measures it.
+
 CCA needs clearly more samples than units on both sides together, and its results say so (``valid``); the others do not.
 """
 
 from stabjax.similarity._alignment import PLS, pls, procrustes
 from stabjax.similarity._cca import CCA, cca, pwcca, svcca
 from stabjax.similarity._cka import cka
+from stabjax.similarity._matrix import Measure, Similarity
 from stabjax.similarity._samples import average, fourier_cca, positions, resized
 
 __all__ = [
     "CCA",
     "PLS",
+    "Measure",
+    "Similarity",
     "average",
     "cca",
     "cka",

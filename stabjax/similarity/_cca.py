@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from stabjax._numerics import HIGHEST
+from stabjax._types import Scalar
 from stabjax.similarity._units import X, Y, check
 from stabjax.similarity._whiten import Basis, bases
 
@@ -105,7 +106,7 @@ def svcca(x: X, y: Y, *, keep: float | int = 0.99) -> CCA:
     if isinstance(keep, bool) or (keep < 1 if whole else not 0 < keep <= 1):
         raise ValueError(f"expected keep to be a share in (0, 1] or a number of directions >= 1, got {keep}")
     one, two, products = bases(x, y, alike=False)
-    one, two = (_leading(basis, keep, whole) for basis in (one, two))
+    one, two = (leading(basis, keep, whole) for basis in (one, two))
     kept = (one.values > 0)[:, None] & (two.values > 0)[None]
     return of_bases(one, two, jnp.where(kept, products, 0), len(x))
 
@@ -145,7 +146,7 @@ def pwcca(x: X, y: Y, *, weights: Weights = "paper") -> Float[Array, ""]:
     count = jnp.minimum(one.rank, two.rank)
     alpha = jnp.where(jnp.arange(len(alpha)) < count, alpha, 0)
     value = jnp.dot(alpha, correlations, precision=HIGHEST) / jnp.sum(alpha)
-    return jnp.where(_valid(one, two, correlations, len(x)), jnp.clip(value, 0, 1), jnp.nan)
+    return jnp.where(sound(one, two, correlations, len(x)), jnp.clip(value, 0, 1), jnp.nan)
 
 
 def _google(x: Array, basis: Basis, left: Array) -> Array:
@@ -160,7 +161,7 @@ def _anatome(x: Array, basis: Basis, left: Array) -> Array:
     return jnp.sum(jnp.abs(jnp.matmul(x - basis.mean[None], coefficients, precision=HIGHEST)), axis=0)
 
 
-def _leading(basis: Basis, keep: float | int, whole: bool) -> Basis:
+def leading(basis: Basis, keep: float | int, whole: bool) -> Basis:
     """The basis without its later vectors."""
     place = jnp.arange(len(basis.values))
     if whole:
@@ -190,10 +191,11 @@ def of_bases(one: Basis, two: Basis, products: Array, n: int) -> CCA:
         y_rank=two.rank,
         x_varies=one.varies,
         y_varies=two.varies,
-        valid=_valid(one, two, correlations, n),
+        valid=sound(one, two, correlations, n),
     )
 
 
-def _valid(one: Basis, two: Basis, correlations: Array, n: int) -> Bool[Array, ""]:
+def sound(one: Basis, two: Basis, correlations: Array, n: Scalar) -> Bool[Array, ""]:
+    """Whether correlations over ``n`` samples say anything."""
     finite = jnp.all(jnp.isfinite(correlations))
     return finite & (jnp.minimum(one.rank, two.rank) > 0) & (one.rank + two.rank < n)

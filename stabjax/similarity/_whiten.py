@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
 from stabjax._numerics import HIGHEST
-from stabjax._types import AnyArray
+from stabjax._types import AnyArray, Scalar
 from stabjax.similarity._units import Scaled, scaled
 
 _TALL = 16
@@ -75,15 +75,19 @@ Grams = tuple[Array, Array, Array]
 def _by_svd(one: Scaled, two: Scaled) -> tuple[Basis, Basis, Array]:
     vectors, found = [], []
     for units, mean, scale, varies in (one, two):
-        left, values, right = jnp.linalg.svd(units, full_matrices=False)
-        floor = _ROUNDING * values[0] * jnp.finfo(values.dtype).eps * units.shape[1] ** 0.5
-        kept = values > floor
         # Centring takes one direction away: what is left of it is rounding.
-        kept = kept & (jnp.arange(len(values)) < len(units) - 1)
-        vectors.append(jnp.where(kept[None], left, 0))
-        right = jnp.where(kept[None], jnp.conj(right.T), 0)
-        found.append(Basis(mean, scale, jnp.where(kept, values, 0), right, jnp.sum(kept), varies))
+        left, values, right = decomposed(units, len(units) - 1)
+        vectors.append(left)
+        found.append(Basis(mean, scale, values, right, jnp.sum(values > 0), varies))
     return *found, jnp.matmul(jnp.conj(vectors[0].T), vectors[1], precision=HIGHEST)
+
+
+def decomposed(units: Array, most: Scalar) -> tuple[Array, Array, Array]:
+    """Left singular vectors, values and right singular vectors in columns; zero beyond the rank, which is ``most``."""
+    left, values, right = jnp.linalg.svd(units, full_matrices=False)
+    floor = _ROUNDING * values[0] * jnp.finfo(values.dtype).eps * units.shape[1] ** 0.5
+    kept = (values > floor) & (jnp.arange(len(values)) < most)
+    return jnp.where(kept[None], left, 0), jnp.where(kept, values, 0), jnp.where(kept[None], jnp.conj(right.T), 0)
 
 
 def _by_covariance(

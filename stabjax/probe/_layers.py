@@ -1,0 +1,157 @@
+"""The layers of a network as sets of units, batch by batch."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from stabjax import features
+
+Units = Literal["all", "average"]
+
+
+@dataclass(frozen=True)
+class Layers:
+    """The selected operations of a network, in the order of execution.
+
+    Attributes:
+        names: Their names.
+        kinds: Their kinds.
+        sizes: Number of units of each.
+    """
+
+    names: tuple[str, ...]
+    kinds: tuple[str, ...]
+    sizes: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Steps:
+    """How the images are dealt out: in batches of one size, of which so many make a tile; blank images fill the last.
+
+    Attributes:
+        images: Number of images.
+        size: Images that pass together.
+        batches: Batches per tile.
+        tiles: Number of tiles.
+    """
+
+    images: int
+    size: int
+    batches: int
+    tiles: int
+
+    @property
+    def tile(self) -> int:
+        """Images per tile."""
+        return self.size * self.batches
+
+    @property
+    def padded(self) -> int:
+        """Images and blank ones."""
+        return self.tile * self.tiles
+
+    @property
+    def together(self) -> bool:
+        """Whether all images pass as one batch."""
+        return self.size == self.images
+
+
+def deal_tiles(images: int, batch_size: int, held: int) -> Steps:
+    """As few tiles of at most ``held`` images as there can be (one batch at least), filled as evenly as can be."""
+    if batch_size >= images:
+        return Steps(images, images, 1, 1)
+    tiles = -(-images // max(held, batch_size))
+    per_tile = -(-images // tiles)
+    batches = -(-per_tile // batch_size)
+    return Steps(images, -(-per_tile // batches), batches, tiles)
+
+
+def layers_of(f: features.Guest, batch: jax.ShapeDtypeStruct, select: features.Select, units: Units) -> Layers:
+    """What there is to compare in a network; nothing is computed."""
+    found = jax.eval_shape(partial(_activations, f, select=select, units=units), batch)
+    kinds = {tap.name: tap.kind for tap in features.taps(f, batch)}
+    names = tuple(name for name in kinds if name in found)
+    if not names:
+        raise ValueError(f"expected select to name at least one operation, got {select!r}: see features.taps")
+    return Layers(names, tuple(kinds[name] for name in names), tuple(found[name].shape[1] for name in names))
+
+
+UnitsOfLayers = tuple[Float[Array, "b _"], ...]
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Reads the units of all layers for a batch: ``(activation - shift) / scale``, zero for images that do not count.
+
+    Shift and scale are the mean and the largest deviation in the first batch, so that neither squares nor large means
+    cost digits.
+    """
+
+    run: Callable[[Array], Mapping[str, Array]]
+    layers: Layers
+    shifts: tuple[Float[Array, " _"], ...]
+    scales: tuple[Float[Array, ""], ...]
+
+    def __call__(self, images: Array, counted: Bool[Array, " b"]) -> UnitsOfLayers:
+        """Units of each layer, ``(b, units)``."""
+        found = self.run(images)
+        rows = zip((found[name] for name in self.layers.names), self.shifts, self.scales, strict=True)
+        return tuple(jnp.where(counted[:, None], (x - m[None]) / s, 0) for x, m, s in rows)
+
+
+def reader(
+    f: features.Guest,
+    layers: Layers,
+    images: Float[Array, "b *spatial channels"],
+    counted: Bool[Array, " b"],
+    select: features.Select,
+    units: Units,
+) -> Reader:
+    """A reader whose shifts and scales are those of a batch."""
+    run = partial(_activations, f, select=select, units=units)
+    found = run(images)
+    shifts, scales = zip(*(_shift_and_scale(found[name], counted) for name in layers.names), strict=True)
+    return Reader(run, layers, shifts, scales)
+
+
+def _shift_and_scale(x: Array, counted: Array) -> tuple[Array, Array]:
+    # From an image that counts: equal rows give exactly their value.
+    one = x[jnp.argmax(counted)]
+    shifted = jnp.where(counted[:, None], x - one[None], 0)
+    mean = jnp.sum(shifted, axis=0) / jnp.maximum(jnp.sum(counted), 1).astype(x.dtype)
+    largest = jnp.max(jnp.abs(shifted - mean[None]))
+    return one + mean, jnp.where(largest > 0, largest, jnp.where(jnp.isnan(largest), largest, 1))
+
+
+def _activations(f: features.Guest, images: Any, *, select: features.Select, units: Units) -> Mapping[str, Array]:
+    rows = images.shape[0]
+    return features.capture(f, select=select, reduce=partial(_units, rows, units))(images)[1]
+
+
+def _units(rows: int, units: Units, tap: features.Tap, activation: Array) -> Float[Array, "rows units"]:
+    """The activation with one row per image; complex numbers as two."""
+    shape = activation.shape
+    if not shape or shape[0] % rows:
+        raise ValueError(
+            f"expected activations with the batch of {rows} images in front, got shape {shape} at {tap.name!r}: leave "
+            f"it out with select, e.g. select=lambda tap: tap.name != {tap.name!r}"
+        )
+    if jnp.issubdtype(activation.dtype, jnp.complexfloating):
+        activation = jnp.stack([jnp.real(activation), jnp.imag(activation)], axis=-1)
+    # Sums of half-precision numbers keep their digits in single precision.
+    activation = jnp.asarray(activation, jnp.promote_types(activation.dtype, jnp.float32))
+    if units == "all" or len(shape) < 3:
+        return jnp.reshape(activation, (rows, -1))
+    if tap.channel_axis is None:
+        raise ValueError(
+            f"expected to know the channels of {tap.name!r} of shape {shape} for units='average', got none: leave it "
+            "out with select, or take units='all'"
+        )
+    channels = 2 if activation.ndim > len(shape) else 1
+    maps = jnp.moveaxis(jnp.reshape(activation, (*shape, channels)), tap.channel_axis, -2)
+    return jnp.mean(jnp.reshape(maps, (rows, -1, shape[tap.channel_axis] * channels)), axis=1)
