@@ -342,9 +342,9 @@ OPERATIONS = {
     "loop": (lambda x: lax.fori_loop(0, 3, lambda _, x: conv(x), x), (7, 7), (1, 1), (-3, -3)),
     "remat, jit": (lambda x: jax.checkpoint(jax.jit(conv))(conv(x)), (5, 5), (1, 1), (-2, -2)),
     "over images": (lambda x: lax.map(lambda image: conv(image[None])[0], x), (3, 3), (1, 1), (-1, -1)),
-    "by platform": (lambda x: sj.conv.conv_general_dilated(x, normal(0, 7, 3, 3, 4), (2, 1), "SAME",
+    "by platform": (lambda x: sj.conv.conv_general_dilated(x, normal(0, 7, 3, 3, 4), (2, 2), "SAME",
                                                            dimension_numbers=("NHWC", "HWIO", "NHWC")),
-                    (7, 3), (2, 1), (-2, -1)),
+                    (7, 3), (2, 2), (-2, -1)),
 }  # fmt: skip
 LEFT_OVER = ("depth to space", "space to depth")
 """Where the pixels that no window takes in would be reached by the zeros of the next layer."""

@@ -34,7 +34,8 @@ def conv_general_dilated(
     """`jax.lax.conv_general_dilated`, faster on a CPU; takes its place in Flax layers.
 
     Arguments, result and errors are those of `jax.lax.conv_general_dilated`, and so are the derivatives of every order,
-    to rounding. bfloat16 is computed in float32 and rounded once.
+    to rounding. bfloat16 is computed in float32 and rounded once. A pixel that is not finite may reach the outputs next
+    to its own.
 
     Example:
         >>> nnx.Conv(3, 64, (3, 3), conv_general_dilated=conv.conv_general_dilated, rngs=rngs)
