@@ -54,24 +54,27 @@ def timed(
     count, side, channels, out = size
     rng = np.random.default_rng(seed)
     table = {route: {"seconds": [], "interval": [], "compilation": [], "error": []} for route in ROUTES}
+    calls: dict[tuple[str, int], Callable[[], float]] = {}
+    x = jnp.asarray(rng.normal(size=(count, side, side, channels)), jnp.float32)
     for kernel in kernels:
-        x = jnp.asarray(rng.normal(size=(count, side, side, channels)), jnp.float32)
         weights = jnp.asarray(rng.normal(size=(kernel, kernel, channels, out)) / kernel, jnp.float32)
-        compiled, repeat = {}, {}
+        results = []
         for route in ROUTES:
             begin = time.perf_counter()
-            compiled[route] = jax.jit(partial(sj.conv.convolve, method=route)).lower(x, weights).compile()
+            compiled = jax.jit(partial(sj.conv.convolve, method=route)).lower(x, weights).compile()
             table[route]["compilation"].append(time.perf_counter() - begin)
-            reference, found = (compiled[r](x, weights) for r in ("direct", route))
-            table[route]["error"].append(float(jnp.max(jnp.abs(found - reference)) / jnp.max(jnp.abs(reference))))
-            repeat[route] = max(1, int(0.02 / seconds(compiled[route], x, weights, 1)))
-        # Round by round, so that a busy moment of the machine falls on all of them.
-        rounds = [{r: seconds(compiled[r], x, weights, repeat[r]) for r in ROUTES} for _ in range(repeats)]
-        for route in ROUTES:
-            times = np.array([each[route] for each in rounds])
-            again = np.median(times[rng.integers(len(times), size=(2000, len(times)))], axis=1)
-            table[route]["seconds"].append(float(np.median(times)))
-            table[route]["interval"].append(np.quantile(again, (0.025, 0.975)).tolist())
+            results.append(compiled(x, weights))
+            first, found = results[0], results[-1]
+            table[route]["error"].append(float(jnp.max(jnp.abs(found - first)) / jnp.max(jnp.abs(first))))
+            repeat = max(1, int(0.02 / seconds(compiled, x, weights, 1)))
+            calls[route, kernel] = partial(seconds, compiled, x, weights, repeat)
+    # Round by round, so that a busy moment of the machine falls on all of them.
+    rounds = [{case: call() for case, call in calls.items()} for _ in range(repeats)]
+    for route, kernel in calls:
+        times = np.array([each[route, kernel] for each in rounds])
+        again = np.median(times[rng.integers(len(times), size=(2000, len(times)))], axis=1)
+        table[route]["seconds"].append(float(np.median(times)))
+        table[route]["interval"].append(np.quantile(again, (0.025, 0.975)).tolist())
     return table
 
 

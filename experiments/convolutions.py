@@ -77,20 +77,23 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     if config.smoke:
         config = replace(config, digits=(0,), kernels=(1, 3), repeats=3, seeds=1, epochs=1)
     console = Console()
-    digits = _primer.digits(smoke=config.smoke, seed=config.seed)
+
+    @cache
+    def digits() -> _primer.Digits:
+        return _primer.digits(smoke=config.smoke, seed=config.seed)
 
     @cache
     def train(name: str, seed: int) -> tuple[sj.train.Run, np.ndarray]:
         path = config.runs / f"convolutions_{name.split()[0]}_e{config.epochs}_s{seed}"
         options = {"path": None if config.smoke else path, "progress": console.is_terminal}
-        return _primer.trained(digits, _primer.NETWORKS[name], epochs=config.epochs, seed=seed, **options)
+        return _primer.trained(digits(), _primer.NETWORKS[name], epochs=config.epochs, seed=seed, **options)
 
     draw: Mapping[Figure, Callable[[], Drawn]] = {
-        "edges": lambda: edges(config, digits),
+        "edges": lambda: edges(config, digits()),
         "routes": lambda: _routes.routes(config.kernels, repeats=config.repeats, seed=config.seed, smoke=config.smoke),
-        "field": lambda: field(config, digits, train),
+        "field": lambda: field(config, digits(), train),
         "rgb": lambda: rgb(config),
-        "training": lambda: training(config, digits, train),
+        "training": lambda: training(config, digits(), train),
     }
     common = {
         "command": sj.cli.command("experiments.convolutions", config),
