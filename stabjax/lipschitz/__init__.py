@@ -9,11 +9,17 @@ from stabjax.lipschitz._constrain import constrain
 from stabjax.lipschitz._conv import conv
 from stabjax.lipschitz._dense import dense
 from stabjax.lipschitz._keep import keep
+from stabjax.lipschitz._local import LocalNorm, local
+from stabjax.lipschitz._network import NetworkBound, network
 
 __all__ = [
     "Bound",
+    "LocalNorm",
+    "NetworkBound",
     "constrain",
     "conv",
     "dense",
     "keep",
+    "local",
+    "network",
 ]

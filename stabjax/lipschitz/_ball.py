@@ -101,4 +101,4 @@ def entries(kernel: Array) -> Float[Array, ""]:
 
     No change of the entries by a share ``u`` of theirs changes the norm by more than ``u`` times that.
     """
-    return frobenius((jnp.sum(jnp.reshape(jnp.abs(kernel), (-1, *kernel.shape[-2:])), axis=0),))
+    return frobenius(jnp.sum(jnp.reshape(jnp.abs(kernel), (-1, *kernel.shape[-2:])), axis=0))

@@ -59,7 +59,9 @@ def constrain(
     if kernel.ndim < 2:
         raise ValueError(f"expected a kernel (*window, inputs, outputs), got shape {kernel.shape}")
     geometry = geometry_of(size, stride, padding, dilation, groups)
-    return _constrained(wide(kernel), limit_of(bound, kernel.dtype), exact, geometry, np.dtype(kernel.dtype))
+    computed = wide(kernel)
+    dtype = jnp.asarray(kernel).dtype
+    return _constrained(computed, limit_of(bound, computed.dtype), exact, geometry, dtype)
 
 
 def geometry_of(size: Any, stride: Any, padding: Any, dilation: Any, groups: int) -> Geometry:
@@ -72,10 +74,10 @@ def geometry_of(size: Any, stride: Any, padding: Any, dilation: Any, groups: int
 
 
 def limit_of(bound: Scalar, dtype: Any) -> Float[Array, ""]:
-    """The bound in the precision to compute with; a traced negative one is NaN, another raises."""
+    """The bound as a number of this dtype; a traced negative one is NaN, another raises."""
     if not isinstance(bound, Tracer) and not np.all(np.asarray(bound) >= 0):
         raise ValueError(f"expected a bound >= 0, got {bound}")
-    limit = jnp.asarray(bound, jnp.promote_types(dtype, jnp.float32))
+    limit = jnp.asarray(bound, dtype)
     if limit.ndim:
         raise ValueError(f"expected a scalar bound, got shape {limit.shape}; use jax.vmap over several")
     return jnp.where(limit < 0, jnp.nan, limit)

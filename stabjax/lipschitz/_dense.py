@@ -45,7 +45,7 @@ def dense(kernel: Float[AnyArray, "inputs outputs"], *, method: Method = "gram",
 @partial(jax.jit, static_argnums=(1, 2))
 def _dense(kernel: Array, method: Method, steps: int) -> Array:
     if method == "gram":
-        return above((kernel,), steps)
+        return above(kernel, steps)
     kernel, scale = scaled(kernel)
     if method == "exact":
         return scale * jnp.linalg.svd(kernel, compute_uv=False)[0]

@@ -17,6 +17,7 @@ what underflows. Arithmetic is assumed to be IEEE, with numbers below the smalle
 """
 
 import math
+from functools import partial
 
 import jax.numpy as jnp
 from jax import lax
@@ -24,78 +25,76 @@ from jaxtyping import Array, Float
 
 from stabjax._numerics import HIGHEST
 
-Parts = tuple[Array, ...]
-"""A matrix as its real part, or as its real and its imaginary part, ``(rows, columns)`` each."""
-
 _BLOCK = 128
 
 
-def above(parts: Parts, steps: int) -> Float[Array, ""]:
-    """At least the largest singular value, after so many steps; differentiable, with gradient zero at zero."""
+def above(x: Float[Array, "rows entries"], steps: int, *, pair: bool = False) -> Float[Array, ""]:
+    """At least the largest singular value, after so many steps; differentiable, with gradient zero at zero.
+
+    Args:
+        x: a real matrix; or, if it is a ``pair``, a complex one as ``[A, B]``, its imaginary part beside the real one.
+        steps: products.
+        pair: see above.
+    """
+    parts = jnp.split(x, 2, axis=1) if pair else [x]
     rows, columns = parts[0].shape
     if rows < columns:
-        parts = tuple(part.T for part in parts)
-    eps = float(jnp.finfo(parts[0].dtype).eps)
-    scale = power_of_two(jnp.max(jnp.abs(jnp.stack(parts))))
-    parts = tuple(part / scale for part in parts)
-    slack = 1 + (rows + columns + 16) * eps
-    if not steps:
-        return scale * frobenius(parts) * slack
-    parts, first = _step(parts, None)
-    parts, rest = lax.scan(_step, parts, length=steps - 1)
-    value, _ = lax.scan(_back, frobenius(parts) * slack, rest, reverse=True)
-    value, _ = _back(value, first)
-    return scale * value * (1 + 8 * eps)
+        x = jnp.concatenate([part.T for part in parts], axis=1)
+    eps = float(jnp.finfo(x.dtype).eps)
+    x, whole = scaled(x)
+    scales, losses = [whole], []
+    if steps:
+        x, (scale, lost) = _step(x, None, pair=pair)
+        x, rest = lax.scan(partial(_step, pair=pair), x, length=steps - 1)
+        scales += [scale, *rest[0]]
+        losses += [lost, *rest[1]]
+    value = frobenius(x) * (1 + (len(x) + x.shape[1] + 8) * eps)
+    for scale, lost in zip(scales[:0:-1], losses[::-1], strict=True):
+        value = scale * root(value + lost)
+    return whole * value * (1 + 8 * eps)
 
 
-def _step(parts: Parts, _: None) -> tuple[Parts, tuple[Array, Array]]:
-    """``G* G`` of the scaled matrix, the scale, and the most that rounding can have taken away."""
-    norm = lax.stop_gradient(frobenius(parts))
+def _step(x: Array, _: None, *, pair: bool) -> tuple[Array, tuple[Array, Array]]:
+    """``G* G`` of the scaled matrix, the scale, and the most that rounding can have taken away.
+
+    Of ``[A, B]`` that is ``[A'A + B'B, A'B - B'A]``, exactly Hermitian.
+    """
+    norm = lax.stop_gradient(frobenius(x))
     scale = power_of_two(norm)
-    eps = float(jnp.finfo(norm.dtype).eps)
-    lost = rounding(len(parts) * len(parts[0]), len(parts), eps) * jnp.square(norm / scale)
-    return _gram(tuple(part / scale for part in parts)), (scale, lost)
-
-
-def _back(value: Array, step: tuple[Array, Array]) -> tuple[Array, None]:
-    """A bound on ``|G_t|_2`` from one on ``|G_t+1|_2``."""
-    scale, lost = step
-    return scale * root(value + lost), None
-
-
-def _gram(parts: Parts) -> Parts:
-    """``G* G``, exactly Hermitian: ``A'A + B'B`` and ``A'B - (A'B)'``."""
-    stacked = jnp.concatenate(parts)
-    real = product(stacked, stacked)
-    if len(parts) == 1:
-        return (real,)
-    cross = product(*parts)
-    return real, cross - cross.T
+    share = rounding(len(x), float(jnp.finfo(x.dtype).eps), further=2) * (math.sqrt(2) if pair else 1)
+    x = x / scale
+    gram = product(x, x)
+    if pair:
+        (aa, ab), (ba, bb) = (jnp.split(half, 2, axis=1) for half in jnp.split(gram, 2))
+        gram = jnp.concatenate([aa + bb, ab - ba], axis=1)
+    return gram, (scale, share * jnp.square(norm / scale))
 
 
 def product(a: Float[Array, "k m"], b: Float[Array, "k n"]) -> Float[Array, "m n"]:
     """``a'b``, with no chain of additions longer than `rounding` counts."""
     whole = len(a) // _BLOCK * _BLOCK
     if len(a) <= _BLOCK:
-        return jnp.matmul(a.T, b, precision=HIGHEST)
+        return _dot(a, b)
 
     def add(total: Array, block: tuple[Array, Array]) -> tuple[Array, None]:
-        return total + jnp.matmul(block[0].T, block[1], precision=HIGHEST), None
+        return total + _dot(*block), None
 
-    rest = jnp.matmul(a[whole:].T, b[whole:], precision=HIGHEST)
     one, two = (jnp.reshape(z[:whole], (-1, _BLOCK, z.shape[1])) for z in (a, b))
-    return lax.scan(add, rest, (one, two))[0]
+    return lax.scan(add, _dot(a[whole:], b[whole:]), (one, two))[0]
 
 
-def rounding(length: int, parts: int, eps: float, *, further: int = 1) -> float:
-    """``c u`` of sums of so many products, with ``further`` roundings of the terms, and the reserve."""
-    return 1.2 * math.sqrt(parts) * (min(length, _BLOCK) + -(-length // _BLOCK) + further) * eps / 2
+def _dot(a: Array, b: Array) -> Array:
+    return lax.dot_general(a, b, (((0,), (0,)), ((), ())), precision=HIGHEST)
 
 
-def frobenius(parts: Parts) -> Float[Array, ""]:
+def rounding(length: int, eps: float, *, further: int) -> float:
+    """``c u`` of sums of so many products, and of so many roundings more, with the reserve."""
+    return 1.2 * (min(length, _BLOCK) + -(-length // _BLOCK) + further) * eps / 2
+
+
+def frobenius(x: Float[Array, "rows entries"]) -> Float[Array, ""]:
     """``|G|_F``, by the norms of the rows: one sum of all squares would lose the small ones in a long chain."""
-    rows = root(jnp.sum(jnp.square(jnp.concatenate(parts, axis=1)), axis=1))
-    return root(jnp.sum(jnp.square(rows)))
+    return root(jnp.sum(jnp.square(root(jnp.sum(jnp.square(x), axis=1)))))
 
 
 def root(square: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -105,12 +104,11 @@ def root(square: Float[Array, "..."]) -> Float[Array, "..."]:
 
 
 def power_of_two(x: Float[Array, ""]) -> Float[Array, ""]:
-    """The largest power of two that is at most ``x``; 1 where ``x`` is zero or not finite. A constant to gradients."""
+    """The largest power of two that is at most ``x``; 1 at zero, NaN where not finite. A constant to gradients."""
     x = lax.stop_gradient(x)
-    usual = (x > 0) & jnp.isfinite(x)
     bits, exponent = (jnp.uint32, 0x7F80_0000) if x.dtype == jnp.float32 else (jnp.uint64, 0x7FF0_0000_0000_0000)
     power = lax.bitcast_convert_type(lax.bitcast_convert_type(x, bits) & bits(exponent), x.dtype)
-    return jnp.where(usual, power, 1)
+    return jnp.where(jnp.isfinite(x), jnp.where(x > 0, power, 1), jnp.nan)
 
 
 def scaled(x: Array) -> tuple[Array, Array]:

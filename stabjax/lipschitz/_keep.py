@@ -67,7 +67,7 @@ def keep(
         def kept(path: Any, parameter: Array, change: Array) -> Array:
             if not chosen(path_name(path).removesuffix("/value"), parameter):
                 return change
-            return _kept(parameter, change, limit_of(bound, parameter.dtype), geometry)
+            return _kept(parameter, change, limit_of(bound, wide(parameter).dtype), geometry)
 
         return jax.tree_util.tree_map_with_path(kept, params, updates), state
 

@@ -30,7 +30,8 @@ def wide(kernel: AnyArray) -> Array:
         raise TypeError(f"expected a real floating-point kernel, got {kernel.dtype}: convert it first")
     if 0 in kernel.shape:
         raise ValueError(f"expected a kernel with entries, got shape {kernel.shape}")
-    return jnp.asarray(kernel, jnp.promote_types(kernel.dtype, jnp.float32))
+    kernel = jnp.asarray(kernel)
+    return kernel if kernel.dtype == jnp.float64 else kernel.astype(jnp.float32)
 
 
 def bound(value: Array, method: Method) -> Bound:
