@@ -5,6 +5,7 @@ The only place that touches JAX's tracing machinery.
 
 from stabjax._jaxpr._evaluate import evaluate
 from stabjax._jaxpr._extents import extents
+from stabjax._jaxpr._interpret import Step, interpret
 from stabjax._jaxpr._positive import positive
 from stabjax._jaxpr._program import path_name
 from stabjax._jaxpr._reading import Reading, Site, read_network
@@ -16,9 +17,11 @@ __all__ = [
     "Reading",
     "Site",
     "Span",
+    "Step",
     "clipped",
     "evaluate",
     "extents",
+    "interpret",
     "is_still",
     "path_name",
     "positive",

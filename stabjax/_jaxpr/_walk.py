@@ -27,6 +27,26 @@ class Walk:
         """Outputs of an equation, one of whose operands depends on the images."""
         raise NotImplementedError
 
+    def is_active(self, value: Any) -> bool:
+        """Whether a value depends on the images."""
+        return not isinstance(value, PASSIVE)
+
+    def literal(self, value: Any) -> Any:
+        """What stands for a literal."""
+        return literal(value)
+
+    def constants(self, plan: Plan) -> dict[Any, Any]:
+        """What stands for the constants of a program."""
+        return _constants_of(plan)
+
+    def still(self, equation: Any, operands: list[Any]) -> list[Any]:
+        """Outputs of an equation, none of whose operands depends on the images."""
+        if any(isinstance(operand, Parameter) for operand in operands):
+            if equation.primitive.name in JIT and masks(equation, operands):
+                return self.run(Plan(*opened(body(equation))), operands)
+            return [made_of_parameters(equation, operands)] * len(equation.outvars)
+        return [Constant(equation, operands, k) for k in range(len(equation.outvars))]
+
     def keep(self, plan: Plan, var: Any, value: Any) -> Any:
         """What goes on from a value of a program."""
         return value
@@ -35,22 +55,17 @@ class Walk:
         """Outputs of a program, from its inputs."""
         jaxpr = plan.jaxpr
         given = {var: self.keep(plan, var, value) for var, value in zip(jaxpr.invars, inputs, strict=True)}
-        known: dict[Any, Any] = given | _constants_of(plan)
+        known: dict[Any, Any] = given | self.constants(plan)
 
         def lookup(atom: Any) -> Any:
-            return literal(atom.val) if is_literal(atom) else known[atom]
+            return self.literal(atom.val) if is_literal(atom) else known[atom]
 
         for index, equation in enumerate(jaxpr.eqns):
             operands = [lookup(atom) for atom in equation.invars]
-            if not all(isinstance(operand, PASSIVE) for operand in operands):
+            if any(map(self.is_active, operands)):
                 outputs = self.step(equation, operands, plan.children.get(index), iteration)
-            elif any(isinstance(operand, Parameter) for operand in operands):
-                if equation.primitive.name in JIT and masks(equation, operands):
-                    outputs = self.run(Plan(*opened(body(equation))), operands)
-                else:
-                    outputs = [made_of_parameters(equation, operands)] * len(equation.outvars)
             else:
-                outputs = [Constant(equation, operands, k) for k in range(len(equation.outvars))]
+                outputs = self.still(equation, operands)
             for var, value in zip(equation.outvars, outputs, strict=True):
                 known[var] = value = self.keep(plan, var, value)
                 for operation in plan.taps.get(var, ()):

@@ -1,0 +1,277 @@
+"""The largest singular value of a network's Jacobian at an image, from products with it alone."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from math import prod
+from typing import Any, NamedTuple, no_type_check
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from stabjax import features
+from stabjax._numerics import HIGHEST
+from stabjax._types import Images, PRNGKey, Scalar
+
+
+@jax.tree_util.register_dataclass
+@no_type_check
+@dataclass(frozen=True, eq=False)
+class LocalNorm:
+    """Largest singular value of the Jacobian of a network at each image; a frozen pytree.
+
+    Attributes:
+        value: from below, ``(batch,)``: the length of the change of the network, to first order, for a change of the
+            image of length one along ``direction``. NaN where the Jacobian is not finite.
+        residual: a singular value lies within this of ``value``, ``(batch,)``. It is the largest one unless the random
+            start has missed it.
+        direction: the change of the image, of length one, that changes the network most, ``(batch, *spatial,
+            channels)``; zero where the network does not change at all.
+        converged: whether the tolerance was reached, ``(batch,)``.
+    """
+
+    value: Float[Array, "*nets batch"]
+    residual: Float[Array, "*nets batch"]
+    direction: Array
+    converged: Bool[Array, "*nets batch"]
+
+    @property
+    def valid(self) -> Bool[Array, "*nets batch"]:
+        """Whether the value is a number, ``(batch,)``."""
+        return jnp.isfinite(self.value)
+
+
+def local(
+    f: Any,
+    x: Images,
+    *,
+    key: PRNGKey,
+    layer: str | None = None,
+    tolerance: Scalar = 0.01,
+    steps: int = 32,
+) -> LocalNorm:
+    """Local Lipschitz constant: the largest singular value of the Jacobian of a network at each image.
+
+    Lanczos iteration of ``J J'`` or ``J' J``, whichever is smaller, with full reorthogonalisation (Golub and Van Loan,
+    Matrix Computations, section 10.1). ``J`` is never built: the network is linearised once, and a step takes one
+    product with ``J`` and one with its transpose, for all images together. The value of a step is a Rayleigh quotient,
+    so it comes from below and certifies nothing; `network` bounds from above. A smaller side of no more entries than
+    half the steps is spanned at once, by one product for each: then the value is exact to rounding.
+
+    Where a network has a kink (a ReLU at zero), its derivative is the one JAX takes.
+
+    Args:
+        f: a network from `features.of`, or a plain function of a batch.
+        x: ``(batch, *spatial, channels)``.
+        key: of the starting vectors; that of an image does not depend on the others.
+        layer: name of an operation, as in `features.taps`: the Jacobian of its value. By default that of the output.
+        tolerance: the iteration ends where ``residual <= tolerance * value``. The error of the value is mostly far
+            smaller, of second order in the residual, unless several singular values are near the largest.
+        steps: the most steps to take.
+
+    Returns:
+        the norms; those of images that reached the tolerance no longer change while others go on.
+
+    Raises:
+        TypeError: for images that are not floating, or a network that JAX cannot trace.
+        ValueError: for a name that is no operation of the network; several outputs, none of them named; batch
+            statistics; fewer than one step.
+
+    Example:
+        >>> local = lipschitz.local(network, images, key=key)
+        >>> most_sensitive = images + radius * local.direction
+    """
+    x = jnp.asarray(x)
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise TypeError(f"expected floating images, got {x.dtype}; convert them: images.astype(float) / 255")
+    if x.ndim < 2 or not x.size:
+        raise ValueError(f"expected a batch, (batch, *spatial, channels), got {x.shape}; put an axis in front: x[None]")
+    if steps < 1:
+        raise ValueError(f"expected at least one step, got {steps}")
+    network = f if isinstance(f, features.Guest) else features.of(f)
+    return _local(network, x, key, jnp.asarray(tolerance, _precise(x.dtype)), layer, steps)
+
+
+@partial(jax.jit, static_argnums=(4, 5))
+def _local(
+    network: features.Guest, x: Array, key: PRNGKey, tolerance: Array, layer: str | None, steps: int
+) -> LocalNorm:
+    y, forward = jax.linearize(_value_of(network, x, layer), x)
+    backward = jax.linear_transpose(forward, x)
+    dtype = _precise(x.dtype)
+    batch, outputs, inputs = len(x), prod(y.shape[1:]), prod(x.shape[1:])
+
+    def jacobian(v: Array) -> Array:
+        return jnp.reshape(forward(jnp.reshape(v, x.shape).astype(x.dtype)), (batch, outputs)).astype(dtype)
+
+    def transposed(u: Array) -> Array:
+        (pulled,) = backward(jnp.reshape(u, y.shape).astype(y.dtype))
+        return jnp.reshape(pulled, (batch, inputs)).astype(dtype)
+
+    there, back = (transposed, jacobian) if outputs <= inputs else (jacobian, transposed)
+    size = min(outputs, inputs)
+    if 2 * size <= steps:
+        found = _spanned(there, batch, size, dtype)
+    else:
+        keys = jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(batch))
+        start = jax.vmap(lambda k: jax.random.normal(k, (size,), dtype))(keys)
+        found = _lanczos(there, back, start, tolerance, min(steps, size))
+    direction = transposed(found.vector) if outputs <= inputs else found.vector
+    value = jnp.where(jnp.isfinite(found.value), found.value, jnp.nan)
+    return LocalNorm(value, found.residual, jnp.reshape(_unit(direction), x.shape).astype(x.dtype), found.done)
+
+
+def _value_of(network: features.Guest, x: Array, layer: str | None) -> Callable[[Array], Array]:
+    """The layer's value as a function of the images, each row depending on its own alone."""
+    rows = len(x)
+    taps = features.taps(network, x)
+    if rows == 1 and layer is not None and all(tap.name != layer for tap in taps):
+        rows = 2  # with a single image some taps lose their batch
+        taps = features.taps(network, jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype))
+    names = [tap.name for tap in taps]
+    if layer is None:
+        ends = [tap.name for tap in taps if tap.kind == "output"]
+        if len(ends) != 1:
+            raise ValueError(
+                f"expected a network with one output, got {', '.join(ends) or 'none'}; say whose norm is meant: layer="
+            )
+        (layer,) = ends
+    elif layer not in names:
+        raise ValueError(f"expected the name of an operation, got {layer!r}; the network has {', '.join(names)}")
+    mixed = features.mixed_rows(network, jnp.concatenate([x] * rows) if len(x) < rows else x)
+    if mixed:
+        raise ValueError(
+            f"expected a network whose rows depend on their own image alone, got one that mixes them: "
+            f"{', '.join(mixed)}; put it in evaluation mode (features.of does for Flax NNX), or call train.calibrate"
+        )
+    captured = features.capture(network, select=lambda tap: tap.name == layer)
+
+    def value(x: Array) -> Array:
+        x = jnp.concatenate([x] * rows) if len(x) < rows else x
+        return captured(x)[1][layer][: len(x) if rows == len(x) else 1]
+
+    return value
+
+
+class _State(NamedTuple):
+    """Where the iteration stands: ``basis @ basis.T`` is the identity, ``projected = basis A basis.T``."""
+
+    step: Array
+    basis: Array
+    projected: Array
+    scale: Array
+    value: Array
+    residual: Array
+    weights: Array
+    done: Array
+
+
+class _Found(NamedTuple):
+    value: Array
+    residual: Array
+    vector: Array
+    done: Array
+
+
+def _lanczos(
+    there: Callable[[Array], Array], back: Callable[[Array], Array], start: Array, tolerance: Array, steps: int
+) -> _Found:
+    """Largest singular value of a matrix by Lanczos iteration of ``A = back there``, row by row of ``start``.
+
+    The products are taken over the size of the first one, squared: the square of a small norm would underflow.
+    """
+    batch, size = start.shape
+    dtype = start.dtype
+    tiny = 100 * jnp.finfo(dtype).eps
+
+    def step(state: _State) -> _State:
+        k = state.step
+        u = state.basis[:, k]
+        w = there(u)
+        largest = jnp.max(jnp.abs(w), axis=1)
+        scale = jnp.where(k == 0, jnp.where(largest > 0, largest, 1), state.scale)
+        z = back(w / scale[:, None]) / scale[:, None]
+        along = _rows_dot(state.basis, z)
+        rest = z
+        for _ in range(2):
+            rest = rest - _combined(state.basis, _rows_dot(state.basis, rest))
+        length = _length(rest)
+        length = jnp.where(length > tiny * _length(z), length, 0)  # else rounding: the space is invariant
+        following = rest / jnp.where(length > 0, length, 1)[:, None] * (length > 0)[:, None]
+        basis = state.basis.at[:, k + 1].set(following, mode="drop")
+        projected = state.projected.at[:, k].set(along).at[:, :, k].set(along)
+        values, vectors = jnp.linalg.eigh(projected)
+        square, weights = values[:, -1], vectors[:, :, -1]
+        value = scale * jnp.sqrt(jnp.maximum(square, 0))
+        # |A y - lambda y| = beta_k |s_k| for A = J J' / scale^2, and lambda = (value / scale)^2
+        residual = scale * length * jnp.abs(jnp.take(weights, k, axis=1)) / jnp.sqrt(jnp.where(square > 0, square, 1))
+        known = (residual <= tolerance * value) | ~jnp.isfinite(value)
+        done = state.done
+
+        def kept(old: Array, new: Array) -> Array:
+            return jnp.where(jnp.reshape(done, (batch,) + (1,) * (old.ndim - 1)), old, new)
+
+        return _State(
+            k + 1,
+            basis,
+            projected,
+            scale,
+            kept(state.value, value),
+            kept(state.residual, residual),
+            kept(state.weights, weights),
+            done | known,
+        )
+
+    first = _unit(start)
+    state = jax.lax.while_loop(
+        lambda state: (state.step < steps) & ~jnp.all(state.done),
+        step,
+        _State(
+            jnp.asarray(0),
+            jnp.zeros((batch, steps, size), dtype).at[:, 0].set(first),
+            jnp.zeros((batch, steps, steps), dtype),
+            jnp.ones(batch, dtype),
+            jnp.zeros(batch, dtype),
+            jnp.zeros(batch, dtype),
+            jnp.zeros((batch, steps), dtype),
+            jnp.zeros(batch, bool),
+        ),
+    )
+    return _Found(
+        state.value, state.residual, _combined(state.basis, state.weights), state.done & jnp.isfinite(state.value)
+    )
+
+
+def _spanned(there: Callable[[Array], Array], batch: int, size: int, dtype: Any) -> _Found:
+    """Largest singular value of a matrix with few rows, from its product with each unit vector."""
+    rows = jax.lax.map(lambda e: there(jnp.broadcast_to(e[None], (batch, size))), jnp.eye(size, dtype=dtype))
+    scale = jnp.max(jnp.abs(rows), axis=(0, 2))
+    rows = rows / jnp.where(scale > 0, scale, 1)[None, :, None]
+    squares, vectors = jnp.linalg.eigh(jnp.einsum("ibn,jbn->bij", rows, rows, precision=HIGHEST))
+    value = scale * jnp.sqrt(jnp.maximum(squares[:, -1], 0))
+    return _Found(value, jnp.zeros_like(value), vectors[:, :, -1], jnp.isfinite(value))
+
+
+def _rows_dot(basis: Array, vectors: Array) -> Array:
+    return jnp.einsum("bkn,bn->bk", basis, vectors, precision=HIGHEST)
+
+
+def _combined(basis: Array, weights: Array) -> Array:
+    return jnp.einsum("bkn,bk->bn", basis, weights, precision=HIGHEST)
+
+
+def _length(vectors: Array) -> Array:
+    return jnp.linalg.norm(vectors, axis=1)
+
+
+def _unit(vectors: Array) -> Array:
+    """Rows of length one; zero stays zero. Over the largest entry first, whose square may underflow."""
+    largest = jnp.max(jnp.abs(vectors), axis=1, keepdims=True)
+    vectors = vectors / jnp.where(largest > 0, largest, 1)
+    return vectors / jnp.where(largest > 0, _length(vectors)[:, None], 1)
+
+
+def _precise(dtype: Any) -> Any:
+    """At least single precision."""
+    return dtype if jnp.dtype(dtype).itemsize >= 4 else jnp.dtype(jnp.float32)

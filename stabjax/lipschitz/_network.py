@@ -1,0 +1,123 @@
+"""A bound on the Lipschitz constant of a whole network, layer by layer through its program."""
+
+from dataclasses import dataclass, field
+from typing import Any, no_type_check
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jaxtyping import Array, Float
+
+from stabjax import _jaxpr, features
+from stabjax.lipschitz._rules import at_tap, follow
+from stabjax.lipschitz._slope import Slope, image, still, together
+
+
+@jax.tree_util.register_dataclass
+@no_type_check
+@dataclass(frozen=True, eq=False, repr=False)
+class NetworkBound:
+    """Bounds on the Lipschitz constants of a network and its layers; a frozen pytree. Printed, it is a table.
+
+    Attributes:
+        layers: names of the layers, as in `stabjax.features.taps`.
+        kinds: their kinds.
+        factor: what each layer does to the bound of what it is made from, ``(layers,)``: its own constant, from above.
+            Of a sum or a concatenation, 1.
+        bound: from above, of each layer as a function of the image, ``(layers,)``: ``|f_k(x) - f_k(y)| <= bound_k |x -
+            y|`` for all images.
+        value: of the outputs, ``()``.
+        certified: whether ``bound`` and ``value`` are never below the constants, their own rounding included.
+    """
+
+    layers: tuple[str, ...] = field(metadata={"static": True})
+    kinds: tuple[str, ...] = field(metadata={"static": True})
+    factor: Float[Array, "*nets layers"]
+    bound: Float[Array, "*nets layers"]
+    value: Float[Array, "*nets"]
+    certified: bool = field(metadata={"static": True})
+
+    def __repr__(self) -> str:
+        if isinstance(self.bound, Tracer) or np.ndim(self.bound) != 1:
+            return f"NetworkBound of {len(self.layers)} layers, stacked {np.shape(self.value)}"
+        rows = [("layer", "kind", "factor", "bound")]
+        rows += [
+            (name, kind, f"{float(f):.4g}", f"{float(b):.4g}")
+            for name, kind, f, b in zip(self.layers, self.kinds, self.factor, self.bound, strict=True)
+        ]
+        widths = [max(map(len, column)) for column in zip(*rows)]
+        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
+        title = f"|f(x) - f(y)| <= {float(self.value):.6g} |x - y|{', certified' if self.certified else ''}"
+        return "\n".join([title, lines[0], "-" * max(map(len, lines)), *lines[1:]])
+
+
+def network(f: Any, x: Any) -> NetworkBound:
+    """Certified bound on the Lipschitz constant of a network, in Euclidean norms of one image and one row of values.
+
+    The program of the network is followed operation by operation, and the constants of the operations are multiplied
+    along each path: of dense layers and convolutions the norm, as in `dense` and `conv`; of a convolution or dense
+    layer with the normalisation behind it that of both as one map; of activations the steepest slope, found by interval
+    arithmetic, whatever they are written like; of pools how often a pixel counts. Branches add up where they meet in a
+    sum, and their squares where they stand side by side. Bounds of this kind grow with depth and are mostly far above
+    what a network does, see `local`.
+
+    It is a statement about the function that the parameters define, in exact arithmetic: rounding of the bound itself
+    counts, that of the network when it runs does not.
+
+    May stand inside `jit` and `vmap` over parameters.
+
+    Args:
+        f: a network from `features.of`, or a plain function of a batch.
+        x: a batch, ``(batch, *spatial, channels)``, its `jax.ShapeDtypeStruct`, or its shape alone.
+
+    Returns:
+        the bounds, from the first layer to the outputs.
+
+    Raises:
+        TypeError: if JAX cannot trace the network.
+        ValueError: for an operation that cannot be bounded: the error names it and where it stands. Products of
+            activations (attention, gates), normalisation by statistics of the batch or the image at hand, functions
+            steeper than any number (exponentials, squares, steps). Also if rows of the batch are mixed, or ``x`` is no
+            batch.
+
+    Example:
+        >>> lipschitz.network(features.of(model), (1, 32, 32, 3)).value
+    """
+    guest = f if isinstance(f, features.Guest) else features.of(f)
+    if isinstance(x, tuple | list):
+        x = jax.ShapeDtypeStruct(tuple(x), jnp.result_type(float))
+    reading = _jaxpr.read_network(guest.variables, guest.adapter, x)
+    sites = reading.sites
+    shapes = [site.shape for site in sites if site.kind == "output"]
+    if not shapes or any(shape[:1] != tuple(x.shape[:1]) for shape in shapes):
+        raise ValueError(
+            f"expected a network with one output row per image, ({x.shape[0]}, ...), got outputs {shapes}; a network "
+            "of single examples comes in by features.of(model, single=True)"
+        )
+    if x.shape[0] > 1 and reading.mixed_rows:
+        raise ValueError(
+            f"expected a network whose rows depend on their own image alone, got one that mixes them: "
+            f"{', '.join(reading.mixed_rows)}; put it in evaluation mode (features.of does for Flax NNX), or call "
+            "train.calibrate"
+        )
+    dtype = x.dtype if x.dtype.itemsize >= 4 else jnp.dtype(jnp.float32)
+    found = _jaxpr.interpret(
+        reading,
+        jax.tree.leaves(guest.variables),
+        image(dtype),
+        follow,
+        is_followed=lambda value: isinstance(value, Slope),
+        tapped=at_tap,
+    )
+    slopes = [value if isinstance(value, Slope) else still(dtype) for value in found]
+    slopes = [at_tap(value, "the output") if site.kind == "output" else value for value, site in zip(slopes, sites)]
+    bounds, factors = zip(*[value.tap for value in slopes])
+    return NetworkBound(
+        layers=tuple(site.name for site in sites),
+        kinds=tuple(site.kind for site in sites),
+        factor=jnp.stack(factors),
+        bound=jnp.stack(bounds),
+        value=together([value for value, site in zip(slopes, sites) if site.kind == "output"]).bound,
+        certified=True,
+    )

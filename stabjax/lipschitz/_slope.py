@@ -1,0 +1,166 @@
+"""What is known of a value while a network is followed: how far it may move when the image moves by one."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from math import isfinite
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jaxtyping import Array, Float
+
+from stabjax.lipschitz._curve import NUMBER, Curve, steepest
+
+
+class Root:
+    """A value whose entries may be any numbers; compared by identity."""
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """A linear layer whose channels may still be scaled, so that both count as one map.
+
+    Attributes:
+        before: bound of its input, ``()``.
+        axis: of its channels in the value.
+        norm: bound of the layer with its channels scaled, ``(channels,) -> ()``.
+        scale: what they were scaled by already, ``(channels,)``.
+    """
+
+    before: Float[Array, ""]
+    axis: int
+    norm: Callable[[Any], Float[Array, ""]]
+    scale: Any = 1.0
+
+
+@dataclass(frozen=True, eq=False)
+class Slope:
+    """A value that depends on the images: entry by entry a function of a root with a known bound.
+
+    Attributes:
+        bound: Lipschitz constant of the root as a function of the image, from above, ``()``.
+        factor: the part of it that came since the last tap, ``()``.
+        root: what the entries are a function of.
+        curve: the function.
+        layer: the linear layer that the value is, up to a shift.
+        tap: at a tap, the bound there, and the factor since the one before.
+    """
+
+    bound: Float[Array, ""]
+    factor: Float[Array, ""]
+    root: Root
+    curve: Curve = NUMBER
+    layer: Layer | None = None
+    tap: tuple[Array, Array] | None = None
+
+
+class UnboundedError(Exception):
+    """Holds the primitives of a function that is too steep."""
+
+
+def image(dtype: Any) -> Slope:
+    """The images themselves."""
+    one = jnp.ones((), dtype)
+    return Slope(one, one, Root())
+
+
+def still(dtype: Any) -> Slope:
+    """A value that does not see them, at a tap."""
+    zero = jnp.zeros((), dtype)
+    return Slope(zero, zero, Root(), tap=(zero, zero))
+
+
+def settled(value: Slope) -> Slope:
+    """The value as a root of its own."""
+    if value.curve is NUMBER:
+        return value
+    factor = steepest(value.curve)
+    if not isfinite(factor):
+        raise UnboundedError(value.curve.names)
+    return replace(_grown(value, factor), layer=value.layer)
+
+
+def tapped(value: Slope) -> Slope:
+    """The value at a tap, where a new factor begins; as a function of its root it goes on."""
+    here = settled(value)
+    steep = steepest(value.curve)
+    if steep == 0:
+        return replace(here, factor=jnp.ones_like(here.factor), tap=(here.bound, here.factor))
+    return replace(value, factor=jnp.full_like(here.factor, 1 / steep), tap=(here.bound, here.factor))
+
+
+def after(value: Slope, factor: Any) -> Slope:
+    """The value after an operation of this Lipschitz constant."""
+    return _grown(settled(value), factor)
+
+
+def _grown(value: Slope, factor: Any) -> Slope:
+    return Slope(_times(value.bound, factor), _times(value.factor, factor), Root())
+
+
+def _times(bound: Array, factor: Any) -> Array:
+    """The product, rounded upwards."""
+    if isinstance(factor, float) and factor == 1:
+        return bound
+    return bound * factor * _above(4, bound)
+
+
+def _above(roundings: int, bound: Array) -> float:
+    return 1 + roundings * float(jnp.finfo(bound.dtype).eps)
+
+
+def scaled(value: Slope, factors: Any) -> Slope:
+    """The value times numbers of its rank, or one number; a layer and the scale of its channels are one linear map."""
+    value = settled(value)
+    factors = jnp.abs(jnp.asarray(factors, value.bound.dtype))
+    plain = _grown(value, jnp.max(factors))
+    layer = value.layer
+    if layer is None or not factors.ndim:
+        return plain
+    channels = jnp.max(factors, axis=tuple(axis for axis in range(factors.ndim) if axis != layer.axis))
+    layer = replace(layer, scale=layer.scale * channels)
+    bound = jnp.minimum(plain.bound, _times(layer.before, layer.norm(layer.scale)))
+    gain = bound / jnp.where(plain.bound > 0, plain.bound, 1)
+    factor = jnp.where(plain.bound > 0, plain.factor * gain, plain.factor)
+    return Slope(bound, factor, Root(), layer=layer)
+
+
+def total(values: Sequence[Slope]) -> Slope:
+    """Paths that meet in a sum."""
+    bounds = _bounds(values)
+    return _beginning(jnp.sum(bounds), len(bounds))
+
+
+def together(values: Sequence[Slope]) -> Slope:
+    """Values side by side, or of which every entry is that of one: ``sqrt(sum_i L_i^2)``."""
+    if len(values) == 1:
+        return after(values[0], 1.0)
+    bounds = _bounds(values)
+    largest = jnp.max(bounds)
+    size = jnp.where(largest > 0, largest, 1)  # the square of a small bound would underflow
+    return _beginning(size * jnp.sqrt(jnp.sum(jnp.square(bounds / size))), len(bounds))
+
+
+def largest(values: Sequence[Slope]) -> Slope:
+    """One of the values as a whole."""
+    return _beginning(jnp.max(_bounds(values)), 1)
+
+
+def _bounds(values: Sequence[Slope]) -> Array:
+    return jnp.stack([settled(value).bound for value in values])
+
+
+def _beginning(bound: Array, terms: int) -> Slope:
+    """A value that several make up, with nothing done to it since."""
+    bound = bound * _above(4 + terms, bound)
+    return Slope(bound, jnp.ones_like(bound), Root())
+
+
+def number(value: Any) -> float | None:
+    """The number that is in all entries, if it is known while the program is followed."""
+    if isinstance(value, Tracer) or not value.size or jnp.issubdtype(value.dtype, jax.dtypes.extended):
+        return None
+    entries = np.asarray(value)
+    return float(entries.flat[0]) if (entries == entries.flat[0]).all() else None
