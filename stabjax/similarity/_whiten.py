@@ -9,14 +9,15 @@ from jaxtyping import Array, Bool, Int
 
 from stabjax._numerics import HIGHEST
 from stabjax._types import AnyArray, Scalar
+from stabjax.similarity._tall import Tall, grams, tall, transformed_product, triangle
 from stabjax.similarity._units import Scaled, scaled
 
 _TALL = 16
-"""From so many samples per unit on, covariances are worth a try: a product instead of a decomposition."""
+"""From so many samples per unit on, covariances are worth a try, and triangular factors are faster than the singular
+value decomposition of all samples."""
 _WELL = 1e-2
 """Smallest share of the largest variance that covariances resolve: they square the condition, so an error of one
 rounding becomes a hundred."""
-_CHUNK = 1024
 _ROUNDING = 8.0
 """Singular values below so many roundings of the largest, times the root of the number of units, are nothing else."""
 
@@ -60,16 +61,16 @@ def bases(x: AnyArray, y: AnyArray, *, alike: bool) -> tuple[Basis, Basis, Array
         alike: whether units count alike (each is brought to one scale, which an analysis that does not see linear maps
             may do and which keeps tiny and huge units exact), or by their variance.
     """
-    one, two = (scaled(jnp.asarray(z), alike=alike) for z in (x, y))
-    if min(len(x) // z.shape[1] for z in (x, y)) < _TALL or jnp.iscomplexobj(x) or jnp.iscomplexobj(y):
-        return _by_svd(one, two)
-    grams = _grams(one[0], two[0])
-    spectra = [jnp.linalg.eigh(gram) for gram in (grams[0], grams[2])]
+    x, y = (jnp.asarray(z) for z in (x, y))
+    if min(len(x) // z.shape[1] for z in (x, y)) < _TALL:
+        return _by_svd(*(scaled(z, alike=alike) for z in (x, y)))
+    one, two = (tall(z, alike=alike) for z in (x, y))
+    if jnp.iscomplexobj(x) or jnp.iscomplexobj(y):
+        return _by_factors(one, two)
+    xx, xy, yy = grams(one, two)
+    spectra = [jnp.linalg.eigh(gram) for gram in (xx, yy)]
     well = jnp.all(jnp.array([values[0] > _WELL * values[-1] for values, _ in spectra]))
-    return jax.lax.cond(well, _by_covariance, lambda one, two, *_: _by_svd(one, two), one, two, spectra, grams[1])
-
-
-Grams = tuple[Array, Array, Array]
+    return jax.lax.cond(well, _by_covariance, lambda one, two, *_: _by_factors(one, two), one, two, spectra, xy)
 
 
 def _by_svd(one: Scaled, two: Scaled) -> tuple[Basis, Basis, Array]:
@@ -82,6 +83,16 @@ def _by_svd(one: Scaled, two: Scaled) -> tuple[Basis, Basis, Array]:
     return *found, jnp.matmul(jnp.conj(vectors[0].T), vectors[1], precision=HIGHEST)
 
 
+def _by_factors(one: Tall, two: Tall) -> tuple[Basis, Basis, Array]:
+    """The same for tall sets: from triangular factors, which have the singular values and the right vectors."""
+    found = []
+    for each in (one, two):
+        _, values, right = decomposed(triangle(each), len(each.rows) - 1)
+        found.append(Basis(each.mean, each.scale, values, right, jnp.sum(values > 0), each.varies))
+    a, b = (basis.right * _reciprocal(basis.values)[None].astype(basis.right.dtype) for basis in found)
+    return *found, transformed_product(one, two, a, b)
+
+
 def decomposed(units: Array, most: Scalar) -> tuple[Array, Array, Array]:
     """Left singular vectors, values and right singular vectors in columns; zero beyond the rank, which is ``most``."""
     left, values, right = jnp.linalg.svd(units, full_matrices=False)
@@ -91,31 +102,14 @@ def decomposed(units: Array, most: Scalar) -> tuple[Array, Array, Array]:
 
 
 def _by_covariance(
-    one: Scaled, two: Scaled, spectra: list[tuple[Array, Array]], cross: Array
+    one: Tall, two: Tall, spectra: list[tuple[Array, Array]], cross: Array
 ) -> tuple[Basis, Basis, Array]:
     found = []
-    for (_, mean, scale, varies), (squares, right) in zip((one, two), spectra, strict=True):
+    for each, (squares, right) in zip((one, two), spectra, strict=True):
         values = jnp.sqrt(squares[::-1])
-        found.append(Basis(mean, scale, values, right[:, ::-1], jnp.array(len(values)), varies))
+        found.append(Basis(each.mean, each.scale, values, right[:, ::-1], jnp.array(len(values)), each.varies))
     a, b = (basis.right / basis.values[None] for basis in found)
     return *found, jnp.matmul(a.T, jnp.matmul(cross, b, precision=HIGHEST), precision=HIGHEST)
-
-
-def _grams(x: Array, y: Array) -> Grams:
-    """``X'X``, ``X'Y``, ``Y'Y``, a chunk of samples at a time: products of numbers that are still in the cache."""
-    n = len(x)
-    whole = n // _CHUNK * _CHUNK
-
-    def products(a: Array, b: Array) -> Grams:
-        xx, xy, yy = (jnp.matmul(u.T, v, precision=HIGHEST) for u, v in ((a, a), (a, b), (b, b)))
-        return xx, xy, yy
-
-    def add(total: Grams, chunk: tuple[Array, Array]) -> tuple[Grams, None]:
-        return jax.tree.map(jnp.add, total, products(*chunk)), None
-
-    rest = products(x[whole:], y[whole:])
-    one, two = (jnp.reshape(z[:whole], (-1, _CHUNK, z.shape[1])) for z in (x, y))
-    return jax.lax.scan(add, rest, (one, two))[0]
 
 
 def _reciprocal(values: Array) -> Array:
