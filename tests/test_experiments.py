@@ -141,6 +141,24 @@ def check_vanishing_gradients(written):
     assert written["climbs"]["plain, float64"]["objective"][2][-1] < start["log space"] + 1
 
 
+def check_representations(written):
+    results = written.get("results", {})
+    for result in results.values():
+        matrix = np.array(result["matrix"], float)
+        assert matrix.shape == (len(result["layers"]), len(result["other_layers"]))
+        assert np.nanmax(np.abs(matrix)) <= 1
+        assert result["images"] == written["config"]["images"]
+    if "1" in results:
+        last = max(results, key=float)
+        np.testing.assert_allclose(np.diag(results[last]["matrix"]), 1, atol=1e-5)
+    for numbers in written.get("ways", {}).values():
+        values = np.array(numbers["correlations"])
+        assert ((values >= 0) & (values <= 1)).all()
+        assert numbers["valid"]
+    if "saved" in written:
+        assert written["saved"]["all positions"] == {"times_faster": 1, "largest_difference": 0}
+
+
 CHECKS = {
     "constant_filters": check_constant_filters,
     "convolutions": check_convolutions,
@@ -148,6 +166,7 @@ CHECKS = {
     "noise_curves": check_noise_curves,
     "receptive_fields": check_receptive_fields,
     "relative_stability": check_relative_stability,
+    "representations": check_representations,
     "training": check_training,
     "vanishing_gradients": check_vanishing_gradients,
 }
