@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 from stabjax import lipschitz
-from stabjax.lipschitz import _frequencies
+from stabjax.lipschitz import _frequencies, _gram
 
 GOLDEN = dict(np.load(Path(__file__).parent / "golden" / "conv_spectral_norm.npz"))
 
@@ -156,6 +156,13 @@ def test_circular_norm_of_the_same_size_does_not_bound_zero_padding():
     np.testing.assert_allclose(lipschitz.conv(kernel, 3, method="power").value, true, rtol=1e-6)
 
 
+def test_power_iteration_sees_what_a_constant_does_not():
+    """Differences of neighbours are largest where signs alternate."""
+    kernel = np.array([1.0, -1.0], np.float32)[:, None, None]
+    found = lipschitz.conv(kernel, 8, padding="circular", method="power").value
+    np.testing.assert_allclose(found, 2, rtol=1e-5)
+
+
 LARGE = np.random.default_rng(0).normal(size=(5, 5, 64, 64))
 
 
@@ -256,12 +263,44 @@ def test_certified_bound_of_hard_convolutions(dtype, padding):
     )
 
 
-def test_margin_covers_products_that_round_badly():
-    """Equal entries in long sums, whose products round all the same way."""
-    for value in (0.1, 1 / 3, 0.7):
-        kernel = np.full((1000, 3), value, np.float32)
-        true = float(np.float32(value)) * 3000**0.5
-        assert true <= float(lipschitz.dense(kernel).value) <= 1.0002 * true
+def test_certified_if_everything_is_rounded_down(monkeypatch):
+    """Products that lose as much as any order of additions can lose, all of them in the direction that hurts."""
+    eps = float(jnp.finfo(jnp.float32).eps)
+    kernel = jnp.full((1000, 3), 0.7, jnp.float32)
+    signal = np.full((100, 1, 1), 0.7, np.float32)
+    true = [float(kernel[0, 0]) * 3000**0.5, 100 * float(kernel[0, 0])]
+    honest = _gram.product
+
+    def low(a, b):
+        lost = 0.8 * _gram.rounding(len(a), eps, further=0) * honest(jnp.abs(a), jnp.abs(b))
+        return honest(a, b) - lost
+
+    monkeypatch.setattr(_gram, "product", low)
+    monkeypatch.setattr(_frequencies, "product", low)
+    _frequencies.largest.clear_cache()
+    found = [_gram.above(kernel, 6), lipschitz.conv(signal, 100, padding="circular", steps=0).value]
+    for value, least in zip(found, true, strict=True):
+        assert least <= float(value) <= 1.0002 * least
+    _frequencies.largest.clear_cache()
+
+
+def test_products_are_rounded_no_more_than_that():
+    rng = np.random.default_rng(0)
+    eps = float(jnp.finfo(jnp.float32).eps)
+    for length, spread in ((100, 0), (128, 3), (3000, 0), (3000, 3)):
+        a, b = (np.exp(spread * rng.normal(size=(length, 9))).astype(np.float32) for _ in range(2))
+        exact = a.T.astype(float) @ b
+        found = _gram.product(jnp.asarray(a), jnp.asarray(b))
+        assert np.all(np.abs(found - exact) <= _gram.rounding(length, eps, further=0) / 1.2 * exact)
+
+
+def test_between_the_frequencies():
+    """The largest norm lies halfway between two of the frequencies that stand for all sizes."""
+    c, s = np.cos(np.pi / 32), np.sin(np.pi / 32)
+    turn = np.array([[c, s], [-s, c]])
+    kernel = np.stack([np.eye(2), turn, turn @ turn]).astype(np.float32)
+    np.testing.assert_allclose(norm(operator(kernel, 64, padding="circular")), 3, rtol=1e-6)
+    assert 3 <= float(lipschitz.conv(kernel, None, steps=12).value) <= 3.006
 
 
 @pytest.mark.parametrize("stride", [pytest.param(1, marks=pytest.mark.slow), 2])
@@ -480,6 +519,17 @@ def test_updates_that_stay_inside_pass_untouched():
     assert norm(np.asarray(outside["a"] + back, float)) <= 2
     with pytest.raises(ValueError, match="got no params"):
         transformation.update(small, state)
+
+
+@pytest.mark.usefixtures("relaxed_promotion")
+def test_kernels_at_the_bound_by_their_rounded_norm():
+    """The norm that single precision finds may be below the true one; what is kept is inside all the same."""
+    kernels = normal(0, 300, 8, 8)
+    bounds = np.asarray(jax.vmap(lambda kernel: lipschitz.dense(kernel, method="exact").value)(kernels))
+    assert np.mean(norm(kernels.astype(float)) > bounds) > 0.1
+    keep = jax.vmap(lambda kernel, bound: lipschitz.keep(bound).update(jnp.zeros_like(kernel), (), kernel)[0])
+    kept = kernels + np.asarray(keep(kernels, bounds))
+    assert np.all(norm(kept.astype(float)) <= bounds)
 
 
 # Bad input
