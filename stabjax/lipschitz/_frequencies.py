@@ -35,7 +35,7 @@ class Way:
     @property
     def frequencies(self) -> np.ndarray:
         """``(frequencies, ndim)``; half of them on the last axis, the kernel being real."""
-        *rest, last = (axis.side // axis.fold for axis in self.axes)
+        *rest, last = (axis.frequencies for axis in self.axes)
         counts = (*rest, last // 2 + 1)
         return np.stack(np.unravel_index(np.arange(math.prod(counts)), counts), axis=1).astype(np.int32)
 
@@ -59,7 +59,8 @@ def largest(kernel: Float[Array, "*window inputs outputs"], way: Way) -> Float[A
         eps = float(jnp.finfo(kernel.dtype).eps)
         entries = jax.vmap(lambda group: frobenius(jnp.sum(jnp.abs(group), axis=0)))(lax.stop_gradient(kernel))
         value = value + rounding(math.prod(window), eps, further=8) * jnp.max(entries)
-        value = value * (math.prod(axis.excess for axis in way.axes) * (1 + 8 * eps))
+        between = math.prod(axis.excess for axis in way.axes if axis.frequencies > 1)
+        value = value * (between * (1 + 8 * eps))
     return scale * value
 
 

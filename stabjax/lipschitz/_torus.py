@@ -39,6 +39,15 @@ class Axis:
     exact: bool
     excess: float = 1.0
 
+    @property
+    def frequencies(self) -> int:
+        """How many of them have matrices of different norms: one if windows do not overlap.
+
+        Then ``K(w + 2 pi j / s)``, over ``j``, is a Fourier transform of the entries of the window, up to phases.
+        """
+        apart = len({place % self.fold for place in self.places}) == len(self.places)
+        return 1 if apart else self.side // self.fold
+
 
 def circular(n: int, k: int, stride: int, dilation: int) -> Axis:
     """The image's own torus; where the stride does not fit into it, the outputs are some of those without stride."""
