@@ -13,7 +13,7 @@ import pytest
 from flax import nnx
 
 from stabjax import features, perturb, probe, similarity
-from stabjax.probe import _compare, _layers
+from stabjax.probe import _compare, _grams, _layers
 from stabjax.similarity import _pooled, _streamed
 
 SIDE = 6
@@ -208,6 +208,14 @@ def test_both_ways_agree(measure):
     assert (np.asarray(by_products.matrix) != np.asarray(by_grams.matrix)).any(), "the same way twice"
     for name in ("matrix", "interval"):
         np.testing.assert_allclose(getattr(by_products, name), getattr(by_grams, name), atol=2e-6)
+
+
+@pytest.mark.parametrize("n", [5, 511, 512, 1100])
+def test_the_lower_half_of_a_tile(n):
+    x = np.random.default_rng(0).normal(size=(n, 3)).astype(np.float32)
+    found = np.asarray(_grams._own(jnp.full((n + 4, n + 4), 7.0), jnp.asarray(x), jnp.asarray(2)))
+    np.testing.assert_allclose(np.tril(found[2:-2, 2:-2]), np.tril(x @ x.T), atol=1e-5)
+    np.testing.assert_array_equal(found[:2], 7)
 
 
 def test_which_way_is_smaller():
