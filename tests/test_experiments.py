@@ -41,6 +41,20 @@ def check_layerwise(written):
         assert all(np.isfinite(result["relative"]))
 
 
+def check_bounds(written):
+    assert len(written["stages"]) == 3
+    for stage, found in written["stages"].items():
+        certified, local = np.array(found["certified"]), np.array(found["local"])
+        assert len(certified) == len(found["layers"]) == 2
+        for what in ("deformation", "noise", "found", "local"):
+            assert (np.array(found[what]) <= certified).all(), (stage, what)
+        # The first layer is linear: as steep everywhere as at the steepest image, and almost as its bound.
+        assert found["found"][0] == pytest.approx(local[0], rel=1e-3)
+        assert local[0] == pytest.approx(certified[0], rel=0.05)
+    *_, inside = written["stages"].values()
+    assert max(inside["largest_norm_of_a_kernel_after_each_epoch"]) <= written["config"]["bound"]
+
+
 def check_constant_filters(written):
     if "closed_form" in written:
         measured = np.array(written["measured"]["numerator_over_radius_squared"])
@@ -160,6 +174,7 @@ def check_representations(written):
 
 
 CHECKS = {
+    "bounds": check_bounds,
     "constant_filters": check_constant_filters,
     "convolutions": check_convolutions,
     "layerwise": check_layerwise,
