@@ -10,7 +10,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Float
 
 from stabjax import _jaxpr, features
-from stabjax.lipschitz._rules import at_tap, follow
+from stabjax.lipschitz._rules import at_tap, follow, is_followed
 from stabjax.lipschitz._slope import Slope, image, still, together
 
 
@@ -96,10 +96,10 @@ def network(f: Any, x: Any) -> NetworkBound:
             "of single examples comes in by features.of(model, single=True)"
         )
     if x.shape[0] > 1 and reading.mixed_rows:
+        mixed = ", ".join(dict.fromkeys(reading.mixed_rows))
         raise ValueError(
-            f"expected a network whose rows depend on their own image alone, got one that mixes them: "
-            f"{', '.join(reading.mixed_rows)}; put it in evaluation mode (features.of does for Flax NNX), or call "
-            "train.calibrate"
+            f"expected a network whose rows depend on their own image alone, got one that mixes them: {mixed}; put it "
+            "in evaluation mode (features.of does for Flax NNX), or call train.calibrate"
         )
     dtype = x.dtype if x.dtype.itemsize >= 4 else jnp.dtype(jnp.float32)
     found = _jaxpr.interpret(
@@ -107,17 +107,18 @@ def network(f: Any, x: Any) -> NetworkBound:
         jax.tree.leaves(guest.variables),
         image(dtype),
         follow,
-        is_followed=lambda value: isinstance(value, Slope),
+        is_followed=is_followed,
         tapped=at_tap,
     )
-    slopes = [value if isinstance(value, Slope) else still(dtype) for value in found]
-    slopes = [at_tap(value, "the output") if site.kind == "output" else value for value, site in zip(slopes, sites)]
-    bounds, factors = zip(*[value.tap for value in slopes])
+    values = [value if is_followed(value) else still(dtype) for value in found]
+    values = [at_tap(value, "the output") if site.kind == "output" else value for site, value in zip(sites, values)]
+    known = [(site, value) for site, value in zip(sites, values) if isinstance(value, Slope)]
+    bounds, factors = zip(*[value.tap for _, value in known])
     return NetworkBound(
-        layers=tuple(site.name for site in sites),
-        kinds=tuple(site.kind for site in sites),
+        layers=tuple(site.name for site, _ in known),
+        kinds=tuple(site.kind for site, _ in known),
         factor=jnp.stack(factors),
         bound=jnp.stack(bounds),
-        value=together([value for value, site in zip(slopes, sites) if site.kind == "output"]).bound,
+        value=together([value for site, value in known if site.kind == "output"]).bound,
         certified=True,
     )

@@ -7,7 +7,7 @@ constant of one row. What is not here is refused, by name.
 from collections.abc import Callable, Sequence
 from functools import partial
 from math import prod, sqrt
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,7 @@ from stabjax.lipschitz._slope import (
     Layer,
     Root,
     Slope,
+    Unbounded,
     UnboundedError,
     after,
     largest,
@@ -65,6 +66,9 @@ def follow(step: _jaxpr.Step, operands: Values) -> Values:
     Raises:
         ValueError: for an operation without a bound, or with none that is known.
     """
+    for operand in operands:
+        if isinstance(operand, Unbounded):
+            raise operand.error
     try:
         if step.name in ENTRYWISE:
             found = _entrywise(step, operands)
@@ -80,12 +84,22 @@ def follow(step: _jaxpr.Step, operands: Values) -> Values:
     if found is None:
         several = len(_followed(operands)) > 1
         usual = _SEVERAL.get(step.name) if several else None
-        raise _refused([step.name], f"of {'several activations' if several else 'an activation'}", usual, step.where)
+        error = _refused([step.name], f"of {'several activations' if several else 'an activation'}", usual, step.where)
+        if any(jnp.issubdtype(result.dtype, jnp.inexact) for result in step.results):
+            raise error
+        return [Unbounded(error) for _ in step.results]
     return [found]
 
 
-def at_tap(value: Slope, where: str) -> Slope:
+def is_followed(value: Any) -> bool:
+    """Whether a value depends on the images."""
+    return isinstance(value, Slope | Unbounded)
+
+
+def at_tap(value: Any, where: str) -> Any:
     """The value at a tap; raises as `follow` does."""
+    if isinstance(value, Unbounded):
+        return value
     try:
         return tapped(value)
     except UnboundedError as error:
@@ -178,23 +192,56 @@ def _convolution(step: _jaxpr.Step, operands: Values) -> Slope | None:
         return None
     out, inputs, *window = numbers.rhs_spec
     kernel = _real(jnp.transpose(kernel, (*window, inputs, out)), image)
-    sides = [step.shapes[0][axis] for axis in numbers.lhs_spec[2:]]
-    sides = [(side - 1) * spread + 1 for side, spread in zip(sides, params["lhs_dilation"])]
-    # Negative padding cuts the image.
-    norm = partial(
-        _norm_of_convolution,
-        kernel,
-        size=tuple(side + min(low, 0) + min(high, 0) for side, (low, high) in zip(sides, params["padding"])),
-        stride=tuple(params["window_strides"]),
-        padding=tuple((max(low, 0), max(high, 0)) for low, high in params["padding"]),
-        dilation=tuple(params["rhs_dilation"]),
-        groups=params["feature_group_count"],
+    axes = _Axes(
+        tuple(step.shapes[0][axis] for axis in numbers.lhs_spec[2:]),
+        tuple(step.results[0].shape[axis] for axis in numbers.out_spec[2:]),
+        tuple(params["window_strides"]),
+        tuple(params["padding"]),
+        tuple(params["lhs_dilation"]),
+        tuple(params["rhs_dilation"]),
     )
-    return _of_layer(image, numbers.out_spec[1], norm)
+    transposed = max(axes.spread) > 1 and max(axes.strides) == 1
+    norm = partial(_norm_of_transposed if transposed else _norm_of_convolution, kernel, axes)
+    return _of_layer(image, numbers.out_spec[1], partial(norm, params["feature_group_count"]))
 
 
-def _norm_of_convolution(kernel: Array, scale: Any, **geometry: Any) -> Array:
-    return conv(kernel * scale, **geometry).value
+class _Axes(NamedTuple):
+    """A convolution along each axis of space; ``spread`` is the dilation of its input."""
+
+    sides: tuple[int, ...]
+    results: tuple[int, ...]
+    strides: tuple[int, ...]
+    padding: tuple[tuple[int, int], ...]
+    spread: tuple[int, ...]
+    dilation: tuple[int, ...]
+
+
+def _norm_of_convolution(kernel: Array, axes: _Axes, groups: int, scale: Any) -> Array:
+    sides = [(side - 1) * spread + 1 for side, spread in zip(axes.sides, axes.spread)]
+    # Negative padding cuts the image.
+    sides = [side + min(low, 0) + min(high, 0) for side, (low, high) in zip(sides, axes.padding)]
+    padding = tuple((max(low, 0), max(high, 0)) for low, high in axes.padding)
+    options: Any = {"stride": axes.strides, "padding": padding, "dilation": axes.dilation, "groups": groups}
+    return conv(_by_channel(kernel, scale), tuple(sides), **options).value
+
+
+def _norm_of_transposed(kernel: Array, axes: _Axes, groups: int, scale: Any) -> Array:
+    """That of the convolution whose transpose it is, ``x_i = sum_q w_q' y_(s i - d q + low)``."""
+    kernel = _by_channel(kernel, scale)
+    *window, inputs, outputs = kernel.shape
+    ndim = len(window)
+    kernel = jnp.reshape(jnp.flip(kernel, range(ndim)), (*window, inputs, groups, outputs // groups))
+    kernel = jnp.reshape(
+        jnp.transpose(kernel, (*range(ndim), ndim + 2, ndim + 1, ndim)), (*window, -1, inputs * groups)
+    )
+    padding = []
+    for k, side, result, (low, _), s, d in zip(
+        window, axes.sides, axes.results, axes.padding, axes.spread, axes.dilation
+    ):
+        before = (k - 1) * d - low
+        padding.append((before, s * (side - 1) + (k - 1) * d + 1 - result - before))
+    swapped = _Axes(axes.results, axes.sides, axes.spread, tuple(padding), (1,) * ndim, axes.dilation)
+    return _norm_of_convolution(kernel, swapped, groups, 1.0)
 
 
 def _product(step: _jaxpr.Step, operands: Values) -> Slope | None:
@@ -213,12 +260,17 @@ def _product(step: _jaxpr.Step, operands: Values) -> Slope | None:
         axis = len(step.results[0].shape) - 1 if side == 1 else 0
 
     def norm(scale: Any) -> Array:
-        matrices = kernel * scale
+        matrices = _by_channel(kernel, scale)
         if len(matrices) == 1:
             return dense(matrices[0]).value
         return jnp.max(jax.lax.map(lambda matrix: dense(matrix).value, matrices))
 
     return _of_layer(active[0], axis, norm)
+
+
+def _by_channel(kernel: Array, scale: Any) -> Array:
+    """The kernel with its last axis scaled."""
+    return kernel * jnp.reshape(jnp.asarray(scale, kernel.dtype), (*[1] * (kernel.ndim - 1), -1))
 
 
 def _real(kernel: Array, value: Slope) -> Array:

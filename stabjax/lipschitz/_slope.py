@@ -56,6 +56,13 @@ class Slope:
     tap: tuple[Array, Array] | None = None
 
 
+@dataclass(frozen=True, eq=False)
+class Unbounded:
+    """Whole numbers or truths that depend on the images, and what is to say if they are used further on."""
+
+    error: ValueError
+
+
 class UnboundedError(Exception):
     """Holds the primitives of a function that is too steep."""
 
