@@ -218,7 +218,7 @@ def test_linear_operations_against_their_matrices(name, relaxed_promotion):
 def test_a_chain_of_layers_is_the_product_of_their_norms():
     kernels = [normal(0, 48, 5), normal(1, 5, 5), normal(2, 5, 5)]
     found = lipschitz.network(lambda x: jnp.tanh(x.reshape(2, -1) @ kernels[0]) @ kernels[1] @ kernels[2], (2, 4, 4, 3))
-    norms = [np.linalg.norm(kernel, 2) for kernel in kernels]
+    norms = [float(np.linalg.norm(kernel, 2)) for kernel in kernels]
     np.testing.assert_allclose(found.factor, [norms[0], 1, norms[1], norms[2], 1], rtol=0.01)
     np.testing.assert_allclose(found.bound, np.cumprod(found.factor), rtol=1e-5)
     assert found.value == found.bound[-1]

@@ -113,12 +113,13 @@ def _local(
     there, back = (transposed, jacobian) if outputs <= inputs else (jacobian, transposed)
     size = min(outputs, inputs)
     if 2 * size <= steps:
-        found = _spanned(there, batch, size, dtype)
+        found, image = _spanned(there, batch, size, dtype)
     else:
         keys = jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(batch))
         start = jax.vmap(lambda k: jax.random.normal(k, (size,), dtype))(keys)
         found = _lanczos(there, back, start, tolerance, min(steps, size))
-    direction = transposed(found.vector) if outputs <= inputs else found.vector
+        image = there(found.vector) if outputs <= inputs else found.vector
+    direction = image if outputs <= inputs else found.vector
     value = jnp.where(jnp.isfinite(found.value), found.value, jnp.nan)
     return LocalNorm(value, found.residual, jnp.reshape(_unit(direction), x.shape).astype(x.dtype), found.done)
 
@@ -245,14 +246,18 @@ def _lanczos(
     )
 
 
-def _spanned(there: Callable[[Array], Array], batch: int, size: int, dtype: Any) -> _Found:
-    """Largest singular value of a matrix with few rows, from its product with each unit vector."""
+def _spanned(there: Callable[[Array], Array], batch: int, size: int, dtype: Any) -> tuple[_Found, Array]:
+    """Largest singular value of a matrix with few rows, from its product with each of them.
+
+    Beside it the image of its vector, up to the length.
+    """
     rows = jax.lax.map(lambda e: there(jnp.broadcast_to(e[None], (batch, size))), jnp.eye(size, dtype=dtype))
-    scale = jnp.max(jnp.abs(rows), axis=(0, 2))
-    rows = rows / jnp.where(scale > 0, scale, 1)[None, :, None]
-    squares, vectors = jnp.linalg.eigh(jnp.einsum("ibn,jbn->bij", rows, rows, precision=HIGHEST))
-    value = scale * jnp.sqrt(jnp.maximum(squares[:, -1], 0))
-    return _Found(value, jnp.zeros_like(value), vectors[:, :, -1], jnp.isfinite(value))
+    rows = jnp.swapaxes(rows, 0, 1)
+    scale = jnp.max(jnp.abs(rows), axis=(1, 2))
+    rows = rows / jnp.where(scale > 0, scale, 1)[:, None, None]
+    squares, vectors = jnp.linalg.eigh(jnp.einsum("bin,bjn->bij", rows, rows, precision=HIGHEST))
+    value, vector = scale * jnp.sqrt(jnp.maximum(squares[:, -1], 0)), vectors[:, :, -1]
+    return _Found(value, jnp.zeros_like(value), vector, jnp.isfinite(value)), _combined(rows, vector)
 
 
 def _rows_dot(basis: Array, vectors: Array) -> Array:
