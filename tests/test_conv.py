@@ -101,7 +101,6 @@ ONE_OF_A_KIND = (
     "1x1, strided and padded",
     "strided and dilated",
     "more padding than kernel",
-    "depthwise, multiplied",
     "one channel",
     "grouped",
     "grouped, two bundles",

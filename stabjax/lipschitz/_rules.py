@@ -7,7 +7,7 @@ constant of one row. What is not here is refused, by name.
 from collections.abc import Callable, Sequence
 from functools import partial
 from math import prod, sqrt
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,10 +15,10 @@ import numpy as np
 from jaxtyping import Array
 
 from stabjax import _jaxpr
-from stabjax.lipschitz._conv import conv
 from stabjax.lipschitz._curve import Curve
 from stabjax.lipschitz._dense import dense
 from stabjax.lipschitz._intervals import RULES as ENTRYWISE
+from stabjax.lipschitz._kernels import Axes, by_channel, norm_of_convolution, norm_of_transposed
 from stabjax.lipschitz._slope import (
     Layer,
     Root,
@@ -192,7 +192,7 @@ def _convolution(step: _jaxpr.Step, operands: Values) -> Slope | None:
         return None
     out, inputs, *window = numbers.rhs_spec
     kernel = _real(jnp.transpose(kernel, (*window, inputs, out)), image)
-    axes = _Axes(
+    axes = Axes(
         tuple(step.shapes[0][axis] for axis in numbers.lhs_spec[2:]),
         tuple(step.results[0].shape[axis] for axis in numbers.out_spec[2:]),
         tuple(params["window_strides"]),
@@ -201,47 +201,8 @@ def _convolution(step: _jaxpr.Step, operands: Values) -> Slope | None:
         tuple(params["rhs_dilation"]),
     )
     transposed = max(axes.spread) > 1 and max(axes.strides) == 1
-    norm = partial(_norm_of_transposed if transposed else _norm_of_convolution, kernel, axes)
+    norm = partial(norm_of_transposed if transposed else norm_of_convolution, kernel, axes)
     return _of_layer(image, numbers.out_spec[1], partial(norm, params["feature_group_count"]))
-
-
-class _Axes(NamedTuple):
-    """A convolution along each axis of space; ``spread`` is the dilation of its input."""
-
-    sides: tuple[int, ...]
-    results: tuple[int, ...]
-    strides: tuple[int, ...]
-    padding: tuple[tuple[int, int], ...]
-    spread: tuple[int, ...]
-    dilation: tuple[int, ...]
-
-
-def _norm_of_convolution(kernel: Array, axes: _Axes, groups: int, scale: Any) -> Array:
-    sides = [(side - 1) * spread + 1 for side, spread in zip(axes.sides, axes.spread)]
-    # Negative padding cuts the image.
-    sides = [side + min(low, 0) + min(high, 0) for side, (low, high) in zip(sides, axes.padding)]
-    padding = tuple((max(low, 0), max(high, 0)) for low, high in axes.padding)
-    options: Any = {"stride": axes.strides, "padding": padding, "dilation": axes.dilation, "groups": groups}
-    return conv(_by_channel(kernel, scale), tuple(sides), **options).value
-
-
-def _norm_of_transposed(kernel: Array, axes: _Axes, groups: int, scale: Any) -> Array:
-    """That of the convolution whose transpose it is, ``x_i = sum_q w_q' y_(s i - d q + low)``."""
-    kernel = _by_channel(kernel, scale)
-    *window, inputs, outputs = kernel.shape
-    ndim = len(window)
-    kernel = jnp.reshape(jnp.flip(kernel, range(ndim)), (*window, inputs, groups, outputs // groups))
-    kernel = jnp.reshape(
-        jnp.transpose(kernel, (*range(ndim), ndim + 2, ndim + 1, ndim)), (*window, -1, inputs * groups)
-    )
-    padding = []
-    for k, side, result, (low, _), s, d in zip(
-        window, axes.sides, axes.results, axes.padding, axes.spread, axes.dilation
-    ):
-        before = (k - 1) * d - low
-        padding.append((before, s * (side - 1) + (k - 1) * d + 1 - result - before))
-    swapped = _Axes(axes.results, axes.sides, axes.spread, tuple(padding), (1,) * ndim, axes.dilation)
-    return _norm_of_convolution(kernel, swapped, groups, 1.0)
 
 
 def _product(step: _jaxpr.Step, operands: Values) -> Slope | None:
@@ -260,17 +221,12 @@ def _product(step: _jaxpr.Step, operands: Values) -> Slope | None:
         axis = len(step.results[0].shape) - 1 if side == 1 else 0
 
     def norm(scale: Any) -> Array:
-        matrices = _by_channel(kernel, scale)
+        matrices = by_channel(kernel, scale)
         if len(matrices) == 1:
             return dense(matrices[0]).value
         return jnp.max(jax.lax.map(lambda matrix: dense(matrix).value, matrices))
 
     return _of_layer(active[0], axis, norm)
-
-
-def _by_channel(kernel: Array, scale: Any) -> Array:
-    """The kernel with its last axis scaled."""
-    return kernel * jnp.reshape(jnp.asarray(scale, kernel.dtype), (*[1] * (kernel.ndim - 1), -1))
 
 
 def _real(kernel: Array, value: Slope) -> Array:
