@@ -39,8 +39,8 @@ def routes(kernels: Sequence[int], *, repeats: int, seed: int, smoke: bool) -> t
     grid[0, 0].set_ylabel("time of one call (ms)")
     grid[0, 0].legend(frameon=False, fontsize=9)
     figure.suptitle(
-        f"One convolution, stride 1, by three routes: {jax.default_backend()}, {cores} core(s), float32; median of "
-        f"{repeats}, bars are its 95 % interval, compilation left out",
+        f"One convolution of random images, stride 1, float32, by three routes on {cores} core(s) "
+        f"({jax.default_backend()});\nmedian of {repeats}, bars are its 95 % interval, compilation left out",
         fontsize=9,
     )
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
