@@ -155,6 +155,13 @@ LINEAR = {
         (4, 4, 3),
         1.1,
     ),
+    "spread and strided": (
+        lambda x: jax.lax.conv_general_dilated(
+            x, normal(2, 2, 3, 2), (3,), [(1, 2)], (2,), None, ("NHC", "HIO", "NHC")
+        ),
+        (8, 3),
+        2.0,
+    ),
     "transposed, grouped": (
         lambda x: jax.lax.conv_general_dilated(
             x, normal(2, 3, 2, 2, 4), (1, 1), [(2, 1), (1, 3)], (2, 3), (1, 2), ("NHWC", "HWIO", "NHWC"), 2
@@ -195,7 +202,7 @@ LINEAR = {
 }  # fmt: skip
 
 
-LONG = ("convolution", "transposed, grouped", "a matrix for each position", "all pixels")
+LONG = ("convolution", "spread and strided", "transposed, grouped", "a matrix for each position", "all pixels")
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in LONG)) for n in LINEAR])
@@ -221,13 +228,18 @@ def test_a_chain_of_layers_is_the_product_of_their_norms():
     assert found.certified
 
 
-def test_negative_padding_cuts_the_image():
-    def rows(x, padding):
-        numbers = ("NHC", "HIO", "NHC")
-        return jax.lax.conv_general_dilated(x, normal(3, 3, 3, 5), (1,), [padding], None, None, numbers)
+def test_an_image_that_is_cut_or_spread_by_a_convolution():
+    """By its padding, or with zeros between its pixels: as if that were done to the image."""
+
+    def rows(x, padding, stride=1, spread=1):
+        kernel, numbers = normal(3, 3, 3, 5), ("NHC", "HIO", "NHC")
+        return jax.lax.conv_general_dilated(x, kernel, (stride,), [padding], (spread,), None, numbers)
 
     cut = bound_of(lambda x: rows(x, (-1, 1)), (2, 6, 3))
     np.testing.assert_allclose(cut, bound_of(lambda x: rows(x[:, 1:], (0, 1)), (2, 6, 3)), rtol=1e-6)
+    spread = bound_of(lambda x: rows(x, (1, 1), 3, 2), (2, 4, 3))
+    apart = bound_of(lambda x: rows(jax.lax.pad(x, 0.0, [(0, 0, 0), (0, 0, 1), (0, 0, 0)]), (1, 1), 3), (2, 4, 3))
+    np.testing.assert_allclose(spread, apart, rtol=1e-6)
 
 
 def test_branches_add_up():
