@@ -224,7 +224,7 @@ def of_training(given: Material) -> Drawn:
     epochs = list(results)
     first = results[epochs[0]]
     same = np.stack([np.diag(result.matrix) for result in results.values()], axis=1)
-    shown = {f"after {epoch:g} epochs against the end": results[epoch] for epoch in (epochs[0], epochs[1])}
+    shown = {f"epoch {epoch:g} against the end": results[epoch] for epoch in (epochs[0], epochs[1])}
     figure, grid = sj.plot.panels(1, 3, size=(5.0, 4.4))
     _heat(grid[0, 0], same, first.layers, [f"{epoch:g}" for epoch in epochs])
     grid[0, 0].set(xlabel="epochs", ylabel="layer", title="each layer against itself at the end")
@@ -261,7 +261,7 @@ def of_deformed(given: Material) -> Drawn:
     axes.set_yscale("log")
     axes.set_xticks(place, layers, rotation=90, fontsize=7)
     axes.set(xlabel="layer", ylabel="1 - debiased CKA with clean images", title="the same layer, 95 % intervals")
-    axes.legend(fontsize=7, frameon=False)
+    axes.legend(fontsize=7, frameon=False, handlelength=4)
     axes.grid(axis="y", color="0.92")
     figure.suptitle(f"{given.title} (seed 0)", fontsize=10)
     return figure, {"results": {name: result.to_json() for name, result in results.items()}}
@@ -286,12 +286,12 @@ def of_ways(given: Material) -> Drawn:
     found = {name: _correlations(*pair) for name, pair in ways.items()}
     wide = resized(pool, size)
     fewer = {
-        "all positions" if every == 1 else f"every {every}. position (::{every})": _correlations(
+        "all positions" if every == 1 else f"positions ::{every}": _correlations(
             positions(conv, every=every), positions(wide, every=every)
         )
         for every in SUBSAMPLED
     }
-    figure, grid = sj.plot.panels(1, 2, size=(5.4, 4.2), sharey=True)
+    figure, grid = sj.plot.panels(1, 2, size=(5.4, 4.8), sharey=True)
     for axes, curves in zip(grid[0], (found, fewer), strict=True):
         for colour, (name, numbers) in zip(sj.plot.COLOURS[1:], curves.items(), strict=False):
             values = np.array(numbers["correlations"])
@@ -299,7 +299,7 @@ def of_ways(given: Material) -> Drawn:
             axes.plot(np.arange(1, len(values) + 1), values, "o-", markersize=2, linewidth=1, color=colour, label=label)
         axes.set_xlabel("canonical correlation, in falling order")
         axes.grid(color="0.93")
-        axes.legend(fontsize=6.5, frameon=False, loc="lower left")
+        axes.legend(fontsize=7, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.16))
     grid[0, 0].set(ylabel="correlation", title="three ways to samples", ylim=(0, 1.02))
     grid[0, 1].set(title="conv2 and pool2, interpolated, with fewer positions")
     figure.suptitle(given.title, fontsize=10)
