@@ -5,12 +5,11 @@ peers are the singular values of the operator written out, 9216 x 9216, and thos
 by NumPy as published (Sedghi, Gupta, Long 2019). ``excess`` is how far the bound is above the exact norm.
 """
 
-import time
-
 import jax
 import numpy as np
 
 import stabjax as sj
+from benchmarks._timing import first_and_best, milliseconds
 
 SIDE, CHANNELS, WINDOW = 12, 64, 5
 STEPS = 5
@@ -24,8 +23,7 @@ def run() -> list[dict]:
         "SVD of each frequency, NumPy": milliseconds(lambda: by_frequency(kernel), 3),
         "SVD of each frequency, stabjax": milliseconds(lambda: bound(kernel, method="exact"), 3),
     }
-    first = milliseconds(lambda: bound(kernel, steps=STEPS), 1)
-    ours = milliseconds(lambda: bound(kernel, steps=STEPS), 10)
+    first, ours = first_and_best(lambda: bound(kernel, steps=STEPS), 10)
     excess = float(bound(kernel, steps=STEPS)) / exact - 1
     rows = [
         {
@@ -40,8 +38,7 @@ def run() -> list[dict]:
         for peer, ms in peers.items()
     ]
     slope = jax.jit(jax.grad(lambda kernel: bound(kernel, steps=STEPS)))
-    first = milliseconds(lambda: slope(kernel), 1)
-    ms = milliseconds(lambda: slope(kernel), 10)
+    first, ms = first_and_best(lambda: slope(kernel), 10)
     rows.append(
         {"name": "with its gradient", "ms": ms, "compile ms": first - ms, "peer": "Gram bound", "peer ms": ours}
     )
@@ -65,12 +62,3 @@ def of_operator(kernel):
     for y, x, i, j in np.ndindex(SIDE, SIDE, WINDOW, WINDOW):
         matrix[(y + i) % SIDE, (x + j) % SIDE, :, y, x] = kernel[i, j]
     return np.linalg.svd(matrix.reshape(SIDE**2 * CHANNELS, -1), compute_uv=False)[0]
-
-
-def milliseconds(work, repeats):
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        jax.block_until_ready(work())
-        times.append(time.perf_counter() - start)
-    return 1e3 * min(times)

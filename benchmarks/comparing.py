@@ -17,6 +17,7 @@ import torch
 from flax import nnx
 
 import stabjax as sj
+from benchmarks._timing import first_and_best
 from benchmarks.training import resnet18
 
 SAMPLES, UNITS = 256_000, 64
@@ -36,9 +37,9 @@ def canonical() -> dict:
         for _ in range(2)
     )
     ours = jax.jit(lambda x, y: sj.similarity.cca(x, y).correlations)
-    first, best = _times(lambda: ours(x, y), 5)
+    first, best = first_and_best(lambda: ours(x, y), 5)
     wide = [np.ascontiguousarray(z.T) for z in (x, y)]  # the peer takes units in rows
-    _, theirs = _times(lambda: published_cca(*wide), 5)
+    _, theirs = first_and_best(lambda: published_cca(*wide), 5)
     np.testing.assert_allclose(ours(x, y), published_cca(*wide), atol=1e-4)
     return _row("CCA, two sets of 64 x 256,000", first, best, "NumPy as published", theirs)
 
@@ -87,7 +88,7 @@ def alignment() -> list[dict]:
         def ours(other: Any = other) -> Any:
             return sj.probe.similarity(f, other, images, measure="cka_debiased", select=select, memory=5)
 
-        first, best = _times(ours, 2)
+        first, best = first_and_best(ours, 2)
         title = f"CKA of ResNet18 and {name}, {LAYERS} x {LAYERS} layers, {IMAGES} images"
         rows += [_row(title, first, best, peer_name, theirs) for peer_name, theirs in peers.items()]
     return rows
@@ -118,17 +119,7 @@ def forward(images: int) -> float:
     models = [resnet18().eval() for _ in range(2)]
     x = torch.randn(images, 3, 32, 32)
     with torch.inference_mode():
-        return _times(lambda: [model(x) for model in models], 2)[1]
-
-
-def _times(work: Any, repeats: int) -> tuple[float, float]:
-    """Milliseconds of the first call, and of the best one after it."""
-    times = []
-    for _ in range(1 + repeats):
-        start = time.perf_counter()
-        jax.block_until_ready(work())
-        times.append(1e3 * (time.perf_counter() - start))
-    return times[0], min(times[1:])
+        return first_and_best(lambda: [model(x) for model in models], 2)[1]
 
 
 def _row(name: str, first: float, best: float, peer: str, theirs: float) -> dict:

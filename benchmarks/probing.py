@@ -7,7 +7,6 @@ compiler otherwise fuses, and reads what they give. Peak memory is that of a fre
 import os
 import subprocess
 import sys
-import time
 from functools import partial
 from pathlib import Path
 
@@ -17,6 +16,7 @@ import numpy as np
 from flax import nnx
 
 import stabjax as sj
+from benchmarks._timing import milliseconds
 
 IMAGES, SIDE, BATCH = 500, 32, 50
 CHANNELS = (64, "pool", 128, "pool", 256, 256, "pool", 512, 512, "pool", 512, 512, "pool")
@@ -67,15 +67,6 @@ def images(n):
 
 def _deformation():
     return sj.perturb.Diffeomorphism.of_displacement(1.0, 3, (SIDE, SIDE), convention="paper")
-
-
-def milliseconds(work, repeats):
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        jax.block_until_ready(work())
-        times.append(time.perf_counter() - start)
-    return 1e3 * min(times)
 
 
 def torch_hooks(x):

@@ -29,6 +29,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 import stabjax as sj
+from experiments import layerwise
 
 LABELS = {
     "certified": "certified, all images",
@@ -77,7 +78,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     if config.smoke:
         config = replace(config, training=256, epochs=1, images=8, ascents=4, steps=5)
     console = Console()
-    training, test, name = material(config)
+    training, test, deformation, name = material(config)
+    chosen = np.sort(np.random.default_rng(config.seed).permutation(len(test[0]))[: config.images])
     network = partial(sj.models.SmallCNN, channels=(4,) if config.smoke else (32, 64, 128), norm=False)
     initial = network(in_channels=training[0].shape[-1], rngs=nnx.Rngs(config.seed))
     stages: dict[str, dict[str, Any]] = {}
@@ -85,8 +87,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         model, history = initial, []
         if stage != "at initialisation":
             model, history = train(config, initial, training, inside=stage != "trained")
-        found = measure(config, model, test[0][: config.images])
-        found["test_error"] = error(model, *test)
+        found = measure(config, model, test[0][chosen], deformation)
+        found["test_error"] = float(1 - sj.train.evaluate(model, *test).accuracy)
         found["largest_norm_of_a_kernel_after_each_epoch"] = history
         stages[stage] = found
         console.print(stage, f"test error {100 * found['test_error']:.1f} %, certified {found['certified'][-1]:.4g}")
@@ -95,27 +97,28 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         "config": asdict(config),
         "versions": sj.cli.versions(),
         "data": name,
+        "test_images": chosen.tolist(),
         "stages": stages,
     }
     console.print(sj.plot.save(draw(stages, name, config), config.out / "bounds", record))
     return {"bounds": record}
 
 
-def material(config: Config) -> tuple[tuple[Any, Any], tuple[Any, Any], str]:
-    """Normalised images and labels for training and test, and what they are."""
-    if config.smoke:
-        task = sj.data.ScaleTask.plane(size=28)
-        drawn = sj.data.scale_detection(jax.random.key(config.seed), config.training + 64, task=task)
-        images, labels = np.asarray(drawn.images / task.value), (np.asarray(drawn.labels) + 1) // 2
-        cut = config.training
-        return (images[:cut], labels[:cut]), (images[cut:], labels[cut:]), "two lit pixels, 28 x 28"
-    draw = np.random.default_rng(config.seed)
-    sets = []
-    for split, count in (("train", config.training), ("test", None)):
-        images, labels = sj.data.load("cifar10", split)
-        chosen = draw.permutation(len(images))[:count]
-        sets.append((np.asarray(sj.data.normalize(images[chosen], "cifar10")), np.asarray(labels)[chosen]))
-    return sets[0], sets[1], "CIFAR-10 (JPEG copies)" if sj.data.describe("cifar10").note else "CIFAR-10"
+def material(config: Config) -> tuple[tuple[Any, Any], tuple[Any, Any], Any, str]:
+    """Normalised images and labels for training and test, the deformation, and what the images are."""
+    given = layerwise.Config(
+        data="scale-detection" if config.smoke else "cifar10",
+        training=config.training,
+        images=config.images,
+        cutoff=config.cutoff,
+        displacement=config.displacement,
+        seed=config.seed,
+        smoke=config.smoke,
+    )
+    *sets, deformation, recipe, note = layerwise.material(given)
+    statistics: dict[str, Any] = {"mean": recipe.mean, "deviation": recipe.deviation}
+    training, test = ((sj.train.normalise(images, **statistics), labels) for images, labels in sets)
+    return training, test, deformation, "CIFAR-10 (JPEG copies)" if "JPEG" in note else note
 
 
 def train(config: Config, initial: nnx.Module, training: Any, *, inside: bool) -> tuple[nnx.Module, list[float]]:
@@ -153,22 +156,11 @@ def norms(params: Any) -> list[float]:
     return [float(bound.value) for bound in bounds]
 
 
-def error(model: nnx.Module, images: Any, labels: Any) -> float:
-    """Share of the test images that are classified wrong."""
-    classify = jax.jit(lambda f, x: jnp.argmax(f(x), -1))
-    network = sj.features.of(model)
-    parts = [classify(network, images[i : i + 500]) for i in range(0, len(images), 500)]
-    return float(np.mean(np.concatenate(parts) != labels))
-
-
-def measure(config: Config, model: nnx.Module, images: Any) -> dict[str, Any]:
+def measure(config: Config, model: nnx.Module, images: Any, deformation: Any) -> dict[str, Any]:
     """The slopes of every convolution and dense layer."""
     network = sj.features.of(model)
     layers = [tap.name for tap in sj.features.taps(network, images) if tap.kind in ("conv", "dense")]
     keys = jax.random.split(jax.random.key(config.seed), 3)
-    deformation = sj.perturb.Diffeomorphism.of_displacement(
-        config.displacement, config.cutoff, images.shape[1:3], convention="paper"
-    )
     result = sj.probe.stability(network, images, key=keys[0], deformation=deformation, draws=4, select=layers)
     rows = [result.layers.index(layer) for layer in layers]
     found: dict[str, Any] = {"layers": layers}

@@ -21,6 +21,7 @@ MAY_IMPORT = {
     "_types": set(),
     "_numerics": set(),
     "_files": set(),
+    "_text": set(),
     "_jaxpr": set(),
     "fields": set(),
     "warp": set(),
@@ -40,7 +41,7 @@ MAY_IMPORT = {
     "plot": {"stability"},
     "cli": set(ROOMS),
 }
-"""The rooms a room may import, beside `_types`, `_numerics` and `_files`."""
+"""The rooms a room may import, beside `_types`, `_numerics`, `_files` and `_text`."""
 
 
 def public_functions():
@@ -107,7 +108,7 @@ def test_rooms_import_only_what_they_may(path):
     room = path.relative_to(ROOT).parts[0].removesuffix(".py")
     if room == "__init__":
         return
-    allowed = MAY_IMPORT[room] | {room, "_types", "_numerics", "_files"}
+    allowed = MAY_IMPORT[room] | {room, "_types", "_numerics", "_files", "_text"}
     assert set(imported_rooms(path)) <= allowed
 
 

@@ -10,6 +10,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Float
 
 from stabjax import _jaxpr, features
+from stabjax._text import table
 from stabjax.lipschitz._rules import at_tap, follow, is_followed
 from stabjax.lipschitz._slope import Slope, image, still, together
 
@@ -46,10 +47,8 @@ class NetworkBound:
             (name, kind, f"{float(f):.4g}", f"{float(b):.4g}")
             for name, kind, f, b in zip(self.layers, self.kinds, self.factor, self.bound, strict=True)
         ]
-        widths = [max(map(len, column)) for column in zip(*rows)]
-        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
         title = f"|f(x) - f(y)| <= {float(self.value):.6g} |x - y|{', certified' if self.certified else ''}"
-        return "\n".join([title, lines[0], "-" * max(map(len, lines)), *lines[1:]])
+        return table(title, rows)
 
 
 def network(f: Any, x: Any) -> NetworkBound:

@@ -12,6 +12,7 @@ from stabjax.probe._canonical import correlations
 from stabjax.probe._grams import grams
 from stabjax.probe._layers import Layers, Steps, Units
 from stabjax.probe._products import products
+from stabjax.probe._rows import finite_rows
 from stabjax.probe._sides import Side, side_of
 from stabjax.similarity import Measure, Similarity
 from stabjax.similarity._streamed import Shares, alignment, shares_of_grams
@@ -33,7 +34,7 @@ def compare(
     confidence: float,
 ) -> Similarity:
     """`stabjax.probe.similarity` for one or two networks, each with its images; see there."""
-    finite = jnp.stack([jnp.all(jnp.isfinite(jnp.reshape(x, (len(x), -1))), axis=1) for x in images])
+    finite = jnp.stack(list(map(finite_rows, images)))
     measured = jnp.all(finite, axis=0)
     counted = jnp.pad(measured, (0, steps.padded - steps.images))
     sides = [

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from stabjax import features
+from stabjax.probe._rows import check_front, real
 
 Units = Literal["all", "average"]
 
@@ -136,15 +137,8 @@ def _activations(f: features.Guest, images: Any, *, select: features.Select, uni
 def _units(rows: int, units: Units, tap: features.Tap, activation: Array) -> Float[Array, "rows units"]:
     """The activation with one row per image; complex numbers as two."""
     shape = activation.shape
-    if not shape or shape[0] % rows:
-        raise ValueError(
-            f"expected activations with the batch of {rows} images in front, got shape {shape} at {tap.name!r}: leave "
-            f"it out with select, e.g. select=lambda tap: tap.name != {tap.name!r}"
-        )
-    if jnp.issubdtype(activation.dtype, jnp.complexfloating):
-        activation = jnp.stack([jnp.real(activation), jnp.imag(activation)], axis=-1)
-    # Sums of half-precision numbers keep their digits in single precision.
-    activation = jnp.asarray(activation, jnp.promote_types(activation.dtype, jnp.float32))
+    check_front(tap, activation, rows)
+    activation = real(activation)
     if units == "all" or len(shape) < 3:
         return jnp.reshape(activation, (rows, -1))
     if tap.channel_axis is None:

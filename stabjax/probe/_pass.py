@@ -13,6 +13,7 @@ from stabjax import features, perturb
 from stabjax._numerics import centered, row_sum, scatter
 from stabjax._types import AnyArray, Perturbation, PRNGKey
 from stabjax.probe._plan import Plan
+from stabjax.probe._rows import check_front, check_independent, finite_rows, real
 from stabjax.stability import Stability, summarize
 
 Radius: TypeAlias = Literal["each", "mean"]
@@ -52,7 +53,8 @@ def measure(
 ) -> Stability:
     """`stabjax.probe.stability` for a plan; see there."""
     batch = jax.ShapeDtypeStruct((plan.rows, *images.shape[1:]), images.dtype)
-    _check_rows(f, batch, plan)
+    if not plan.separate:
+        check_independent(f, batch, plan.images)
     starts, lengths, firsts = plan.steps()
     steps = jnp.asarray(starts), jnp.asarray(lengths), jnp.asarray(firsts)
     if noise is None and radius == "mean":
@@ -112,7 +114,7 @@ def _batch(
 ) -> tuple[Batch, Bool[Array, " size"], Key[Array, " size"]]:
     """Clean images, which of them are finite (the others are blanked), and their keys."""
     clean = jax.lax.dynamic_slice_in_dim(images, start, plan.size)
-    finite = jnp.all(jnp.isfinite(jnp.reshape(clean, (plan.size, -1))), axis=1)
+    finite = finite_rows(clean)
     blanked = jnp.where(jnp.expand_dims(finite, tuple(range(1, clean.ndim))), clean, 0)
     return blanked, finite, jax.vmap(jax.random.fold_in, (None, 0))(key, start + jnp.arange(plan.size))
 
@@ -157,7 +159,7 @@ def noise_rule(noise: Perturbation | None) -> Callable[..., AnyArray]:
 
 
 def _distances(x: Float[AnyArray, " size *image"], y: Float[AnyArray, " size *image"]) -> Float[Array, " size"]:
-    return jnp.sqrt(row_sum(jnp.square(_real(x) - _real(y))))
+    return jnp.sqrt(row_sum(jnp.square(real(x) - real(y))))
 
 
 def _run(
@@ -179,7 +181,7 @@ def _run(
 
 
 def _reduce(activation: Array, weights: Float[Array, " size"], plan: Plan) -> Row:
-    versions = jnp.reshape(_real(activation), (plan.versions, plan.size, -1))
+    versions = jnp.reshape(real(activation), (plan.versions, plan.size, -1))
     # The clean images' change from themselves is computed too: on the CPU leaving it out would copy all the others.
     changes = jnp.sum(jnp.square(versions - versions[:1]), axis=-1)[1:]
     mean, distances = centered(versions[0], weights=weights.astype(versions.dtype))
@@ -188,19 +190,8 @@ def _reduce(activation: Array, weights: Float[Array, " size"], plan: Plan) -> Ro
 
 def _rows_first(tap: features.Tap, activation: Array, plan: Plan) -> Array:
     """The activation with one row per image; an axis of several parts per image in front (windows) is taken apart."""
-    if activation.ndim == 0 or activation.shape[0] % plan.rows:
-        raise ValueError(
-            f"expected activations with the batch of {plan.rows} images in front, got shape {activation.shape} at "
-            f"{tap.name!r}: leave it out with select, e.g. select=lambda tap: tap.name != {tap.name!r}"
-        )
+    check_front(tap, activation, plan.rows)
     return jnp.reshape(activation, (plan.rows, -1))
-
-
-def _real(x: AnyArray) -> Array:
-    """As real numbers of at least single precision, in which sums of half-precision numbers keep their digits."""
-    if jnp.issubdtype(x.dtype, jnp.complexfloating):
-        x = jnp.stack([jnp.real(x), jnp.imag(x)], axis=-1)
-    return jnp.asarray(x, jnp.promote_types(x.dtype, jnp.float32))
 
 
 def _layers(
@@ -218,15 +209,3 @@ def _layers(
 
 def _unlike_input(name: str) -> str:
     return f"{_INPUT}:1" if name == _INPUT else name
-
-
-def _check_rows(f: features.Guest, batch: jax.ShapeDtypeStruct, plan: Plan) -> None:
-    if plan.separate:
-        return
-    mixed = features.mixed_rows(f, batch)
-    if mixed:
-        raise ValueError(
-            f"expected a network whose rows depend on themselves alone, got one that sums over its batch at "
-            f"{mixed[0]!r} ({len(mixed)} places), as batch normalisation does in training mode: fix its statistics "
-            f"first, or pass all images as one batch, batch_size={plan.images}"
-        )

@@ -10,6 +10,7 @@ from stabjax import features
 from stabjax._types import AnyArray, Images
 from stabjax.probe._compare import compare, way
 from stabjax.probe._layers import Units, deal_tiles, layers_of
+from stabjax.probe._rows import check_independent
 from stabjax.similarity import Measure, Similarity
 from stabjax.similarity._spans import Canonical
 
@@ -135,13 +136,8 @@ def _check_networks(
 ) -> None:
     for f, shape, each in zip(networks, shapes, layers, strict=True):
         pair = jax.ShapeDtypeStruct((max(2, shape.shape[0]), *shape.shape[1:]), shape.dtype)
-        mixed = () if together else features.mixed_rows(f, pair)
-        if mixed:
-            raise ValueError(
-                f"expected networks whose rows depend on themselves alone, got one that sums over its batch at "
-                f"{mixed[0]!r} ({len(mixed)} places), as batch normalisation does in training mode: fix its statistics "
-                f"first, or pass all images as one batch, batch_size={n}"
-            )
+        if not together:
+            check_independent(f, pair, n)
         widest = max(range(len(each.sizes)), key=each.sizes.__getitem__)
         if measure in get_args(Canonical) and each.sizes[widest] >= n:
             raise ValueError(

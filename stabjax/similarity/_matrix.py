@@ -8,6 +8,8 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float
 
+from stabjax._text import plain, table
+
 if TYPE_CHECKING:
     import xarray
 
@@ -78,10 +80,6 @@ class Similarity:
 
     def to_json(self) -> dict[str, Any]:
         """What a figure is drawn from, as plain lists: null where a number is not finite."""
-
-        def plain(values: Any) -> Any:
-            return [plain(v) for v in values] if np.ndim(values) else (float(values) if np.isfinite(values) else None)
-
         return {
             "layers": list(self.layers),
             "kinds": list(self.kinds),
@@ -127,6 +125,4 @@ def _table(result: Any) -> str:
             most, value = "", "invalid"
         numbers = [] if wide else [f"{v:.2f}" if np.isfinite(v) else "-" for v in row]
         rows.append((str(k), layer, kind, most, value, *numbers))
-    widths = [max(len(row[j]) for row in rows) for j in range(len(rows[0]))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return "\n".join([title, lines[0], "-" * max(map(len, lines)), *lines[1:]])
+    return table(title, rows)

@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from stabjax._numerics import HIGHEST
 from stabjax.similarity._cca import leading, sound
+from stabjax.similarity._units import scales
 from stabjax.similarity._whiten import Basis, decomposed
 
 Canonical = Literal["cca", "svcca", "pwcca"]
@@ -43,10 +44,7 @@ def added(triangle: Triangle, x: Float[Array, "b units"], counted: Bool[Array, "
 
 def span(triangle: Triangle, *, alike: bool) -> Basis:
     """An orthonormal basis of the span of the units: see `stabjax.similarity._whiten.bases`."""
-    lengths = jnp.linalg.norm(triangle.factor, axis=0)
-    varies = lengths > 0
-    scale = jnp.where(varies, lengths, 1) if alike else jnp.full_like(lengths, jnp.max(lengths))
-    scale = jnp.where(scale > 0, scale, 1)
+    scale, varies = scales(jnp.linalg.norm(triangle.factor, axis=0), alike=alike)
     _, values, right = decomposed(triangle.factor / scale[None], (triangle.images - 1).astype(int))
     return Basis(triangle.mean, scale, values, right, jnp.sum(values > 0), varies)
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from stabjax._numerics import HIGHEST
+from stabjax.similarity._units import scales
 
 _CHUNK = 1024
 _ROWS = 4096
@@ -41,9 +42,7 @@ def tall(x: Array, *, alike: bool) -> Tall:
         return jnp.max(jnp.abs(rows - x[:1]), axis=0)
 
     most = _over_chunks(largest, jnp.maximum, x)
-    varies = most > 0
-    scale = jnp.where(varies, most, 1) if alike else jnp.full_like(most, jnp.max(most))
-    scale = jnp.where(scale > 0, scale, 1)
+    scale, varies = scales(most, alike=alike)
     wide = scale.astype(x.dtype)
 
     def total(rows: Array) -> Array:

@@ -34,9 +34,14 @@ def scaled(x: Array, *, alike: bool) -> Scaled:
     """
     shifted = x - x[:1]
     largest = jnp.max(jnp.abs(shifted), axis=0)
-    varies = largest > 0
-    scale = jnp.where(varies, largest, 1) if alike else jnp.full_like(largest, jnp.max(largest))
-    scale = jnp.where(scale > 0, scale, 1)
+    scale, varies = scales(largest, alike=alike)
     shifted = shifted / scale[None].astype(x.dtype)
     mean = jnp.mean(shifted, axis=0)
     return shifted - mean[None], x[0] + mean * scale.astype(x.dtype), scale, varies
+
+
+def scales(sizes: Float[Array, " units"], *, alike: bool) -> tuple[Array, Array]:
+    """What units of such sizes are divided by, and which vary: each by its own if they are to count alike."""
+    varies = sizes > 0
+    scale = jnp.where(varies, sizes, 1) if alike else jnp.full_like(sizes, jnp.max(sizes))
+    return jnp.where(scale > 0, scale, 1), varies

@@ -11,6 +11,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Bool, Float
 
 from stabjax._numerics import centered, safe_ratio
+from stabjax._text import plain, table
 from stabjax._types import AnyArray, PRNGKey
 from stabjax.stability._bootstrap import Intervals, bootstrap, image_average, interval_ends
 from stabjax.stability._formulas import Average, pair_distance, squared_change
@@ -88,10 +89,6 @@ class Stability:
 
         Numbers per image are left to `to_xarray`, whose dataset goes to netCDF.
         """
-
-        def plain(values: Any) -> Any:
-            return [plain(v) for v in values] if np.ndim(values) else (float(values) if np.isfinite(values) else None)
-
         names = [name for name, axes in _AXES.items() if axes[0] == "layer" and "image" not in axes]
         numbers = {name: plain(np.asarray(getattr(self, name), np.float64)) for name in names if name != "valid"}
         return {
@@ -296,6 +293,4 @@ def _table(result: Any) -> str:
     for k, (layer, kind) in enumerate(zip(result.layers, result.kinds, strict=True)):
         d, g, r = (f"{value[k]:<8.3g} [{ends[k, 0]:.3g}, {ends[k, 1]:.3g}]" for value, ends in columns)
         rows.append((layer, kind, d, g, r, "" if result.valid[k] else "invalid"))
-    widths = [max(len(row[j]) for row in rows) for j in range(6)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return "\n".join([title, lines[0], "-" * max(map(len, lines)), *lines[1:]])
+    return table(title, rows)

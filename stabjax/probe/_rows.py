@@ -1,0 +1,45 @@
+"""What the passes ask of a network and its activations: rows, one for each image, that depend on themselves alone."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from stabjax import features
+from stabjax._types import AnyArray
+
+
+def check_front(tap: features.Tap, activation: Array, rows: int) -> None:
+    """Raises unless the batch stands in front; an axis of several parts per image (windows) may stand with it."""
+    if activation.ndim == 0 or activation.shape[0] % rows:
+        raise ValueError(
+            f"expected activations with the batch of {rows} images in front, got shape {activation.shape} at "
+            f"{tap.name!r}: leave it out with select, e.g. select=lambda tap: tap.name != {tap.name!r}"
+        )
+
+
+def check_independent(f: features.Guest, batch: jax.ShapeDtypeStruct, images: int) -> None:
+    """Raises for a network that mixes the rows of a batch."""
+    mixed = features.mixed_rows(f, batch)
+    if mixed:
+        raise ValueError(
+            f"expected a network whose rows depend on themselves alone, got one that sums over its batch at "
+            f"{mixed[0]!r} ({len(mixed)} places), as batch normalisation does in training mode: fix its statistics "
+            f"first, or pass all images as one batch, batch_size={images}"
+        )
+
+
+def real(x: AnyArray) -> Array:
+    """As real numbers of at least single precision, in which sums of half-precision numbers keep their digits.
+
+    Complex numbers become two, along a last axis.
+    """
+    if jnp.issubdtype(x.dtype, jnp.complexfloating):
+        x = jnp.stack([jnp.real(x), jnp.imag(x)], axis=-1)
+    return jnp.asarray(x, jnp.promote_types(x.dtype, jnp.float32))
+
+
+def finite_rows(x: Any) -> Array:
+    """Which rows hold finite numbers only, ``(n,)``."""
+    return jnp.all(jnp.isfinite(jnp.reshape(x, (len(x), -1))), axis=1)
