@@ -166,7 +166,8 @@ def measure(config: Config, model: nnx.Module, images: Any, deformation: Any) ->
     found: dict[str, Any] = {"layers": layers}
     for name in ("deformation", "noise"):
         squares = np.asarray(getattr(result, f"{name}_numerators"))
-        slopes = np.sqrt(squares[rows] / squares[:1]).reshape(len(rows), -1)
+        moved = squares[0] > 0  # what a draw leaves as it is has no slope
+        slopes = np.sqrt(squares[rows][:, moved] / squares[:1, moved])
         found[name] = np.sqrt(np.mean(slopes**2, axis=1)).tolist()
         found[f"{name}_interval"] = np.quantile(slopes, [0.025, 0.975], axis=1).T.tolist()
     certified = sj.lipschitz.network(network, images.shape)
