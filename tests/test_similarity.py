@@ -127,6 +127,55 @@ def test_badly_conditioned_units_in_single_precision():
     assert found.x_rank == 6
 
 
+def sorted_by_a_unit(x, seen):
+    return x[np.argsort(x[:, 0])]
+
+
+def seen_elsewhere(x, seen):
+    return np.where(seen, x - 100, x)
+
+
+def seen_still(x, seen):
+    return np.where(seen, 7, x)
+
+
+def seen_tiny(x, seen):
+    return np.where(seen, 1e-30 * x, x)
+
+
+def seen_still_others_tiny(x, seen):
+    return np.where(seen, 0, 1e-19 * x)
+
+
+def an_outlier(x, seen):
+    return np.where(np.arange(len(x))[:, None] == 2001, 300, x)
+
+
+@pytest.mark.parametrize(
+    "change", [sorted_by_a_unit, seen_elsewhere, seen_still, seen_tiny, seen_still_others_tiny, an_outlier]
+)
+def test_many_samples_unlike_those_that_are_seen_first(change):
+    """Of many samples some show the scale; no set is measured worse because they are not like the others."""
+    x, y = drawn(2, 5000)
+    x = change(x, (np.arange(5000) % 4 == 0)[:, None]).astype(np.float32)
+    np.testing.assert_allclose(
+        LARGE(x, y.astype(np.float32)).correlations, numpy_correlations(x.astype(float), y), atol=3e-5
+    )
+
+
+def test_a_constant_among_many_samples_is_dropped():
+    """Also where the mean of equal numbers is not that number."""
+    x, y = (z.astype(np.float32) for z in drawn(3, 5000))
+    x[:, 2] = 0.1
+    found = LARGE(x, y)
+    assert not found.x_varies[2]
+    assert found.x_varies.sum() == found.x_rank == 4
+    np.testing.assert_allclose(found.correlations, numpy_correlations(np.delete(x, 2, 1).astype(float), y), atol=3e-5)
+
+
+LARGE = jax.jit(similarity.cca)
+
+
 @given(SEEDS)
 def test_pwcca_by_its_definition(seed):
     x, y = drawn(seed)

@@ -10,12 +10,12 @@ from jaxtyping import Array
 from stabjax._numerics import HIGHEST
 from stabjax.similarity._units import scales
 
-_CHUNK = 1024
+_CHUNK = 2048
+_SAMPLED = 1024
+"""Samples that show the scale of many: so many to twice as many."""
 _ROWS = 4096
 """Samples of the smallest chunk that is factored alone, or so many per unit:"""
 _PER_UNIT = 16
-
-Grams = tuple[Array, Array, Array]
 
 
 class Tall(NamedTuple):
@@ -52,15 +52,66 @@ def tall(x: Array, *, alike: bool) -> Tall:
     return Tall(x, shift, x[0] + shift * wide, scale, varies)
 
 
-def grams(one: Tall, two: Tall) -> Grams:
-    """``X'X``, ``X'Y``, ``Y'Y``."""
+class Moments(NamedTuple):
+    """Two sets centred and scaled, by their products."""
 
-    def products(x: Array, y: Array) -> Grams:
-        x, y = one.units(x), two.units(y)
-        xx, xy, yy = (jnp.matmul(u.T, v, precision=HIGHEST) for u, v in ((x, x), (x, y), (y, y)))
-        return xx, xy, yy
+    means: tuple[Array, Array]
+    scales: tuple[Array, Array]
+    varies: tuple[Array, Array]
+    products: tuple[Array, Array, Array]
+    """``X'X``, ``X'Y``, ``Y'Y`` of the centred and scaled units."""
+    sound: Array
+    """Whether they are as exact as those of units that were centred first, ``()``."""
 
-    return _over_chunks(products, jnp.add, one.rows, two.rows)
+
+def moments(x: Array, y: Array, *, alike: bool) -> Moments:
+    """All that covariances need, real units, in one pass.
+
+    Units are read less a mean and over a scale that a thousand samples show; their true mean and scale are put right in
+    the products. That loses nothing if the samples say what the others are like: most of a product is left after the
+    mean is taken away, and no square came near the ends of the range of numbers.
+    """
+    n, first = len(x), x.shape[1]
+    sampled = [_sampled(z, alike) for z in (x, y)]
+    shift, size = (jnp.concatenate(both) for both in zip(*sampled, strict=True))
+
+    def sums(*sets: Array) -> tuple[Array, ...]:
+        units = [(z - mean[None]) / scale[None] for z, (mean, scale) in zip(sets, sampled, strict=True)]
+        units = jnp.concatenate(units, axis=1)
+        # Written once for the four that read it.
+        units = jax.lax.optimization_barrier(units)
+        products = jnp.matmul(units.T, units, precision=HIGHEST)
+        return products, jnp.sum(units, axis=0), jnp.max(units, axis=0), jnp.min(units, axis=0)
+
+    def join(found: tuple[Array, ...], new: tuple[Array, ...]) -> tuple[Array, ...]:
+        return found[0] + new[0], found[1] + new[1], jnp.maximum(found[2], new[2]), jnp.minimum(found[3], new[3])
+
+    products, total, high, low = _over_chunks(sums, join, x, y)
+    mean, largest, squares = total / n, jnp.maximum(high, -low), jnp.diagonal(products)
+    limits = jnp.finfo(x.dtype)
+    safe = (largest > limits.tiny**0.25) & (largest < limits.max**0.25)
+    sound = jnp.all(safe & (n * jnp.square(mean) <= squares / 2))
+    scale = jnp.concatenate([scales(part, alike=alike)[0] for part in _parted(size * largest, first)])
+    ratio = size / scale
+    products = (products - n * mean[:, None] * mean[None]) * ratio[:, None] * ratio[None]
+    return Moments(
+        means=_parted(shift + mean * size, first),
+        scales=_parted(scale, first),
+        varies=_parted(high > low, first),
+        products=(products[:first, :first], products[:first, first:], products[first:, first:]),
+        sound=sound,
+    )
+
+
+def _sampled(x: Array, alike: bool) -> tuple[Array, Array]:
+    """Mean and scale of the units on some of the samples; exactly the value of a unit that does not vary."""
+    shifted = x[:: max(len(x) // _SAMPLED, 1)] - x[:1]
+    mean = jnp.mean(shifted, axis=0)
+    return x[0] + mean, scales(jnp.max(jnp.abs(shifted - mean[None]), axis=0), alike=alike)[0]
+
+
+def _parted(units: Array, first: int) -> tuple[Array, Array]:
+    return units[:first], units[first:]
 
 
 def transformed_product(one: Tall, two: Tall, a: Array, b: Array) -> Array:
@@ -87,7 +138,7 @@ def triangle(x: Tall) -> Array:
     return jnp.linalg.qr(jnp.concatenate([jnp.reshape(factors, (-1, units)), rest]), mode="r")
 
 
-def _over_chunks(f: Callable[..., Any], join: Callable[[Array, Array], Array], *sets: Array) -> Any:
+def _over_chunks(f: Callable[..., Any], join: Callable[[Any, Any], Any], *sets: Array) -> Any:
     """``f`` of chunks of samples, joined; the first chunk is what is left over, or a whole one."""
     n = len(sets[0])
     size = min(n, _CHUNK)
@@ -96,6 +147,6 @@ def _over_chunks(f: Callable[..., Any], join: Callable[[Array, Array], Array], *
     def add(found: Any, start: Array) -> tuple[Any, None]:
         # Slices: a reshaped rest would be copied first.
         chunk = (jax.lax.dynamic_slice_in_dim(x, start, size) for x in sets)
-        return jax.tree.map(join, found, f(*chunk)), None
+        return join(found, f(*chunk)), None
 
     return jax.lax.scan(add, f(*(x[:first] for x in sets)), jnp.arange(first, n, size))[0]

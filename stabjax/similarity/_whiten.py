@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Int
 
 from stabjax._numerics import HIGHEST
 from stabjax._types import AnyArray, Scalar
-from stabjax.similarity._tall import Tall, grams, tall, transformed_product, triangle
+from stabjax.similarity._tall import Moments, Tall, moments, tall, transformed_product, triangle
 from stabjax.similarity._units import Scaled, scaled
 
 _TALL = 16
@@ -64,13 +64,18 @@ def bases(x: AnyArray, y: AnyArray, *, alike: bool) -> tuple[Basis, Basis, Array
     x, y = (jnp.asarray(z) for z in (x, y))
     if min(len(x) // z.shape[1] for z in (x, y)) < _TALL:
         return _by_svd(*(scaled(z, alike=alike) for z in (x, y)))
-    one, two = (tall(z, alike=alike) for z in (x, y))
     if jnp.iscomplexobj(x) or jnp.iscomplexobj(y):
-        return _by_factors(one, two)
-    xx, xy, yy = grams(one, two)
-    spectra = [jnp.linalg.eigh(gram) for gram in (xx, yy)]
-    well = jnp.all(jnp.array([values[0] > _WELL * values[-1] for values, _ in spectra]))
-    return jax.lax.cond(well, _by_covariance, lambda one, two, *_: _by_factors(one, two), one, two, spectra, xy)
+        return _by_factors(tall(x, alike=alike), tall(y, alike=alike))
+    found = moments(x, y, alike=alike)
+    spectra = [jnp.linalg.eigh(gram) for gram in (found.products[0], found.products[2])]
+    well = found.sound & jnp.all(jnp.array([values[0] > _WELL * values[-1] for values, _ in spectra]))
+
+    def carefully(found: Moments, spectra: object, *flat: Array) -> tuple[Basis, Basis, Array]:
+        x_, y_ = (jnp.reshape(z, like.shape) for z, like in zip(flat, (x, y), strict=True))
+        return _by_factors(tall(x_, alike=alike), tall(y_, alike=alike))
+
+    # Flat: the factors want columns, for which whole sets would be transposed before anything is decided.
+    return jax.lax.cond(well, _by_covariance, carefully, found, spectra, jnp.ravel(x), jnp.ravel(y))
 
 
 def _by_svd(one: Scaled, two: Scaled) -> tuple[Basis, Basis, Array]:
@@ -101,15 +106,16 @@ def decomposed(units: Array, most: Scalar) -> tuple[Array, Array, Array]:
     return jnp.where(kept[None], left, 0), jnp.where(kept, values, 0), jnp.where(kept[None], jnp.conj(right.T), 0)
 
 
-def _by_covariance(
-    one: Tall, two: Tall, spectra: list[tuple[Array, Array]], cross: Array
-) -> tuple[Basis, Basis, Array]:
+def _by_covariance(moments: Moments, spectra: list[tuple[Array, Array]], *_: Array) -> tuple[Basis, Basis, Array]:
     found = []
-    for each, (squares, right) in zip((one, two), spectra, strict=True):
+    for mean, scale, varies, (squares, right) in zip(
+        moments.means, moments.scales, moments.varies, spectra, strict=True
+    ):
         values = jnp.sqrt(squares[::-1])
-        found.append(Basis(each.mean, each.scale, values, right[:, ::-1], jnp.array(len(values)), each.varies))
+        found.append(Basis(mean, scale, values, right[:, ::-1], jnp.array(len(values)), varies))
     a, b = (basis.right / basis.values[None] for basis in found)
-    return *found, jnp.matmul(a.T, jnp.matmul(cross, b, precision=HIGHEST), precision=HIGHEST)
+    cross = jnp.matmul(moments.products[1], b, precision=HIGHEST)
+    return *found, jnp.matmul(a.T, cross, precision=HIGHEST)
 
 
 def _reciprocal(values: Array) -> Array:
