@@ -536,35 +536,49 @@ def test_five_hundred_hard_cases_stay_in_range():
 # Use
 
 
+def wide(x):
+    x = jnp.tanh(jnp.tile(jnp.reshape(x, (len(x), -1)), (1, 200)))
+    return jnp.sin(jax.lax.cumsum(x, axis=1))
+
+
+UNITS = SIDE**2 * 3 * 200
+
+
+def temporary(n, networks, **dealt):
+    """Bytes that a comparison of wide networks takes beside its arguments and its result."""
+    networks = tuple(features.of(wide) for _ in range(networks))
+    shape = jax.ShapeDtypeStruct((8, SIDE, SIDE, 3), jnp.float32)
+    layers = _layers.layers_of(networks[0], shape, "activation", "all")
+    assert layers.sizes == (UNITS, UNITS)
+    compiled = _compare.compare.lower(
+        networks,
+        (jax.ShapeDtypeStruct((n, *shape.shape[1:]), shape.dtype),) * len(networks),
+        layers=(layers,) * len(networks),
+        measure="cka",
+        by="grams",
+        steps=_layers.deal_tiles(n, **dealt),
+        units="all",
+        select="activation",
+        confidence=0.95,
+    ).compile()
+    return compiled.memory_analysis().temp_size_in_bytes
+
+
 @SLOW
 def test_memory_does_not_grow_with_the_units():
     """Twice the images take the memory of larger Gram matrices, not of more activations."""
-
-    def wide(x):
-        return jnp.tanh(jnp.tile(jnp.reshape(x, (len(x), -1)), (1, 200)))
-
-    def temporary(n):
-        f = features.of(wide)
-        shape = jax.ShapeDtypeStruct((8, SIDE, SIDE, 3), jnp.float32)
-        layers = _layers.layers_of(f, shape, "activation", "all")
-        assert layers.sizes == (SIDE * SIDE * 3 * 200,)
-        compiled = _compare.compare.lower(
-            (f,),
-            (jax.ShapeDtypeStruct((n, *shape.shape[1:]), shape.dtype),),
-            layers=(layers,),
-            measure="cka",
-            by="grams",
-            steps=_layers.deal_tiles(n, 8, 16),
-            units="all",
-            select="activation",
-            confidence=0.95,
-        ).compile()
-        return compiled.memory_analysis().temp_size_in_bytes
-
-    small, large = temporary(64), temporary(128)
-    one_image = SIDE**2 * 3 * 200 * 4
+    small, large = (temporary(n, 1, batch_size=8, held=16) for n in (64, 128))
+    one_image = 2 * UNITS * 4
     assert 8 * one_image < small < 64 * one_image
-    assert large - small < 8 * 128**2 * 4
+    assert large - small < 2 * 8 * 128**2 * 4
+
+
+@pytest.mark.parametrize("networks", [1, 2])
+def test_memory_is_that_of_the_activations_that_may_be_held(networks):
+    """Also where all images make one tile, and nothing but the program says what comes after what."""
+    n = 1024
+    held = networks * n * 2 * UNITS * 4
+    assert held < temporary(n, networks, batch_size=128, held=n) < 1.4 * held
 
 
 def test_one_compilation_for_all_networks():

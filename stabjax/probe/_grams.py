@@ -11,7 +11,8 @@ from stabjax.probe._layers import Steps
 from stabjax.probe._sides import Side
 
 _BLOCK = 256
-"""Rows of a tile from which on only the lower half of its Gram matrix is computed, by blocks of at least so many."""
+_BLOCKS = 4
+"""Only the lower half of the Gram matrix of a tile is computed, by at most so many blocks of rows, each of so many."""
 
 
 def grams(side: Side, steps: Steps) -> Float[Array, "layers padded padded"]:
@@ -45,12 +46,30 @@ def grams(side: Side, steps: Steps) -> Float[Array, "layers padded padded"]:
 
 
 def _own(gram: Array, x: Array, start: Array) -> Array:
-    """With the products of a tile with itself: blocks of rows, up to the diagonal."""
+    """With the products of a tile with itself, a block of rows and one of columns at a time, up to the diagonal.
+
+    In loops: the slices that products written out would take are all in memory together.
+    """
     n = len(x)
-    ends = [n * (k + 1) // blocks for k in range(blocks)] if (blocks := min(8, n // _BLOCK)) > 1 else [n]
-    for low, high in zip([0, *ends[:-1]], ends, strict=True):
-        gram = _placed(gram, _product(x[low:high], x[:high]), start + low, start)
-    return gram
+    blocks = min(_BLOCKS, n // _BLOCK)
+    if blocks < 2:
+        return _placed(gram, _product(x, x), start, start)
+    size = -(-n // blocks)
+
+    def block(index: Array) -> tuple[Array, Array]:
+        low = jnp.minimum(index * size, n - size)
+        return low, jax.lax.dynamic_slice_in_dim(x, low, size)
+
+    def of_rows(i: Array, gram: Array) -> Array:
+        row, rows = block(i)
+
+        def of_columns(j: Array, gram: Array) -> Array:
+            column, columns = block(j)
+            return _placed(gram, _product(rows, columns), start + row, start + column)
+
+        return jax.lax.fori_loop(0, i + 1, of_columns, gram)
+
+    return jax.lax.fori_loop(0, blocks, of_rows, gram)
 
 
 def _placed(gram: Array, block: Array, row: Any, column: Any) -> Array:

@@ -69,7 +69,7 @@ def similarity(
             2018, arXiv 1806.05759). They are those of `stabjax.similarity`.
         units: ``"all"``: every channel at every position is a unit; ``"average"``: channels averaged over positions.
         batch_size: Largest number of images that pass together. Results differ by rounding only.
-        memory: GiB of activations that may be held at a time. More memory, fewer passes.
+        memory: GiB of activations, of both networks, that may be held at a time. More memory, fewer passes.
         select: Which operations of both: kinds, names, patterns of names or a predicate, as in
             `stabjax.features.capture`. A predicate can name operations that only one of them has.
         confidence: Probability that an interval covers.
@@ -93,7 +93,8 @@ def similarity(
     shapes = [jax.ShapeDtypeStruct((min(n, batch_size), *x.shape[1:]), x.dtype) for x in both]
     layers = tuple(layers_of(h, shape, select, units) for h, shape in zip(networks, shapes, strict=True))
     _check_networks(networks, shapes, layers, n, measure, together=batch_size >= n)
-    bytes_of_image = max(sum(each.sizes) for each in layers) * jnp.zeros(()).dtype.itemsize
+    # Of both networks: nothing keeps the compiler from running them side by side.
+    bytes_of_image = sum(sum(each.sizes) for each in layers) * jnp.zeros(()).dtype.itemsize
     return compare(
         networks,
         tuple(map(jnp.asarray, both)),
