@@ -84,7 +84,7 @@ def alignment() -> list[dict]:
     for name, other in (("another seed", g), ("itself", f)):
 
         def ours(other: Any = other) -> Any:
-            return sj.probe.similarity(f, other, images, measure="cka_debiased", select=select, memory=5)
+            return sj.probe.similarity(f, other, images, measure="cka_debiased", select=select, memory=10)
 
         first, best = first_and_best(ours, 2)
         title = f"CKA of ResNet18 and {name}, {LAYERS} x {LAYERS} layers, {IMAGES} images"

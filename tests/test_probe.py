@@ -95,7 +95,7 @@ def whole(f, images, key, *, draws=1, average="mean", radius=None):
     deformed, noisy = versions_of(images, key, draws=draws)
     if radius is not None:
         noisy = images[None] + (noisy - images[None]) * radius(deformed, images)
-    g = features.capture(f)
+    g = jax.jit(features.capture(f))
     activations = [{"input": x} | dict(g(x)[1]) for x in (images, *deformed, *noisy)]
     stacked = [
         {name: jnp.stack([a[name] for a in some]) for name in activations[0]}

@@ -69,7 +69,9 @@ RESIDUALS = {
     "ViT": 2 * 2,
 }
 SLOW = pytest.mark.slow
-TRACED = [pytest.param(name, marks=SLOW) if name == "DenseNet121" else name for name in models.NAMES]
+LONG = ("DenseNet121", "ResNet34", "VGG13", "VGG16", "VGG19", "VGG13bn", "VGG19bn")
+"""Traced in the long run only: the first is large, the others repeat the blocks of smaller ones."""
+TRACED = [pytest.param(name, marks=SLOW) if name in LONG else name for name in models.NAMES]
 QUICK = ("SmallCNN", "LeNet", "FCL4", "GAPConvNet1d", "MinimalLCN", "AlexNet", "ViT")
 RUN = (
     *QUICK,
@@ -212,14 +214,15 @@ def test_both_modes(name):
     moved = jax.tree.leaves(jax.tree.map(lambda a, b: bool(jnp.any(a != b)), state, updated))
     moving = nnx.state(model, nnx.Any(nnx.BatchStat, nnx.RngCount))
     assert sum(moved) == len(jax.tree.leaves(moving))
-    # evaluation mode: rows do not depend on each other, eager and jitted agree
+    # evaluation mode: rows do not depend on each other; eager (which compiles every operation) and jitted agree
     f, state = forward(model)
     y, updated = f(state, x)
     assert all(jax.tree.leaves(jax.tree.map(lambda a, b: bool(jnp.all(a == b)), state, updated)))
     others = f(state, x.at[2:].multiply(-3))[0]
     np.testing.assert_allclose(others[:2], y[:2], **tolerance(y))
     assert not np.allclose(others[2:], y[2:], **tolerance(y))
-    np.testing.assert_allclose(model(x), y, **tolerance(y))
+    if name == "SmallCNN":
+        np.testing.assert_allclose(model(x), y, **tolerance(y))
 
 
 @pytest.mark.parametrize("name", [*QUICK, *[p for p in RUN if not isinstance(p, str)]])
