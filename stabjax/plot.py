@@ -223,8 +223,11 @@ def save(figure: "Figure", path: Path | str, record: Mapping[str, Any]) -> str:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    engine = figure.get_layout_engine()
     for suffix in ("png", "pdf"):
         figure.savefig(path.with_name(f"{path.name}.{suffix}"), dpi=130)
+        figure.set_layout_engine("none")  # laid out once: both files show the same
+    figure.set_layout_engine(engine)
     text = json.dumps(_plain(record), indent=1, allow_nan=False)
     path.with_name(f"{path.name}.json").write_text(text + "\n")
     return f"figure and numbers: {path}.png, .pdf, .json"

@@ -1,21 +1,36 @@
 """Strict promotion while testing, so that no room leans on silent broadcasting or silent casts."""
 
+import gc
 import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("MPLBACKEND", "agg")
-# The suite compiles hundreds of small programs and runs each for milliseconds.
-os.environ["XLA_FLAGS"] = f"--xla_backend_optimization_level=1 {os.environ.get('XLA_FLAGS', '')}"
+
+from importlib import metadata
 
 import hypothesis
 import jax
+import jaxtyping
 import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
+gc.set_threshold(
+    100_000, 50, 50
+)  # what is traced and compiled stays: looking for garbage in it takes a tenth of the time
+
 hypothesis.settings.register_profile("stabjax", deadline=None, max_examples=25, derandomize=True, database=None)
 hypothesis.settings.load_profile("stabjax")
+
+
+def pytest_configure(config):
+    """The short run compiles thousands of small programs for milliseconds of work each; the long run, as users do."""
+    if config.option.markexpr == "not slow":
+        flags = ["--xla_backend_optimization_level=1"]
+        if metadata.version("jaxlib") < "0.11":  # which has the faster code generator only
+            flags.append("--xla_cpu_use_fusion_emitters=false")
+        os.environ["XLA_FLAGS"] = " ".join([*flags, os.environ.get("XLA_FLAGS", "")])
 
 
 @pytest.fixture
@@ -30,6 +45,14 @@ def relaxed_promotion():
     """Standard promotion, for guests (Flax, Equinox, optax) that rely on it."""
     with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
         yield
+
+
+@pytest.fixture
+def unchecked():
+    """What a user sees, whose calls are not checked at run time: our own errors, and no time for checks."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture

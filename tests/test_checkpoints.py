@@ -15,7 +15,6 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import jaxtyping
 import numpy as np
 import orbax.checkpoint
 import pytest
@@ -78,14 +77,6 @@ def finished(tmp_path_factory):
 @pytest.fixture
 def copy(finished, tmp_path):
     return Path(shutil.copytree(finished[1], tmp_path / "copy"))
-
-
-@pytest.fixture
-def unchecked():
-    """What a user sees, whose calls are not checked at run time: our own errors."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 class Killed(BaseException):

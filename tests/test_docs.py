@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 
-pytestmark = pytest.mark.usefixtures("relaxed_promotion")
+pytestmark = pytest.mark.usefixtures("relaxed_promotion", "unchecked")
 
 
 def blocks(path):

@@ -10,7 +10,7 @@ import tyro
 
 from stabjax import cli
 
-pytestmark = pytest.mark.usefixtures("relaxed_promotion")
+pytestmark = pytest.mark.usefixtures("relaxed_promotion", "unchecked")
 
 EXPERIMENTS = sorted(
     path.stem for path in (Path(__file__).parent.parent / "experiments").glob("*.py") if not path.stem.startswith("_")

@@ -6,7 +6,6 @@ from pathlib import Path
 import chex
 import jax
 import jax.numpy as jnp
-import jaxtyping
 import numpy as np
 import pytest
 from hypothesis import given
@@ -16,14 +15,6 @@ from stabjax import fields, warp
 
 GOLDEN = Path(__file__).parent / "golden"
 SHAPES = [(40,), (16, 24), (9, 8, 10)]
-
-
-@pytest.fixture
-def unchecked():
-    """What a user sees, whose calls are not checked at run time: our own errors."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 def golden_field(data, dtype):

@@ -7,7 +7,6 @@ from typing import Any
 import chex
 import jax
 import jax.numpy as jnp
-import jaxtyping
 import numpy as np
 import pytest
 import scipy.stats
@@ -17,14 +16,6 @@ from stabjax._types import Perturbation
 
 SHAPE = (8, 11, 3)
 POINTS = np.random.default_rng(7).normal(size=(5, *SHAPE)).astype(np.float32)
-
-
-@pytest.fixture
-def unchecked():
-    """What a user sees, whose calls are not checked at run time: our own errors."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @dataclass

@@ -7,7 +7,6 @@ import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import jaxtyping
 import numpy as np
 import pytest
 from flax import nnx
@@ -53,14 +52,6 @@ def once(images):
 
 
 pytestmark = pytest.mark.usefixtures("relaxed_promotion")  # Flax leans on it
-
-
-@pytest.fixture
-def unchecked():
-    """What a user sees, whose calls are not checked at run time: our own errors."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 def versions_of(images, key, *, draws=1, deformation=DEFORMATION):

@@ -7,7 +7,6 @@ import equinox as eqx
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import jaxtyping
 import numpy as np
 import pytest
 from flax import nnx
@@ -50,14 +49,6 @@ def make_images(n, seed=0):
 
 FEW, MANY = make_images(30), make_images(130)  # fewer and more than the 82 units of two networks
 OTHERS = make_images(30, seed=1)
-
-
-@pytest.fixture
-def unchecked():
-    """What a user sees, whose calls are not checked at run time: our own errors."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 # The same from whole activations, in plain NumPy

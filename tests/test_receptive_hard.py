@@ -4,7 +4,6 @@ import math
 
 import jax
 import jax.numpy as jnp
-import jaxtyping
 import numpy as np
 import pytest
 from flax import linen, nnx
@@ -17,14 +16,6 @@ from tests.test_receptive import boxes_of, by_rows, compare, conv, image_shape, 
 
 SIDES = (12, 10)
 NAN = math.nan
-
-
-@pytest.fixture
-def unchecked():
-    """What a user sees, whose calls are not checked at run time: our own errors."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 def reached_by_change(f, sides=SIDES, channels=3):

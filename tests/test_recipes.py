@@ -8,7 +8,6 @@ import re
 
 import jax
 import jax.numpy as jnp
-import jaxtyping
 import numpy as np
 import pytest
 from flax import nnx
@@ -32,14 +31,6 @@ fit = functools.partial(train.fit, Net, DATA, key=jax.random.key(5))
 
 
 # Its types
-
-
-@pytest.fixture
-def unchecked():
-    """What a user sees, whose calls are not checked at run time: our own errors."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 def test_a_recipe_holds_what_comes_back_from_json(unchecked):

@@ -5,7 +5,6 @@ from pathlib import Path
 import hypothesis
 import jax
 import jax.numpy as jnp
-import jaxtyping
 import numpy as np
 import pytest
 from hypothesis import strategies as st
@@ -112,14 +111,6 @@ def test_errors(key, unchecked):
         stability.deformation(x, x, average="mode")
     with pytest.raises(ValueError, match="got 'median_per_unit'"):
         stability.bootstrap(key, *numbers, average="median_per_unit")
-
-
-@pytest.fixture
-def unchecked():
-    """What a user sees, whose calls are not checked at run time: our own errors."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.mark.parametrize("average", ["mean", "median"])

@@ -19,7 +19,6 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import jaxtyping
 import numpy as np
 import pytest
 import xarray
@@ -853,14 +852,6 @@ def ok(key, a):
 def test_mistakes_are_named(key, f, axes, options, error, match):
     with pytest.raises(error, match=match):
         sweep.run(f, axes, key=key, **options)
-
-
-@pytest.fixture
-def unchecked():
-    """Without the checker of the suite, which would speak first."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 def test_more_mistakes(key, unchecked):

@@ -8,7 +8,6 @@ import hypothesis
 import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
-import jaxtyping
 import numpy as np
 import pytest
 
@@ -17,14 +16,6 @@ from stabjax import models, theory
 GOLDEN = dict(np.load(Path(__file__).parent / "golden" / "constant_filters.npz"))
 NETS = sorted({name[:5] for name in GOLDEN})
 PAIRS = [(kernel, stride) for stride in range(1, 5) for kernel in range(stride, 10)]
-
-
-@pytest.fixture
-def unchecked():
-    """What a user sees, whose calls are not checked at run time: our own errors."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 def run(x, kernel, stride, depth, *, bias=0.0):

@@ -5,7 +5,6 @@ import math
 
 import jax
 import jax.numpy as jnp
-import jaxtyping
 import numpy as np
 import pytest
 import tyro
@@ -82,14 +81,6 @@ def task(n, seed=0):
 DATA, TEST = task(208), task(70, seed=1)
 SHORT = train.Recipe(epochs=3, batch_size=32, rate=0.05, schedule="triangular")
 ONE = dataclasses.replace(SHORT, epochs=1)
-
-
-@pytest.fixture
-def unchecked():
-    """What a user sees, whose calls are not checked at run time: our own errors."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 def same(a, b):

@@ -7,7 +7,6 @@ from pathlib import Path
 import chex
 import jax
 import jax.numpy as jnp
-import jaxtyping
 import numpy as np
 import pytest
 import scipy.ndimage
@@ -21,14 +20,6 @@ GOLDEN = Path(__file__).parent / "golden"
 SHAPES = [(17,), (7, 10), (5, 4, 6)]
 KINDS = ["linear", "nearest", "gaussian", "cubic"]
 EVERYWHERE = [(kind, shape) for kind in KINDS for shape in SHAPES if (kind, len(shape)) != ("gaussian", 3)]
-
-
-@pytest.fixture
-def unchecked():
-    """What a user sees, whose calls are not checked at run time: our own errors."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 def example(key, shape, *, channels=2, size=3.0):
