@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from stabjax import similarity
+from stabjax.similarity import _whiten
 
 GOLDEN = dict(np.load(Path(__file__).parent / "golden" / "similarity.npz"))
 NETWORKS = {"mnist": ("mnist_model{}_logits", "mnist_logits"), "svhn": ("svhn_model{}_fc200", "svhn_fc200")}
@@ -161,6 +162,24 @@ def test_many_samples_unlike_those_that_are_seen_first(change):
     np.testing.assert_allclose(
         LARGE(x, y.astype(np.float32)).correlations, numpy_correlations(x.astype(float), y), atol=3e-5
     )
+
+
+def test_factors_are_the_last_way_for_many_samples(monkeypatch):
+    """Neither small directions nor dead units need them; beyond rounding nothing else will do."""
+    original = _whiten._by_factors
+    monkeypatch.setattr(_whiten, "_by_factors", lambda *args: jax.tree.map(jnp.zeros_like, original(*args)))
+    without = jax.jit(lambda x, y: similarity.cca(x, y).correlations)
+    rng = np.random.default_rng(5)
+    for spread, dead, found in ((0, 0, True), (2.5, 0, True), (2.5, 2, True), (4.5, 0, False)):
+        x, y = drawn(4, 6007, (6, 5), shared=4)
+        tilt = np.diag(10 ** -np.linspace(0, spread, 6)) @ np.linalg.qr(rng.normal(size=(6, 6)))[0]
+        x, y = (x @ tilt).astype(np.float32), y.astype(np.float32)
+        x[:, 6 - dead :] = 3.3
+        correlations = np.asarray(without(x, y))
+        if found:
+            expected = numpy_correlations(x[:, : 6 - dead].astype(float), y)[:5]
+            np.testing.assert_allclose(correlations[: len(expected)], expected, atol=1e-5)
+        np.testing.assert_array_equal(correlations[5 if not dead else 4 :] if found else correlations, 0)
 
 
 def test_a_constant_among_many_samples_is_dropped():
@@ -485,10 +504,12 @@ def test_jit_vmap_and_gradients(x64):
     assert stacked.mean.shape == (3,)
     for k in range(3):
         np.testing.assert_allclose(stacked.correlations[k], similarity.cca(many[k], y).correlations, atol=1e-10)
-    for f in (similarity.cka, similarity.procrustes, similarity.pwcca):
-        gradient = jax.grad(lambda x, f=f: f(x, y))(many[0])
-        step = np.random.default_rng(0).normal(size=many[0].shape)
-        slope = (f(many[0] + 1e-5 * step, y) - f(many[0] - 1e-5 * step, y)) / 2e-5
+    large = drawn(1, 3000, (3, 2), shared=2)
+    cases = [(f, many[0], y) for f in (similarity.cka, similarity.procrustes, similarity.pwcca)]
+    for f, x, y in [*cases, (lambda x, y: similarity.cca(x, y).mean, *large)]:
+        gradient = jax.grad(f)(x, y)
+        step = np.random.default_rng(0).normal(size=x.shape)
+        slope = (f(x + 1e-5 * step, y) - f(x - 1e-5 * step, y)) / 2e-5
         np.testing.assert_allclose(np.sum(gradient * step), slope, rtol=1e-4, atol=1e-8)
 
 

@@ -1,6 +1,6 @@
 """Sets with many samples per unit: centred, scaled and summed a chunk at a time, while it is in the cache."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -17,14 +17,17 @@ _ROWS = 4096
 """Samples of the smallest chunk that is factored alone, or so many per unit:"""
 _PER_UNIT = 16
 
+Grams = tuple[Array, Array, Array]
+"""``X'X``, ``X'Y``, ``Y'Y``."""
 
-class Tall(NamedTuple):
-    """Units that are centred and scaled when they are read; see `stabjax.similarity._units.scaled`."""
 
-    rows: Array
-    """As they came, ``(n, units)``."""
+class Frame(NamedTuple):
+    """Where the zero and the one of each unit are: ``(x - origin) / scale - shift`` are centred and scaled."""
+
+    origin: Array
+    """Some point among the samples, ``(units,)``; the value of a unit that does not vary."""
     shift: Array
-    """Mean of the scaled units less the first one, ``(units,)``."""
+    """Mean of the scaled units less the origin."""
     mean: Array
     scale: Array
     varies: Array
@@ -32,11 +35,11 @@ class Tall(NamedTuple):
     def units(self, rows: Array) -> Array:
         """Some rows, centred and scaled."""
         scale = self.scale[None].astype(rows.dtype)
-        return (rows - self.rows[:1]) / scale - self.shift[None]
+        return (rows - self.origin[None]) / scale - self.shift[None]
 
 
-def tall(x: Array, *, alike: bool) -> Tall:
-    """The same scales and means as `scaled` finds, in two passes that write nothing."""
+def frame(x: Array, *, alike: bool) -> Frame:
+    """The same scales and means as `stabjax.similarity._units.scaled` finds, in two passes that write nothing."""
 
     def largest(rows: Array) -> Array:
         return jnp.max(jnp.abs(rows - x[:1]), axis=0)
@@ -49,58 +52,80 @@ def tall(x: Array, *, alike: bool) -> Tall:
         return jnp.sum((rows - x[:1]) / wide[None], axis=0)
 
     shift = _over_chunks(total, jnp.add, x) / len(x)
-    return Tall(x, shift, x[0] + shift * wide, scale, varies)
+    return Frame(x[0], shift, x[0] + shift * wide, scale, varies)
 
 
-class Moments(NamedTuple):
-    """Two sets centred and scaled, by their products."""
-
-    means: tuple[Array, Array]
-    scales: tuple[Array, Array]
-    varies: tuple[Array, Array]
-    products: tuple[Array, Array, Array]
-    """``X'X``, ``X'Y``, ``Y'Y`` of the centred and scaled units."""
-    sound: Array
-    """Whether they are as exact as those of units that were centred first, ``()``."""
-
-
-def moments(x: Array, y: Array, *, alike: bool) -> Moments:
-    """All that covariances need, real units, in one pass.
+def moments(x: Array, y: Array, *, alike: bool) -> tuple[Frame, Frame, Grams, Array]:
+    """Frames of two sets of real units and the products of what is centred and scaled, in one pass.
 
     Units are read less a mean and over a scale that a thousand samples show; their true mean and scale are put right in
-    the products. That loses nothing if the samples say what the others are like: most of a product is left after the
-    mean is taken away, and no square came near the ends of the range of numbers.
+    the products. That loses nothing if those samples are like the others: most of a product is left after the mean is
+    taken away, and no square came near the ends of the range of numbers. Whether it is so, ``()``, is returned last.
     """
     n, first = len(x), x.shape[1]
     sampled = [_sampled(z, alike) for z in (x, y)]
-    shift, size = (jnp.concatenate(both) for both in zip(*sampled, strict=True))
+    origin, size = (jnp.concatenate(both) for both in zip(*sampled, strict=True))
 
     def sums(*sets: Array) -> tuple[Array, ...]:
-        units = [(z - mean[None]) / scale[None] for z, (mean, scale) in zip(sets, sampled, strict=True)]
-        units = jnp.concatenate(units, axis=1)
-        # Written once for the four that read it.
-        units = jax.lax.optimization_barrier(units)
-        products = jnp.matmul(units.T, units, precision=HIGHEST)
-        return products, jnp.sum(units, axis=0), jnp.max(units, axis=0), jnp.min(units, axis=0)
+        units = _side_by_side((z - o[None]) / s[None] for z, (o, s) in zip(sets, sampled, strict=True))
+        return _squared(units), jnp.sum(units, axis=0), jnp.max(units, axis=0), jnp.min(units, axis=0)
 
     def join(found: tuple[Array, ...], new: tuple[Array, ...]) -> tuple[Array, ...]:
         return found[0] + new[0], found[1] + new[1], jnp.maximum(found[2], new[2]), jnp.minimum(found[3], new[3])
 
     products, total, high, low = _over_chunks(sums, join, x, y)
     mean, largest, squares = total / n, jnp.maximum(high, -low), jnp.diagonal(products)
-    limits = jnp.finfo(x.dtype)
+    limits = jnp.finfo(products.dtype)
     safe = (largest > limits.tiny**0.25) & (largest < limits.max**0.25)
-    sound = jnp.all(safe & (n * jnp.square(mean) <= squares / 2))
+    sound = jnp.all((safe & (n * jnp.square(mean) <= squares / 2)) | (high == low))
     scale = jnp.concatenate([scales(part, alike=alike)[0] for part in _parted(size * largest, first)])
     ratio = size / scale
     products = (products - n * mean[:, None] * mean[None]) * ratio[:, None] * ratio[None]
-    return Moments(
-        means=_parted(shift + mean * size, first),
-        scales=_parted(scale, first),
-        varies=_parted(high > low, first),
-        products=(products[:first, :first], products[:first, first:], products[first:, first:]),
-        sound=sound,
+    one, two = (
+        Frame(*parts)
+        for parts in zip(
+            *(_parted(each, first) for each in (origin, mean * ratio, origin + mean * size, scale, high > low)),
+            strict=True,
+        )
     )
+    return one, two, _blocks(products, first), sound
+
+
+def transformed(x: Array, y: Array, one: Frame, two: Frame, a: Array, b: Array) -> Grams:
+    """Products of ``X a`` and ``Y b``, where ``X`` and ``Y`` are centred and scaled."""
+
+    def products(x: Array, y: Array) -> Array:
+        sets = (jnp.matmul(f.units(z), m, precision=HIGHEST) for z, f, m in ((x, one, a), (y, two, b)))
+        return _squared(_side_by_side(sets))
+
+    return _blocks(_over_chunks(products, jnp.add, x, y), a.shape[1])
+
+
+def triangle(x: Array, frame: Frame) -> Array:
+    """``R`` with ``R'R = X'X``, ``(units, units)``, from the factors of chunks of samples."""
+    units = x.shape[1]
+    size = min(len(x), max(_ROWS, _PER_UNIT * units))
+    count = len(x) // size
+
+    def factor(start: Array) -> Array:
+        return jnp.linalg.qr(frame.units(jax.lax.dynamic_slice_in_dim(x, start, size)), mode="r")
+
+    factors = jax.lax.map(factor, size * jnp.arange(count))
+    rest = frame.units(x[count * size :])
+    return jnp.linalg.qr(jnp.concatenate([jnp.reshape(factors, (-1, units)), rest]), mode="r")
+
+
+def _side_by_side(sets: Iterable[Array]) -> Array:
+    # Written once for all that read it.
+    return jax.lax.optimization_barrier(jnp.concatenate(list(sets), axis=1))
+
+
+def _squared(units: Array) -> Array:
+    return jnp.matmul(jnp.conj(units.T), units, precision=HIGHEST)
+
+
+def _blocks(products: Array, first: int) -> Grams:
+    return products[:first, :first], products[:first, first:], products[first:, first:]
 
 
 def _sampled(x: Array, alike: bool) -> tuple[Array, Array]:
@@ -112,30 +137,6 @@ def _sampled(x: Array, alike: bool) -> tuple[Array, Array]:
 
 def _parted(units: Array, first: int) -> tuple[Array, Array]:
     return units[:first], units[first:]
-
-
-def transformed_product(one: Tall, two: Tall, a: Array, b: Array) -> Array:
-    """``(X a)* (Y b)``."""
-
-    def product(x: Array, y: Array) -> Array:
-        x, y = jnp.matmul(one.units(x), a, precision=HIGHEST), jnp.matmul(two.units(y), b, precision=HIGHEST)
-        return jnp.matmul(jnp.conj(x.T), y, precision=HIGHEST)
-
-    return _over_chunks(product, jnp.add, one.rows, two.rows)
-
-
-def triangle(x: Tall) -> Array:
-    """``R`` with ``R'R = X'X``, ``(units, units)``, from the factors of chunks of samples."""
-    units = x.rows.shape[1]
-    size = min(len(x.rows), max(_ROWS, _PER_UNIT * units))
-    count = len(x.rows) // size
-
-    def factor(start: Array) -> Array:
-        return jnp.linalg.qr(x.units(jax.lax.dynamic_slice_in_dim(x.rows, start, size)), mode="r")
-
-    factors = jax.lax.map(factor, size * jnp.arange(count))
-    rest = x.units(x.rows[count * size :])
-    return jnp.linalg.qr(jnp.concatenate([jnp.reshape(factors, (-1, units)), rest]), mode="r")
 
 
 def _over_chunks(f: Callable[..., Any], join: Callable[[Any, Any], Any], *sets: Array) -> Any:
