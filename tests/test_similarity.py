@@ -497,6 +497,18 @@ def numpy_complex(x, y):
 # Use
 
 
+@pytest.mark.parametrize("dtypes", [(jnp.float16, jnp.float16), (jnp.float32, jnp.bfloat16)])
+def test_half_precision_is_measured_in_single(dtypes):
+    halves = [jnp.asarray(z, dtype) for z, dtype in zip(drawn(0, 200, (4, 4)), dtypes, strict=True)]
+    found, expected = MEASURED(*halves), MEASURED(*(z.astype(jnp.float32) for z in halves))
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        assert a.dtype == b.dtype
+        np.testing.assert_allclose(a, b, rtol=1e-5)
+    maps = [jnp.reshape(z, (20, 5, 2, 4)) for z in halves]
+    one, two = (similarity.fourier_cca(*z).mean for z in (maps, [m.astype(jnp.float32) for m in maps]))
+    np.testing.assert_allclose(one, two, rtol=1e-5)
+
+
 def test_jit_vmap_and_gradients(x64):
     many = np.stack([drawn(seed)[0] for seed in range(3)])
     y = drawn(0)[1]

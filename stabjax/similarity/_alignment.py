@@ -8,8 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from stabjax._numerics import HIGHEST, safe_ratio
-from stabjax._types import AnyArray
-from stabjax.similarity._units import X, Y, check, scaled
+from stabjax.similarity._units import X, Y, scaled, taken
 
 
 @jax.tree_util.register_dataclass
@@ -48,7 +47,7 @@ def pls(x: X, y: Y) -> PLS:
         TypeError: if the activations are not real floating-point numbers.
         ValueError: if the numbers of samples differ, or there is one sample.
     """
-    check(x, y)
+    x, y = taken(x, y)
     (x, x_axes, x_size), (y, y_axes, y_size) = (_condensed(z) for z in (x, y))
     left, values, right = jnp.linalg.svd(jnp.matmul(x.T, y, precision=HIGHEST), full_matrices=False)
     similarity = jnp.clip(safe_ratio(jnp.sum(values), jnp.linalg.norm(x) * jnp.linalg.norm(y)), 0, 1)
@@ -77,12 +76,12 @@ def procrustes(x: X, y: Y) -> Float[Array, ""]:
     return 2 - 2 * pls(x, y).similarity
 
 
-def _condensed(x: AnyArray) -> tuple[Array, Array | None, Array]:
+def _condensed(x: Array) -> tuple[Array, Array | None, Array]:
     """Centred units over their largest value, and that value.
 
     Where there are more units than samples, in coordinates along orthonormal axes ``(units, n)`` of what they span.
     """
-    units, _, scale, _ = scaled(jnp.asarray(x), alike=False)
+    units, _, scale, _ = scaled(x, alike=False)
     if x.shape[1] <= len(x):
         return units, None, scale[0]
     left, values, right = jnp.linalg.svd(units, full_matrices=False)

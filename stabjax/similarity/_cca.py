@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from stabjax._numerics import HIGHEST
 from stabjax._types import Scalar
-from stabjax.similarity._units import X, Y, check
+from stabjax.similarity._units import X, Y, taken
 from stabjax.similarity._whiten import Basis, bases
 
 Weights = Literal["paper", "google", "anatome"]
@@ -70,7 +70,8 @@ def cca(x: X, y: Y) -> CCA:
     rounding, are left out: nothing is added to a covariance.
 
     Args:
-        x: activations, ``(n, units_x)``: samples in rows. Make them of maps by `positions`, `average`, `resized`.
+        x: activations, ``(n, units_x)``: samples in rows. Make them of maps by `positions`, `average`, `resized`. Half
+            precision is taken as single.
         y: ``(n, units_y)``, for the same samples.
 
     Returns:
@@ -80,7 +81,7 @@ def cca(x: X, y: Y) -> CCA:
         TypeError: if the activations are not real floating-point numbers.
         ValueError: if the numbers of samples differ, or there is one sample.
     """
-    check(x, y)
+    x, y = taken(x, y)
     one, two, products = bases(x, y, alike=True)
     return of_bases(one, two, products, len(x))
 
@@ -101,7 +102,7 @@ def svcca(x: X, y: Y, *, keep: float | int = 0.99) -> CCA:
         TypeError: as in `cca`.
         ValueError: as in `cca`, or if ``keep`` is neither.
     """
-    check(x, y)
+    x, y = taken(x, y)
     whole = isinstance(keep, int)
     if isinstance(keep, bool) or (keep < 1 if whole else not 0 < keep <= 1):
         raise ValueError(f"expected keep to be a share in (0, 1] or a number of directions >= 1, got {keep}")
@@ -132,7 +133,7 @@ def pwcca(x: X, y: Y, *, weights: Weights = "paper") -> Float[Array, ""]:
         TypeError: as in `cca`.
         ValueError: as in `cca`, or for other weights.
     """
-    check(x, y)
+    x, y = taken(x, y)
     if weights not in get_args(Weights):
         raise ValueError(f"expected weights to be one of {get_args(Weights)}, got {weights!r}")
     one, two, products = bases(x, y, alike=weights == "paper")
@@ -142,7 +143,7 @@ def pwcca(x: X, y: Y, *, weights: Weights = "paper") -> Float[Array, ""]:
     if weights == "paper":
         alpha = jnp.sum(jnp.abs(jnp.matmul(left.T, one.loadings, precision=HIGHEST)), axis=1)
     else:
-        alpha = _google(jnp.asarray(x), one, left) if weights == "google" else _anatome(jnp.asarray(x), one, left)
+        alpha = _google(x, one, left) if weights == "google" else _anatome(x, one, left)
     count = jnp.minimum(one.rank, two.rank)
     alpha = jnp.where(jnp.arange(len(alpha)) < count, alpha, 0)
     value = jnp.dot(alpha, correlations, precision=HIGHEST) / jnp.sum(alpha)

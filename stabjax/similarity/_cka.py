@@ -7,7 +7,7 @@ from jaxtyping import Array, Float
 
 from stabjax._numerics import HIGHEST, safe_ratio
 from stabjax._types import Scalar
-from stabjax.similarity._units import X, Y, check, scaled
+from stabjax.similarity._units import X, Y, scaled, taken
 
 Kernel = Literal["linear", "rbf"]
 
@@ -35,10 +35,10 @@ def cka(x: X, y: Y, *, kernel: Kernel = "linear", debiased: bool = False, bandwi
         TypeError: if the activations are not real floating-point numbers.
         ValueError: if the numbers of samples differ, or there are too few; or for another kernel.
     """
-    check(x, y, least=4 if debiased else 2)
+    x, y = taken(x, y, least=4 if debiased else 2)
     if kernel not in get_args(Kernel):
         raise ValueError(f"expected kernel to be one of {get_args(Kernel)}, got {kernel!r}")
-    x, y = (scaled(jnp.asarray(z), alike=False)[0] for z in (x, y))
+    x, y = (scaled(z, alike=False)[0] for z in (x, y))
     if kernel == "linear" and x.shape[1] * y.shape[1] < len(x) ** 2:
         return of_hsic(*(_hsic_of_units(a, b, debiased) for a, b in ((x, y), (x, x), (y, y))))
     grams = [jnp.matmul(z, z.T, precision=HIGHEST) if kernel == "linear" else _rbf(z, bandwidth) for z in (x, y)]

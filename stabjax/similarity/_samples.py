@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 
 from stabjax._types import AnyArray
 from stabjax.similarity._cca import CCA, of_bases
+from stabjax.similarity._units import together
 from stabjax.similarity._whiten import bases
 
 Maps = Float[AnyArray, "n *spatial channels"]
@@ -94,7 +95,7 @@ def fourier_cca(x: Maps, y: Others) -> CCA:
     if len(x) != len(y) or ndim != _ndim(y) or len(x) < 2:
         raise ValueError(f"expected maps of the same images, at least two, got shapes {x.shape} and {y.shape}")
     size = tuple(min(a, b) for a, b in zip(x.shape[1:-1], y.shape[1:-1]))
-    one, two = (_frequencies(jnp.asarray(z), size) for z in (x, y))
+    one, two = (_frequencies(z, size) for z in together(x, y))
 
     def each(a: Array, b: Array) -> CCA:
         basis, other, products = bases(a, b, alike=True)

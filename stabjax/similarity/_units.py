@@ -1,6 +1,7 @@
 """Activations as every measure takes them: checked, centred, scaled."""
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from stabjax._types import AnyArray
@@ -10,8 +11,8 @@ Y = Float[AnyArray, "n units_y"]
 Scaled = tuple[Array, Array, Array, Array]
 
 
-def check(x: AnyArray, y: AnyArray, *, least: int = 2) -> None:
-    """Raises unless both are real activations of the same samples, at least so many."""
+def taken(x: AnyArray, y: AnyArray, *, least: int = 2) -> tuple[Array, Array]:
+    """Both as arrays of one dtype; raises unless they are real activations of the same samples, at least so many."""
     for name, z in (("x", x), ("y", y)):
         if not jnp.issubdtype(z.dtype, jnp.floating):
             raise TypeError(f"expected real floating-point activations, got {name} of {z.dtype}")
@@ -24,6 +25,14 @@ def check(x: AnyArray, y: AnyArray, *, least: int = 2) -> None:
         raise ValueError(f"expected the same samples on both sides, got {len(x)} and {len(y)}")
     if len(x) < least:
         raise ValueError(f"expected at least {least} samples, got {len(x)}")
+    return together(x, y)
+
+
+def together(x: AnyArray, y: AnyArray) -> tuple[Array, Array]:
+    """Both in one dtype, of single precision at least: half precision cannot hold their squares."""
+    x, y = jnp.asarray(x), jnp.asarray(y)
+    dtype = np.result_type(x.dtype, y.dtype, np.float32)
+    return x.astype(dtype), y.astype(dtype)
 
 
 def scaled(x: Array, *, alike: bool) -> Scaled:
