@@ -68,23 +68,24 @@ def moments(x: Array, y: Array, *, alike: bool) -> tuple[Frame, Frame, Grams, Ar
 
     def sums(*sets: Array) -> tuple[Array, ...]:
         units = _side_by_side((z - o[None]) / s[None] for z, (o, s) in zip(sets, sampled, strict=True))
-        return _squared(units), jnp.sum(units, axis=0), jnp.max(units, axis=0), jnp.min(units, axis=0)
+        return _squared(units), jnp.sum(units, axis=0), jnp.max(jnp.abs(units), axis=0)
 
     def join(found: tuple[Array, ...], new: tuple[Array, ...]) -> tuple[Array, ...]:
-        return found[0] + new[0], found[1] + new[1], jnp.maximum(found[2], new[2]), jnp.minimum(found[3], new[3])
+        return found[0] + new[0], found[1] + new[1], jnp.maximum(found[2], new[2])
 
-    products, total, high, low = _over_chunks(sums, join, x, y)
-    mean, largest, squares = total / n, jnp.maximum(high, -low), jnp.diagonal(products)
+    products, total, largest = _over_chunks(sums, join, x, y)
+    mean, squares = total / n, jnp.diagonal(products)
     limits = jnp.finfo(products.dtype)
     safe = (largest > limits.tiny**0.25) & (largest < limits.max**0.25)
-    sound = jnp.all((safe & (n * jnp.square(mean) <= squares / 2)) | (high == low))
-    scale = jnp.concatenate([scales(part, alike=alike)[0] for part in _parted(size * largest, first)])
+    sound = jnp.all((safe & (n * jnp.square(mean) <= squares / 2)) | (largest == 0))
+    scaled = [scales(part, alike=alike) for part in _parted(size * largest, first)]
+    scale, varies = (jnp.concatenate(both) for both in zip(*scaled, strict=True))
     ratio = size / scale
     products = (products - n * mean[:, None] * mean[None]) * ratio[:, None] * ratio[None]
     one, two = (
         Frame(*parts)
         for parts in zip(
-            *(_parted(each, first) for each in (origin, mean * ratio, origin + mean * size, scale, high > low)),
+            *(_parted(each, first) for each in (origin, mean * ratio, origin + mean * size, scale, varies)),
             strict=True,
         )
     )
