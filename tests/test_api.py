@@ -22,6 +22,8 @@ MAY_IMPORT = {
     "_numerics": set(),
     "_files": set(),
     "_text": set(),
+    "_images": set(),
+    "_arguments": set(),
     "_jaxpr": set(),
     "fields": set(),
     "warp": set(),
@@ -41,7 +43,8 @@ MAY_IMPORT = {
     "plot": {"stability"},
     "cli": set(ROOMS),
 }
-"""The rooms a room may import, beside `_types`, `_numerics`, `_files` and `_text`."""
+COMMON = {"_types", "_numerics", "_files", "_text", "_images", "_arguments"}
+"""What every room may import."""
 
 
 def public_functions():
@@ -108,7 +111,7 @@ def test_rooms_import_only_what_they_may(path):
     room = path.relative_to(ROOT).parts[0].removesuffix(".py")
     if room == "__init__":
         return
-    allowed = MAY_IMPORT[room] | {room, "_types", "_numerics", "_files", "_text"}
+    allowed = MAY_IMPORT[room] | COMMON | {room}
     assert set(imported_rooms(path)) <= allowed
 
 
