@@ -24,6 +24,7 @@ MAY_IMPORT = {
     "_text": set(),
     "_images": set(),
     "_arguments": set(),
+    "_sharding": set(),
     "_jaxpr": set(),
     "fields": set(),
     "warp": set(),
@@ -43,7 +44,7 @@ MAY_IMPORT = {
     "plot": {"stability"},
     "cli": set(ROOMS),
 }
-COMMON = {"_types", "_numerics", "_files", "_text", "_images", "_arguments"}
+COMMON = {"_types", "_numerics", "_files", "_text", "_images", "_arguments", "_sharding"}
 """What every room may import."""
 
 

@@ -926,7 +926,7 @@ def test_arrays(rng):
     assert data.arrays(told - 0.5, labels, value_range=None)[0].min() < 0
     with pytest.raises(ValueError, match=r"one label per image, \(6,\), got shape \(5,\)"):
         data.arrays(images, labels[:5])
-    with pytest.raises(ValueError, match=r"got shape \(6, 5\); add the missing axes"):
+    with pytest.raises(ValueError, match=r"expected images .* got shape \(6, 5\): .*add the axis of one channel"):
         data.arrays(images[:, :, 0, 0], labels)
     with pytest.raises(TypeError, match="integer labels, got float32"):
         data.arrays(images, labels.astype(np.float32))

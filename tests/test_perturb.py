@@ -27,6 +27,11 @@ class Case:
     shapes: tuple[tuple[int, ...], ...] = (SHAPE,)
     smooth: bool = True
 
+    def make_for(self, strength, shape):
+        """Make it for images of three spatial axes by their sides, which a shape alone leaves open."""
+        made = self.make(strength)
+        return replace(made, spatial=shape[:-1]) if len(shape) > 3 else made
+
 
 EVERY_RANK = (SHAPE, (9, 2), (4, 5, 6, 1))
 CASES = {
@@ -73,9 +78,9 @@ def image_of(shape=SHAPE, dtype=jnp.float32):
 class TestConformance:
     @every
     def test_is_a_perturbation_that_keeps_shape_and_dtype(self, key, case):
-        perturbation = case.make(case.strength)
-        assert isinstance(perturbation, Perturbation)
+        assert isinstance(case.make(case.strength), Perturbation)
         for shape in case.shapes:
+            perturbation = case.make_for(case.strength, shape)
             image = image_of(shape)
             found = apply(perturbation, key, image)
             assert (found.shape, found.dtype) == (image.shape, image.dtype)
@@ -94,7 +99,7 @@ class TestConformance:
     @with_identity
     def test_zero_strength_is_the_identity(self, key, case):
         for image in (*map(image_of, case.shapes), image_of(dtype=jnp.bfloat16)):
-            np.testing.assert_array_equal(apply(case.make(0.0), key, image), image)
+            np.testing.assert_array_equal(apply(case.make_for(0.0, image.shape), key, image), image)
 
     @every
     def test_jit_is_eager_is_vmap(self, key, case):
@@ -287,7 +292,7 @@ class TestAffineMaps:
         middle = tuple(n // 2 for n in shape)
 
         def shift(key):
-            return (ramp - perturb.Translation(1.5)(key, ramp))[middle]
+            return (ramp - perturb.Translation(1.5, spatial=shape)(key, ramp))[middle]
 
         shifts = np.asarray(jax.vmap(shift)(jax.random.split(key, 500)))
         np.testing.assert_allclose(np.linalg.norm(shifts, axis=1), 1.5, rtol=1e-4)
@@ -353,7 +358,7 @@ class TestErrors:
             (lambda k: perturb.RandomDiffeomorphism(cutoffs=(3, 2)), "smallest <= largest"),
             (lambda k: perturb.RandomDiffeomorphism(cutoffs=(0, 2)), "1 <= smallest"),
             (lambda k: perturb.RandomDiffeomorphism(cutoff_ratio=0.0), "cutoff_ratio"),
-            (lambda k: perturb.RandomDiffeomorphism()(k, jnp.ones((8, 8, 8, 1))), "cutoffs from 2 on"),
+            (lambda k: perturb.RandomDiffeomorphism(spatial=3)(k, jnp.ones((8, 8, 8, 1))), "cutoffs from 2 on"),
             (lambda k: perturb.SphericalNoise(-1.0), "SphericalNoise.radius >= 0"),
             (lambda k: perturb.SphericalNoise(np.ones(2))(k, image_of()), "scalar strength"),
             (lambda k: perturb.GaussianNoise(-1.0), "GaussianNoise.scale >= 0"),

@@ -13,6 +13,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from stabjax._numerics import HIGHEST
+from stabjax._sharding import without_explicit_axes
 from stabjax._types import AnyArray, Image, Images, Scalar
 from stabjax.conv._face import conv_general_dilated
 from stabjax.conv._geometry import out_size, pad, strided
@@ -64,7 +65,7 @@ def unfold(
     size = _spatial(x)
     positions = output_size(size, window, stride=stride, padding=padding, dilation=dilation)
     window, stride, dilation = _window(len(size), window, stride, dilation)
-    padded = pad(jnp.asarray(x), pads_of(window, padding, dilation))
+    padded = pad(without_explicit_axes(jnp.asarray(x)), pads_of(window, padding, dilation))
     starts = [tuple(q * d for q, d in zip(tap, dilation)) for tap in np.ndindex(*window)]
     return jnp.concatenate([strided(padded, start, positions, stride) for start in starts], axis=-1)
 
@@ -110,7 +111,7 @@ def convolve(
         rows = unfold(x, window, **options)
         return jnp.matmul(rows, jnp.reshape(kernel, (-1, out)), precision=HIGHEST)
     if method == "fft":
-        return _by_spectra(x, kernel, pads, positions, stride, dilation)
+        return _by_spectra(*without_explicit_axes((x, kernel)), pads, positions, stride, dilation)
     if method != "direct":
         raise ValueError(f"expected method to be one of {get_args(Method)}, got {method!r}")
     axes = "XYZUVW"[: len(size)]

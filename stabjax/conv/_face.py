@@ -10,6 +10,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
+from stabjax._sharding import is_explicit
 from stabjax._types import AnyArray
 from stabjax.conv import _routes
 from stabjax.conv._geometry import Geometry
@@ -64,6 +65,7 @@ def conv_general_dilated(
         and out.size > 0
         and batch_group_count == 1
         and out_sharding is None
+        and not (is_explicit(lhs) or is_explicit(rhs))  # XLA's own carries the sharding; the routes reshape
         and (lhs_dilation is None or all(d == 1 for d in lhs_dilation))
     )
     if not covered:

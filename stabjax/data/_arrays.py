@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float32, Int32, Num, Shaped
 
+from stabjax._images import Spatial, check_batch
 from stabjax._types import AnyArray
 from stabjax.data._images import to_float
 
@@ -82,12 +83,17 @@ def normalize(images: A, stats: str | Statistics) -> A:
     return (images.astype(wide) * scale + shift).astype(dtype)
 
 
-def statistics(images: Num[AnyArray, "n *spatial channels"]) -> Statistics:
+def statistics(images: Num[AnyArray, "n *spatial channels"], *, spatial: Spatial = None) -> Statistics:
     """Channel statistics of a set of images, in double precision, a few at a time.
 
     Args:
         images: bytes, or floats in [0, 1], ``(n, *spatial, channels)``.
+        spatial: number of spatial axes, or their sides, where the shape leaves open which axis is which.
+
+    Raises:
+        ValueError: no images, or a shape that is wrong or open.
     """
+    check_batch(images, spatial=spatial, integers=True)
     total = square = np.zeros(images.shape[-1])
     for start in range(0, images.shape[0], 256):
         part = np.asarray(images[start : start + 256]).astype(np.float64).reshape(-1, images.shape[-1])
@@ -104,6 +110,7 @@ def arrays(
     labels: Shaped[AnyArray, "..."],
     *,
     value_range: tuple[float | int, float | int] | None = (0.0, 1.0),
+    spatial: Spatial = None,
 ) -> tuple[Float32[np.ndarray, "n *spatial channels"], Int32[np.ndarray, " n"]]:
     """A pair of your own arrays in the form of `load`.
 
@@ -111,6 +118,8 @@ def arrays(
         images: ``(n, *spatial, channels)``, bytes or floats; a set of gray images needs its axis of one channel.
         labels: ``(n,)`` integers.
         value_range: smallest and largest value that floats may take; None allows all.
+        spatial: number of spatial axes, or their sides, where the shape leaves open which axis is which: ``(n, 28,
+            28)`` may be gray images without channels, or (``spatial=1``) signals of 28 channels.
 
     Returns:
         Images float32 (bytes are divided by 255) and labels int32.
@@ -120,8 +129,7 @@ def arrays(
         TypeError: images that are neither bytes nor floats, labels that are not integers.
     """
     pixels, classes = np.asarray(images), np.asarray(labels)
-    if pixels.ndim < 3:
-        raise ValueError(f"expected images (n, *spatial, channels), got shape {pixels.shape}; add the missing axes")
+    check_batch(pixels, spatial=spatial, least=0, integers=True)
     if classes.shape != pixels.shape[:1]:
         raise ValueError(f"expected one label per image, ({len(pixels)},), got shape {classes.shape}")
     if not np.issubdtype(classes.dtype, np.integer):

@@ -1,15 +1,16 @@
 """Perturbations that add to the image."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from stabjax._images import Spatial, check_image
 from stabjax._numerics import safe_norm, safe_ratio
 from stabjax._types import AnyArray, Image, PRNGKey, Scalar
-from stabjax.perturb._pytree import Strength, convert, perturbation, strength
+from stabjax.perturb._pytree import STATIC, Strength, convert, perturbation, strength
 
 
 @perturbation
@@ -19,12 +20,15 @@ class SphericalNoise:
 
     radius: Strength
     """``|eta| >= 0`` over all pixels and channels."""
+    spatial: Spatial = field(default=None, kw_only=True, metadata=STATIC)
+    """Number of spatial axes of the images it is for, or their sides; needed where a shape leaves them open."""
 
     def __post_init__(self) -> None:
         convert(self, radius=0.0)
 
     def __call__(self, key: PRNGKey, image: Image) -> Image:
-        """The noisy image, ``(*spatial, channels)``."""
+        """The noisy image, ``(*spatial, channels)``; a vector ``(units,)`` is an image without spatial axes."""
+        check_image(image, spatial=self.spatial, made_for="noise", vector=True)
         return _on_sphere(key, image, strength(self.radius, _wide(image).dtype))
 
 
@@ -35,12 +39,15 @@ class GaussianNoise:
 
     scale: Strength
     """Standard deviation of one entry."""
+    spatial: Spatial = field(default=None, kw_only=True, metadata=STATIC)
+    """Number of spatial axes of the images it is for, or their sides; needed where a shape leaves them open."""
 
     def __post_init__(self) -> None:
         convert(self, scale=0.0)
 
     def __call__(self, key: PRNGKey, image: Image) -> Image:
-        """The noisy image, ``(*spatial, channels)``."""
+        """The noisy image, ``(*spatial, channels)``; a vector ``(units,)`` is an image without spatial axes."""
+        check_image(image, spatial=self.spatial, made_for="noise", vector=True)
         x = _wide(image)
         return _add(image, jax.random.normal(key, x.shape, x.dtype), strength(self.scale, x.dtype))
 
@@ -70,14 +77,16 @@ class Toward:
         drawn = jax.random.randint(key, (), 0, len(points))
         same = jnp.all(points[drawn] == jnp.asarray(image, points.dtype))
         other = jnp.where(same, (drawn + 1) % len(points), drawn)
-        return toward(image, points[other], self.distance)
+        return toward(image, points[other], self.distance, spatial=points.shape[1:-1])
 
 
-def toward(image: Image, target: Image, distance: Scalar) -> Image:
+def toward(image: Image, target: Image, distance: Scalar, *, spatial: Spatial = None) -> Image:
     """``x + distance (y - x) / |y - x|``: a step of Euclidean length ``distance`` from an image toward another.
 
-    NaN where the two are equal, which leaves no direction, unless the distance is zero.
+    NaN where the two are equal, which leaves no direction, unless the distance is zero. ``spatial``, the number of
+    spatial axes or their sides, is needed where the shape leaves them open.
     """
+    check_image(image, spatial=spatial, vector=True)
     if np.shape(target) != np.shape(image):
         raise ValueError(f"expected a target of the image's shape {np.shape(image)}, got {np.shape(target)}")
     x = _wide(image)
@@ -86,11 +95,13 @@ def toward(image: Image, target: Image, distance: Scalar) -> Image:
     return _add(image, step, jnp.where(length == 0, 0, safe_ratio(length, safe_norm(step))))
 
 
-def noise_like(key: PRNGKey, image: Image, perturbed: Image) -> Image:
+def noise_like(key: PRNGKey, image: Image, perturbed: Image, *, spatial: Spatial = None) -> Image:
     """The image with isotropic noise as large as a perturbation of it: ``x + eta``, ``|eta| = |perturbed - x|``.
 
-    The matched noise of relative stability (Petrini et al. 2021, eq. 4). Arguments and result ``(*spatial, channels)``.
+    The matched noise of relative stability (Petrini et al. 2021, eq. 4). Arguments and result ``(*spatial, channels)``;
+    ``spatial``, the number of spatial axes or their sides, is needed where that shape leaves them open.
     """
+    check_image(image, spatial=spatial, vector=True)
     if np.shape(perturbed) != np.shape(image):
         raise ValueError(f"expected both images of one shape, got {np.shape(image)} and {np.shape(perturbed)}")
     x = _wide(image)

@@ -9,6 +9,7 @@ import numpy as np
 from jax.core import Tracer
 
 from stabjax import fields, warp
+from stabjax._images import Spatial, check_image
 from stabjax._numerics import safe_norm
 from stabjax._types import Image, PRNGKey, Scalar
 from stabjax.fields import Convention
@@ -33,6 +34,8 @@ class Diffeomorphism:
     """Number of modes along each axis; needed beside a traced cutoff."""
     interpolation: Interpolation = field(default="linear", kw_only=True, metadata=STATIC)
     """As in `stabjax.warp.pull_back`."""
+    spatial: Spatial = field(default=None, kw_only=True, metadata=STATIC)
+    """Number of spatial axes of the images it is for, or their sides; needed where a shape leaves them open."""
 
     def __post_init__(self) -> None:
         cutoff = self.cutoff
@@ -63,16 +66,17 @@ class Diffeomorphism:
         Args:
             displacement: ``delta >= 0`` in pixels; may be traced.
             cutoff: ``c >= 1``; may be traced, beside ``max_cutoff``.
-            shape: the spatial sides of the image, without channels.
+            shape: the spatial sides of the image, without channels. Images of other sides are refused.
             convention: ``"rms"`` or ``"paper"``, as in `stabjax.fields.temperature`.
             max_cutoff: the largest cutoff of a sweep.
             interpolation: as in `stabjax.warp.pull_back`.
         """
         temperature = fields.temperature(displacement, cutoff, shape, convention=convention, max_cutoff=max_cutoff)
-        return cls(temperature, cutoff, max_cutoff=max_cutoff, interpolation=interpolation)
+        return cls(temperature, cutoff, max_cutoff=max_cutoff, interpolation=interpolation, spatial=tuple(shape))
 
     def __call__(self, key: PRNGKey, image: Image) -> Image:
         """The deformed image, ``(*spatial, channels)``."""
+        check_image(image, spatial=self.spatial, made_for="deformation")
         tau = fields.sample(
             key,
             np.shape(image)[:-1],
@@ -107,6 +111,8 @@ class RandomDiffeomorphism:
     """Smallest and largest cutoff."""
     interpolation: Interpolation = field(default="linear", kw_only=True, metadata=STATIC)
     """As in `stabjax.warp.pull_back`."""
+    spatial: Spatial = field(default=None, kw_only=True, metadata=STATIC)
+    """Number of spatial axes of the images it is for, or their sides; needed where a shape leaves them open."""
 
     def __post_init__(self) -> None:
         low, high = self.cutoffs
@@ -135,10 +141,11 @@ class RandomDiffeomorphism:
             usable = published[0] < published[1]
             coldest, hottest = jnp.where(usable, published[0], coldest), jnp.where(usable, published[1], hottest)
         temperature = coldest + for_temperature * (hottest - coldest)
-        return Diffeomorphism(temperature, cutoff, max_cutoff=high, interpolation=self.interpolation)
+        return Diffeomorphism(temperature, cutoff, max_cutoff=high, interpolation=self.interpolation, spatial=shape)
 
     def __call__(self, key: PRNGKey, image: Image) -> Image:
         """The deformed image, ``(*spatial, channels)``."""
+        check_image(image, spatial=self.spatial, made_for="deformation")
         for_strength, for_field = jax.random.split(key)
         return self.draw(for_strength, np.shape(image)[:-1])(for_field, image)
 
@@ -152,12 +159,15 @@ class Translation:
     """Pixels."""
     interpolation: Interpolation = field(default="linear", kw_only=True, metadata=STATIC)
     """As in `stabjax.warp.pull_back`."""
+    spatial: Spatial = field(default=None, kw_only=True, metadata=STATIC)
+    """Number of spatial axes of the images it is for, or their sides; needed where a shape leaves them open."""
 
     def __post_init__(self) -> None:
         convert(self, distance=0.0)
 
     def __call__(self, key: PRNGKey, image: Image) -> Image:
         """The shifted image, ``(*spatial, channels)``."""
+        check_image(image, spatial=self.spatial, made_for="translation")
         shape = np.shape(image)[:-1]
         distance = strength(self.distance, jnp.result_type(self.distance))
         direction = jax.random.normal(key, (len(shape),), distance.dtype)
@@ -183,15 +193,20 @@ class Affine:
     """Root mean square of ``sqrt(a^2 + b^2)``."""
     interpolation: Interpolation = field(default="linear", kw_only=True, metadata=STATIC)
     """As in `stabjax.warp.pull_back`."""
+    spatial: Spatial = field(default=None, kw_only=True, metadata=STATIC)
+    """Number of spatial axes of the images it is for, or their sides; needed where a shape leaves them open."""
 
     def __post_init__(self) -> None:
         convert(self, translation=0.0, rotation=0.0, compression=0.0, shear=0.0)
+        if self.spatial is None:
+            object.__setattr__(self, "spatial", 2)
+        elif self.spatial != 2 and np.shape(self.spatial) != (2,):
+            raise ValueError(f"expected an affine map of two spatial axes, got spatial={self.spatial}; use Translation")
 
     def __call__(self, key: PRNGKey, image: Image) -> Image:
         """The transformed image, ``(h, w, channels)``."""
+        check_image(image, spatial=self.spatial, made_for="affine map")
         shape = np.shape(image)[:-1]
-        if len(shape) != 2:
-            raise ValueError(f"expected an image (h, w, channels), got shape {np.shape(image)}; use Translation")
         z = jax.random.normal(key, (6,), jnp.result_type(self.rotation))
         tau = fields.affine(
             shape,

@@ -9,6 +9,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float
 
+from stabjax._images import as_spatial
 from stabjax._types import AnyArray, Scalar
 
 Strength: TypeAlias = Scalar | Float[AnyArray, "..."]
@@ -46,7 +47,12 @@ def perturbation(cls: type[T]) -> type[T]:
 
 
 def convert(perturbation: Any, **minima: float) -> None:
-    """Make the named strengths arrays of one dtype, so that Python floats and JAX scalars share a trace."""
+    """Make the named strengths arrays of one dtype, so that Python floats and JAX scalars share a trace.
+
+    What the perturbation says of spatial axes is brought to a form that can be compared.
+    """
+    if hasattr(perturbation, "spatial"):
+        object.__setattr__(perturbation, "spatial", as_spatial(perturbation.spatial))
     for name, minimum in minima.items():
         value = getattr(perturbation, name)
         if not isinstance(value, Tracer) and not (np.asarray(value) >= minimum).all():

@@ -58,7 +58,8 @@ def measure(
     starts, lengths, firsts = plan.steps()
     steps = jnp.asarray(starts), jnp.asarray(lengths), jnp.asarray(firsts)
     if noise is None and radius == "mean":
-        noise_of = noise_rule(perturb.SphericalNoise(_mean_radius(images, key, deformation, steps, plan)))
+        mean_radius = _mean_radius(images, key, deformation, steps, plan)
+        noise_of = noise_rule(perturb.SphericalNoise(mean_radius, spatial=images.shape[1:-1]))
     else:
         noise_of = noise_rule(noise)
 
@@ -155,7 +156,9 @@ def _mean_radius(
 
 def noise_rule(noise: Perturbation | None) -> Callable[..., AnyArray]:
     """The noisy image as a function of key, image and deformed image; on the sphere through the latter if None."""
-    return perturb.noise_like if noise is None else lambda key, image, deformed: noise(key, image)
+    if noise is None:
+        return lambda key, image, deformed: perturb.noise_like(key, image, deformed, spatial=image.shape[:-1])
+    return lambda key, image, deformed: noise(key, image)
 
 
 def _distances(x: Float[AnyArray, " size *image"], y: Float[AnyArray, " size *image"]) -> Float[Array, " size"]:

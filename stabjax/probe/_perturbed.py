@@ -7,9 +7,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from stabjax._images import Spatial
+from stabjax._sharding import without_explicit_axes
 from stabjax._types import AnyArray, Perturbation, PRNGKey
 from stabjax.probe._pass import noise_rule, pairs_of
-from stabjax.probe._stability import as_tree, check_images
+from stabjax.probe._stability import as_tree, check_perturbed
 
 _TOGETHER = 64  # images perturbed side by side
 
@@ -21,6 +23,7 @@ def perturbed(
     deformation: Any,
     noise: Any = None,
     draws: int = 1,
+    spatial: Spatial = None,
 ) -> tuple[Float[Array, " draws n *spatial channels"], Float[Array, " draws n *spatial channels"]]:
     """The deformed and the noisy images that `stability` measures with this key, for statistics that need them whole.
 
@@ -37,6 +40,7 @@ def perturbed(
         deformation: ``(key, image) -> image``.
         noise: ``(key, image) -> image``; by default uniform on the sphere of radius ``|tau x - x|`` of each image.
         draws: Number of deformations, and of noises, per image.
+        spatial: Number of spatial axes, or their sides, as in `stability`.
 
     Returns:
         Deformed and noisy images, ``(draws, n, *spatial, channels)`` each.
@@ -45,8 +49,10 @@ def perturbed(
         TypeError: if the images are not floating-point, or something is not callable.
         ValueError: for a wrong shape, or no draw.
     """
-    check_images(images, deformation, noise, draws)
-    return _perturbed(jnp.asarray(images), key, as_tree(deformation), as_tree(noise), draws=draws)
+    check_perturbed(images, deformation, noise, draws, spatial)
+    return _perturbed(
+        without_explicit_axes(jnp.asarray(images)), key, as_tree(deformation), as_tree(noise), draws=draws
+    )
 
 
 @partial(jax.jit, static_argnames="draws")

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 from jaxtyping import Float
 
 from stabjax import features
+from stabjax._images import Spatial, check_batch
+from stabjax._sharding import without_explicit_axes
 from stabjax._types import AnyArray, Images
 from stabjax.probe._compare import compare, way
 from stabjax.probe._layers import Units, deal_tiles, layers_of
@@ -27,6 +29,7 @@ def similarity(
     memory: float | int = 1.0,
     select: features.Select = None,
     confidence: float = 0.95,
+    spatial: Spatial = None,
 ) -> Similarity:
     """How similar every layer of one network is to every layer of another, or of itself on other images.
 
@@ -73,6 +76,7 @@ def similarity(
         select: Which operations of both: kinds, names, patterns of names or a predicate, as in
             `stabjax.features.capture`. A predicate can name operations that only one of them has.
         confidence: Probability that an interval covers.
+        spatial: Number of spatial axes of the images, or their sides, where their shape looks like channels first.
 
     Returns:
         The result. Where a similarity is undefined (a layer does not vary, or returns NaN) it is NaN and ``valid`` is
@@ -86,6 +90,8 @@ def similarity(
     same = g is f and others is None
     networks = tuple(h if isinstance(h, features.Guest) else features.of(h) for h in ((f,) if same else (f, g)))
     both = (images,) if same else (images, images if others is None else others)
+    for x in both:
+        check_batch(x, spatial=spatial, vectors=True, by_network=True)
     _check(both, measure, units, batch_size, memory, confidence)
     if not (select is None or isinstance(select, str) or callable(select)):
         select = tuple(select)
@@ -97,7 +103,7 @@ def similarity(
     bytes_of_image = sum(sum(each.sizes) for each in layers) * jnp.zeros(()).dtype.itemsize
     return compare(
         networks,
-        tuple(map(jnp.asarray, both)),
+        without_explicit_axes(tuple(map(jnp.asarray, both))),
         layers=layers,
         measure=measure,
         by=way(layers, n),
@@ -109,11 +115,6 @@ def similarity(
 
 
 def _check(both: tuple[Any, ...], measure: str, units: str, batch_size: int, memory: float, confidence: float) -> None:
-    for x in both:
-        if not jnp.issubdtype(x.dtype, jnp.floating):
-            raise TypeError(f"expected floating-point images, got {x.dtype}: divide by 255 and normalise first")
-        if x.ndim < 2:
-            raise ValueError(f"expected images (n, *spatial, channels), got shape {x.shape}: add the missing axes")
     sizes = {len(x) for x in both}
     if len(sizes) > 1:
         raise ValueError(f"expected as many others as images, image by image, got {len(both[1])} and {len(both[0])}")

@@ -3,9 +3,10 @@
 from typing import Any, Literal, get_args
 
 import jax
-import jax.numpy as jnp
 
 from stabjax import features
+from stabjax._images import Spatial, check_batch
+from stabjax._sharding import without_explicit_axes
 from stabjax._types import Images, Perturbation, PRNGKey
 from stabjax.probe._pass import Radius, measure
 from stabjax.probe._plan import deal
@@ -25,6 +26,7 @@ def stability(
     batch_size: int = 64,
     select: features.Select = None,
     confidence: float = 0.95,
+    spatial: Spatial = None,
 ) -> Stability:
     """How stable every layer of a network is to smooth deformations, and to noise of the same size.
 
@@ -84,6 +86,8 @@ def stability(
             From ``n`` on the three versions pass separately, each as one batch, once for every draw.
         select: Which operations: kinds, names, patterns of names or a predicate, as in `stabjax.features.capture`.
         confidence: Probability that an interval covers, by bootstrap over images.
+        spatial: Number of spatial axes of an image, or their sides, where neither its shape nor the deformation tells:
+            ``(n, 28, 28)`` may be gray images without channels, or signals of 28 channels.
 
     Returns:
         The result, with one row per operation. Where a number is undefined (all images have the same features; the
@@ -91,16 +95,16 @@ def stability(
 
     Raises:
         TypeError: if the images are not floating-point, or something is not callable.
-        ValueError: for a wrong shape or option; if rows of the network depend on each other and ``batch_size < n``; if
-            an activation does not have its batch in front.
+        ValueError: for a shape that is wrong or leaves open which axis is which; for a wrong option; if rows of the
+            network depend on each other and ``batch_size < n``; if an activation does not have its batch in front.
     """
     f = f if isinstance(f, features.Guest) else features.of(f)
-    _check(images, deformation, noise, radius, draws, average, batch_size)
+    _check(images, deformation, noise, radius, draws, average, batch_size, spatial)
     if not (select is None or isinstance(select, str) or callable(select)):
         select = tuple(select)
     return measure(
         f,
-        images,
+        without_explicit_axes(images),
         key,
         as_tree(deformation),
         as_tree(noise),
@@ -112,10 +116,17 @@ def stability(
     )
 
 
-def _check(images: Any, deformation: Any, noise: Any, radius: str, draws: int, average: str, batch_size: int) -> None:
-    check_images(images, deformation, noise, draws)
-    if images.shape[0] < 2:
-        raise ValueError(f"expected at least two images, got shape {images.shape}: the pair distance needs a pair")
+def _check(
+    images: Any,
+    deformation: Any,
+    noise: Any,
+    radius: str,
+    draws: int,
+    average: str,
+    batch_size: int,
+    spatial: Spatial,
+) -> None:
+    check_perturbed(images, deformation, noise, draws, spatial, least=2)
     if radius not in get_args(Radius):
         raise ValueError(f"expected radius 'each' or 'mean', got {radius!r}")
     if radius == "mean" and noise is not None:
@@ -129,18 +140,16 @@ def _check(images: Any, deformation: Any, noise: Any, radius: str, draws: int, a
         raise ValueError(f"expected batch_size >= 2, got {batch_size}: the spread of a batch needs two images")
 
 
-def check_images(images: Any, deformation: Any, noise: Any, draws: int) -> None:
-    """Raises unless the images can be perturbed by these."""
-    if not jnp.issubdtype(images.dtype, jnp.floating):
-        raise TypeError(f"expected floating-point images, got {images.dtype}: divide by 255 and normalise first")
-    if images.ndim < 3:
-        raise ValueError(f"expected images (n, *spatial, channels), got shape {images.shape}: add the missing axes")
+def check_perturbed(images: Any, deformation: Any, noise: Any, draws: int, spatial: Spatial, *, least: int = 1) -> None:
+    """Raise unless the images can be perturbed by these."""
     for name, perturbation in (("deformation", deformation), ("noise", noise)):
         if not callable(perturbation) and not (name == "noise" and perturbation is None):
             raise TypeError(
                 f"expected {name} to be a function (key, image) -> image, got {type(perturbation).__name__}: "
                 "see stabjax.perturb"
             )
+    made_for = {"deformation": getattr(deformation, "spatial", None), "noise": getattr(noise, "spatial", None)}
+    check_batch(images, spatial=spatial, made_for=made_for, least=least)
     if draws < 1:
         raise ValueError(f"expected draws >= 1, got {draws}")
 

@@ -9,6 +9,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Num
 
+from stabjax._images import Spatial, check_batch
 from stabjax._types import AnyArray
 from stabjax.train._layout import in_mode
 from stabjax.train._prepare import normalise
@@ -22,6 +23,7 @@ def calibrate(
     batch_size: int | None = None,
     mean: tuple[Real, ...] = (),
     deviation: tuple[Real, ...] = (),
+    spatial: Spatial = None,
 ) -> nnx.Module:
     """A copy of ``model``, in evaluation mode, whose batch normalisations use the exact statistics of these images.
 
@@ -35,12 +37,12 @@ def calibrate(
             are normalisations, each settling one more of them; the same result to rounding.
         mean: see `normalise`.
         deviation: see `normalise`.
+        spatial: number of spatial axes of the images, or their sides, as in `fit`.
 
     Raises:
         ValueError: no images; or a normalisation is used more than once in a pass, or with a mask.
     """
-    if len(images) == 0:
-        raise ValueError("expected at least one image to calibrate on, got none")
+    check_batch(images, spatial=spatial, vectors=True, integers=True)
     model = in_mode(model, training=False)
     norms = {path: node for path, node in nnx.iter_graph(model) if isinstance(node, nnx.BatchNorm)}
     if not norms:

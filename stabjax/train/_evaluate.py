@@ -3,7 +3,8 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -12,6 +13,8 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Int, Num
 
+from stabjax._images import Spatial, check_batch
+from stabjax._sharding import without_explicit_axes
 from stabjax._types import AnyArray
 from stabjax.train._layout import Layout, Weights
 from stabjax.train._prepare import normalise
@@ -40,6 +43,7 @@ def evaluate(
     mean: tuple[Real, ...] = (),
     deviation: tuple[Real, ...] = (),
     flip: bool = False,
+    spatial: Spatial = None,
 ) -> Evaluation:
     """Mean loss and accuracy of ``model`` in evaluation mode; the model itself is left as it is.
 
@@ -54,13 +58,14 @@ def evaluate(
         mean: see `normalise`.
         deviation: see `normalise`.
         flip: score the mean of the outputs for each image and its mirror image along the last spatial axis.
+        spatial: number of spatial axes of the images, or their sides, as in `fit`.
 
     Raises:
         TypeError: images or labels are no arrays.
         ValueError: model, images, labels and loss do not fit together, or an image is not finite.
     """
     layout, weights = Layout.of(model)
-    images, labels = on_device(images, labels, loss)
+    images, labels = on_device(images, labels, loss, spatial=spatial)
     check_outputs(layout, weights, images, labels, loss, mean, deviation)
     if images.ndim < 3 and flip:
         raise ValueError(f"expected images with spatial axes for flip, got shape {images.shape}")
@@ -68,11 +73,18 @@ def evaluate(
     return Evaluation(*(float(x) for x in total / len(images)))
 
 
-def on_device(images: AnyArray, labels: AnyArray, loss: Loss) -> tuple[jax.Array, jax.Array]:
+def on_device(
+    images: AnyArray,
+    labels: AnyArray,
+    loss: Loss,
+    *,
+    spatial: Spatial = None,
+    made_for: Mapping[str, Spatial] = MappingProxyType({}),
+) -> tuple[jax.Array, jax.Array]:
     """Both on the device, checked: byte images stay bytes, labels become int32."""
-    for name, values in (("images", images), ("labels", labels)):
-        if not isinstance(values, (np.ndarray, jax.Array)):
-            raise TypeError(f"expected {name} as an array, got {type(values).__name__}: give np.asarray(...) of it")
+    check_batch(images, spatial=spatial, made_for=made_for, least=0, vectors=True, integers=True)
+    if not isinstance(labels, (np.ndarray, jax.Array)):
+        raise TypeError(f"expected labels as an array, got {type(labels).__name__}: give np.asarray(...) of it")
     if len(images) != len(labels) or len(images) == 0:
         raise ValueError(f"expected as many labels as images and at least one, got {len(labels)} and {len(images)}")
     if labels.ndim != 1 or not jnp.issubdtype(labels.dtype, jnp.integer):
@@ -91,7 +103,7 @@ def on_device(images: AnyArray, labels: AnyArray, loss: Loss) -> tuple[jax.Array
         raise ValueError(f"expected labels -1 and +1 for the hinge loss, got {found[:8]}: use 2 * labels - 1")
     if loss == "cross-entropy" and found[0] < 0:
         raise ValueError(f"expected labels from 0 for the cross-entropy, got {found[0]}: use (labels + 1) // 2")
-    return jnp.asarray(images), jnp.asarray(np.asarray(labels, np.int32))
+    return without_explicit_axes(jnp.asarray(images)), jnp.asarray(np.asarray(labels, np.int32))
 
 
 def check_outputs(

@@ -20,6 +20,7 @@ from jaxtyping import Int
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 import stabjax
+from stabjax._images import Spatial
 from stabjax._types import AnyArray, PRNGKey
 from stabjax.train import _files
 from stabjax.train._evaluate import check_outputs, on_device
@@ -85,6 +86,7 @@ def fit(
     checkpoints: tuple[int, ...] | None = None,
     save_every: Real = 30.0,
     progress: bool = False,
+    spatial: Spatial = None,
 ) -> Run:
     """Train a network, or several seeds of it together.
 
@@ -119,6 +121,9 @@ def fit(
         checkpoints: epochs whose weights are kept in ``path``, beside the first and the last; ``log_spaced`` if None.
         save_every: seconds between two saved states; the end is always saved.
         progress: show a bar with the time left.
+        spatial: number of spatial axes of the images, or their sides, where the shape leaves open which axis is which:
+            ``(n, 28, 28)`` may be gray images without channels, or (``spatial=1``) signals of 28 channels. 0 for
+            ``(n, units)``.
 
     Raises:
         TypeError: ``key`` is no typed key, or the data are no arrays.
@@ -137,8 +142,9 @@ def fit(
         raise ValueError(
             f"expected checkpoints as whole numbers of epochs, got {epochs}: weights are kept at their ends"
         )
-    images, labels = on_device(*data, recipe.loss)
-    test_data = None if test is None else on_device(*test, recipe.loss)
+    made_for = {"perturbation": getattr(perturbation, "spatial", None)}
+    images, labels = on_device(*data, recipe.loss, spatial=spatial, made_for=made_for)
+    test_data = None if test is None else on_device(*test, recipe.loss, spatial=spatial, made_for=made_for)
     if images.ndim < 3 and (recipe.crop or recipe.flip or recipe.test_flip):
         raise ValueError(f"expected images with spatial axes for crop and flip, got shape {images.shape}")
     per_epoch, total = steps(recipe, len(images))
