@@ -1,19 +1,14 @@
-"""What a batch of images is, said once: ``(n, *spatial, channels)``, channels last.
+"""What a batch of images is, said once: ``(n, h, w, channels)``, channels last.
 
 A shape alone does not say which of its axes is which: ``(n, 28, 28)`` may be gray images without their axis of one
-channel, or signals of 28 pixels and 28 channels; ``(n, 3, 32, 32)`` has its channels first unless its images are three
-pixels high. What the shape leaves open is refused here, and the caller decides it by one word, ``spatial``: the number
-of spatial axes, or their sides. A perturbation made for a shape carries that word itself.
+channel, signals of 28 pixels and 28 channels, or one image of 28 channels. So four axes are a batch of two-dimensional
+images, three are one image, and everything else needs a word from the caller, ``spatial``: the number of spatial axes,
+or their sides. A perturbation made for a shape carries that word itself. Two readings of four axes are refused too:
 
-=====================  ===============================================================================================
-shape                  without a word
-=====================  ===============================================================================================
-``(n, length, c)``     taken where ``c`` is 1, or at most 4 and below ``length``
-``(n, h, w, c)``       taken unless axis 1 looks like channels: at most 4 long and shorter than every axis behind it
-``(n, d, h, w, c)``    likewise
-one image ``(h, w, c)``  taken where ``c <= 4`` too: a longer last axis may be a side, the first one a batch
-one image of rank 4    refused: it may be a batch
-=====================  ===============================================================================================
+* ``(n, 3, 32, 32)``, whose second axis is at most 4 long and shorter than all behind it: channels first;
+* one image ``(5, 28, 28)`` with more than 4 channels, which may be a batch of gray images.
+
+Only their sides, ``spatial=(3, 32)``, say that they are what they look unlike.
 """
 
 import operator
@@ -70,7 +65,6 @@ def check_batch(
     least: int = 1,
     vectors: bool = False,
     integers: bool = False,
-    by_network: bool = False,
 ) -> None:
     """Raise unless this is a batch of images, ``(n, *spatial, channels)``, whose axes are known.
 
@@ -81,49 +75,47 @@ def check_batch(
         least: Fewest images that will do.
         vectors: Whether ``(n, units)``, images without spatial axes, will do.
         integers: Whether integers will do, which are divided by 255.
-        by_network: Whether the network alone decides what the axes are, so that ``(n, length, channels)`` of any
-            length is taken as it is; images with their channels first are refused all the same.
 
     Raises:
         TypeError: If this is no array, or one of other numbers.
         ValueError: If the shape is not that of a batch, or leaves open which axis is which.
     """
-    _check_array(images, "images", integers=integers)
+    check_array(images, "images", integers=integers)
     shape = tuple(images.shape)
     word = as_spatial(spatial)
     for source, known in made_for.items():
         _check_word(shape, as_spatial(known), source, "images")
         word = known if isinstance(known, tuple) or word is None else word
     _check_word(shape, as_spatial(spatial), "", "images")
-    low = 2 if vectors or word == 0 else 3
-    if not low <= len(shape) <= 5:
+    if not 2 <= len(shape) <= 5 or (word is None and len(shape) == 2 and not vectors):
         raise ValueError(
-            f"expected images (n, *spatial, channels), got shape {shape}: "
-            + (
-                "a single image needs an axis in front, x[None]; "
-                if len(shape) < low
-                else "one to three spatial axes; "
-            )
-            + f"gray images without channels, {ADD_CHANNELS}"
+            f"expected images (n, h, w, channels), got shape {shape}: {ADD_CHANNELS}, and one for a batch, x[None]; "
+            "signals and volumes say spatial=1 and spatial=3"
         )
     if min(shape[1:]) < 1:
-        raise ValueError(f"expected images with pixels and channels, got shape {shape}: an axis of length 0 has none")
+        raise ValueError(f"expected images with pixels and channels, got shape {shape}: give at least one of each")
     if shape[0] < least:
         few = {1: "one image", 2: "two images"}.get(least, f"{least} images")
-        raise ValueError(f"expected at least {few}, got {shape[0]}, shape {shape}")
+        raise ValueError(f"expected at least {few}, got {shape[0]}, shape {shape}: give more images")
     if isinstance(word, tuple) or len(shape) == 2:
         return
-    if len(shape) == 3 and word is None and not by_network and not _is_signal(shape[1:]):
+    if len(shape) == 3 and word is None:
         raise ValueError(
-            f"expected images (n, *spatial, channels), got shape {shape}, which may be gray images without channels, "
-            f"or signals of {shape[1]} pixels and {shape[2]} channels: {ADD_CHANNELS}, or say spatial=1 for signals"
+            f"expected images (n, h, w, channels), got shape {shape}, which may be gray images without channels, one "
+            f"image, or signals: {ADD_CHANNELS}, put the axis of the batch in front, x[None], or say spatial=1 for "
+            f"signals of {shape[1]} pixels and {shape[2]} channels"
+        )
+    if len(shape) == 5 and word is None:
+        raise ValueError(
+            f"expected images (n, h, w, channels), got shape {shape}, which may be batches of images, or volumes: "
+            "merge the first two axes, x.reshape(-1, *x.shape[2:]), or say spatial=3 for volumes"
         )
     if len(shape) > 3 and _looks_channels_first(shape[1:]):
         raise ValueError(
-            f"expected images (n, *spatial, channels), got shape {shape}, which looks like channels first: "
-            f"{CHANNELS_LAST}, also for a network that wants them first (features.of(model, layout='channels_first') "
-            f"moves them back); if they are {_sides(shape[1:-1])} pixels of {shape[-1]} channels, say "
-            f"spatial={shape[1:-1]}"
+            f"expected images ({', '.join(('n', *AXES[len(shape) - 2], 'channels'))}), got shape {shape}, which looks "
+            f"like channels first: {CHANNELS_LAST}, also for a network that wants them first, which comes in by "
+            f"features.of(model, layout='channels_first'); if they are {_sides(shape[1:-1])} pixels of {shape[-1]} "
+            f"channels, say spatial={shape[1:-1]}"
         )
 
 
@@ -140,35 +132,39 @@ def check_image(image: Any, *, spatial: Spatial = None, made_for: str = "", vect
         TypeError: If this is no floating array.
         ValueError: If the shape is not that of one image, or leaves open which axis is which.
     """
-    _check_array(image, "an image")
+    check_array(image, "an image")
     shape = tuple(image.shape)
     word = as_spatial(spatial)
     _check_word((1, *shape), word, made_for, "an image")
-    low = 1 if vector or word == 0 else 2
-    if not low <= len(shape) <= 4:
+    if not 1 <= len(shape) <= 4 or (len(shape) == 1 and word is None and not vector):
         raise ValueError(
-            f"expected an image (*spatial, channels) with one to three spatial axes, got shape {shape}: "
-            f"{ADD_CHANNELS}, or use jax.vmap over a batch"
+            f"expected an image (h, w, channels), got shape {shape}: give one to three spatial axes and one of "
+            "channels, and use jax.vmap over a batch"
         )
     if min(shape) < 1:
-        raise ValueError(f"expected an image with pixels and channels, got shape {shape}")
-    if isinstance(word, tuple) or len(shape) == 1 or word == len(shape) - 1 == 1:
+        raise ValueError(f"expected an image with pixels and channels, got shape {shape}: give at least one of each")
+    if isinstance(word, tuple) or len(shape) == 1 or (len(shape) == 2 and word == 1):
         return
     said = f"if it is one image of {_sides(shape[:-1])} pixels and {shape[-1]} channels, say spatial={shape[:-1]}"
+    if len(shape) == 2:
+        raise ValueError(
+            f"expected an image (h, w, channels), got shape {shape}, which may be a gray image without channels, or a "
+            f"signal: {ADD_CHANNELS}, or say spatial=1"
+        )
     if len(shape) == 4 and word is None:
         raise ValueError(
-            f"expected an image (*spatial, channels), got shape {shape}, which may be a batch: use jax.vmap over keys "
-            f"and images; {said}"
+            f"expected an image (h, w, channels), got shape {shape}, which may be a batch: use jax.vmap over keys and "
+            f"images; {said}"
         )
-    if shape[-1] > MOST_CHANNELS or (len(shape) == 2 and not _is_signal(shape)) or _looks_channels_first(shape):
+    if shape[-1] > MOST_CHANNELS or _looks_channels_first(shape):
         raise ValueError(
-            f"expected an image (*spatial, channels), got shape {shape}, whose last axis may be a side of the image: "
-            f"{ADD_CHANNELS if len(shape) == 2 else 'move the channels to the end, or use jax.vmap over a batch'}; "
-            f"{said}"
+            f"expected an image (h, w, channels), got shape {shape}, whose last axis may be a side of the image: move "
+            f"the channels to the end, or use jax.vmap over a batch; {said}"
         )
 
 
-def _check_array(images: Any, name: str, *, integers: bool = False) -> None:
+def check_array(images: Any, name: str, *, integers: bool = False) -> None:
+    """Raise ``TypeError`` unless this is a floating array (or one of integers, which is divided by 255), by its name."""
     if not isinstance(images, jax.Array | np.ndarray | jax.ShapeDtypeStruct):
         raise TypeError(f"expected {name} as an array, got {type(images).__name__}: give np.asarray(...) of it")
     if jnp.issubdtype(images.dtype, jnp.floating) or (integers and jnp.issubdtype(images.dtype, jnp.integer)):
@@ -202,12 +198,6 @@ def _check_word(shape: tuple[int, ...], word: int | tuple[int, ...] | None, made
     else:
         remedy = "give other images, or say another spatial="
     raise ValueError(f"expected {name} ({wanted}){source}, got shape {got}: {remedy}")
-
-
-def _is_signal(shape: tuple[int, ...]) -> bool:
-    """Whether ``(length, channels)`` can only be a signal: a gray image has two sides, both longer than channels."""
-    length, channels = shape
-    return channels == 1 or (channels <= MOST_CHANNELS and channels < length)
 
 
 def _looks_channels_first(shape: tuple[int, ...]) -> bool:

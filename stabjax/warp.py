@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from stabjax._images import check_array
 from stabjax._types import Field, Image
 
 __all__ = ["Interpolation", "pull_back"]
@@ -46,14 +47,15 @@ def pull_back(
         TypeError: an image or field of integers.
         ValueError: shapes that do not fit, or an unknown interpolation.
     """
+    check_array(image, "an image")
     image, field = jnp.asarray(image), jnp.asarray(field)
-    for name, array in (("image", image), ("field", field)):
-        if not jnp.issubdtype(array.dtype, jnp.floating):
-            raise TypeError(f"expected a floating {name}, got {array.dtype}; convert it, e.g. image / 255")
+    if not jnp.issubdtype(field.dtype, jnp.floating):
+        raise TypeError(f"expected a floating field, got {field.dtype}: convert it, field.astype(float)")
     ndim = image.ndim - 1
     if not 1 <= ndim <= 3:
         raise ValueError(
-            f"expected an image (*spatial, channels) with one to three spatial axes, got shape {image.shape}"
+            f"expected an image (*spatial, channels) with one to three spatial axes, got shape {image.shape}: use "
+            "jax.vmap over a batch"
         )
     if field.shape != (ndim, *image.shape[:-1]):
         raise ValueError(

@@ -28,9 +28,9 @@ class Case:
     smooth: bool = True
 
     def make_for(self, strength, shape):
-        """Make it for images of three spatial axes by their sides, which a shape alone leaves open."""
+        """Make it for signals and volumes by their sides, which a shape alone leaves open."""
         made = self.make(strength)
-        return replace(made, spatial=shape[:-1]) if len(shape) > 3 else made
+        return replace(made, spatial=shape[:-1]) if len(shape) in (2, 4) else made
 
 
 EVERY_RANK = (SHAPE, (9, 2), (4, 5, 6, 1))
@@ -366,7 +366,8 @@ class TestErrors:
             (lambda k: perturb.Affine(shear=-0.1), "Affine.shear >= 0"),
             (lambda k: perturb.Affine(shear=0.1)(k, jnp.ones((8, 2))), r"expected an image \(h, w, channels\)"),
             (lambda k: perturb.Toward(POINTS, -1.0), "Toward.distance >= 0"),
-            (lambda k: perturb.Toward(POINTS, 1.0)(k, jnp.ones((8, 8, 3))), "expected points of shape"),
+            (lambda k: perturb.Toward(POINTS, 1.0)(k, jnp.ones((8, 8, 3))), r"expected an image \(8, 11, channels\)"),
+            (lambda k: perturb.Toward(POINTS, 1.0)(k, jnp.ones((8, 11, 1))), "expected points of shape"),
             (lambda k: perturb.Toward(POINTS[:0], 1.0)(k, image_of()), "k > 0"),
             (lambda k: perturb.toward(image_of(), jnp.ones((8, 3)), 1.0), "target of the image's shape"),
             (lambda k: perturb.noise_like(k, image_of(), jnp.ones((8, 3))), "both images of one shape"),

@@ -129,7 +129,7 @@ def arrays(
         TypeError: images that are neither bytes nor floats, labels that are not integers.
     """
     pixels, classes = np.asarray(images), np.asarray(labels)
-    check_batch(pixels, spatial=spatial, least=0, integers=True)
+    check_batch(pixels, spatial=spatial, integers=True)
     if classes.shape != pixels.shape[:1]:
         raise ValueError(f"expected one label per image, ({len(pixels)},), got shape {classes.shape}")
     if not np.issubdtype(classes.dtype, np.integer):

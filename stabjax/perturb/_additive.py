@@ -72,8 +72,12 @@ class Toward:
     def __call__(self, key: PRNGKey, image: Image) -> Image:
         """The moved image, ``(*spatial, channels)``."""
         points = jnp.asarray(self.points)
+        check_image(image, spatial=points.shape[1:-1], made_for="set of points", vector=True)
         if points.shape[1:] != np.shape(image) or len(points) == 0:
-            raise ValueError(f"expected points of shape (k, *{np.shape(image)}), k > 0, got {points.shape}")
+            raise ValueError(
+                f"expected points of shape (k, *{np.shape(image)}), k > 0, got {points.shape}: give points like the "
+                "image"
+            )
         drawn = jax.random.randint(key, (), 0, len(points))
         same = jnp.all(points[drawn] == jnp.asarray(image, points.dtype))
         other = jnp.where(same, (drawn + 1) % len(points), drawn)

@@ -76,7 +76,8 @@ def similarity(
         select: Which operations of both: kinds, names, patterns of names or a predicate, as in
             `stabjax.features.capture`. A predicate can name operations that only one of them has.
         confidence: Probability that an interval covers.
-        spatial: Number of spatial axes of the images, or their sides, where their shape looks like channels first.
+        spatial: Number of spatial axes of the images, or their sides, where the shape leaves open which axis is which:
+            ``(n, 28, 28)`` may be gray images without channels, or (``spatial=1``) signals of 28 channels.
 
     Returns:
         The result. Where a similarity is undefined (a layer does not vary, or returns NaN) it is NaN and ``valid`` is
@@ -91,7 +92,7 @@ def similarity(
     networks = tuple(h if isinstance(h, features.Guest) else features.of(h) for h in ((f,) if same else (f, g)))
     both = (images,) if same else (images, images if others is None else others)
     for x in both:
-        check_batch(x, spatial=spatial, vectors=True, by_network=True)
+        check_batch(x, spatial=spatial, vectors=True)
     _check(both, measure, units, batch_size, memory, confidence)
     if not (select is None or isinstance(select, str) or callable(select)):
         select = tuple(select)

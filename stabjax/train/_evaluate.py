@@ -82,11 +82,13 @@ def on_device(
     made_for: Mapping[str, Spatial] = MappingProxyType({}),
 ) -> tuple[jax.Array, jax.Array]:
     """Both on the device, checked: byte images stay bytes, labels become int32."""
-    check_batch(images, spatial=spatial, made_for=made_for, least=0, vectors=True, integers=True)
+    check_batch(images, spatial=spatial, made_for=made_for, vectors=True, integers=True)
     if not isinstance(labels, (np.ndarray, jax.Array)):
         raise TypeError(f"expected labels as an array, got {type(labels).__name__}: give np.asarray(...) of it")
-    if len(images) != len(labels) or len(images) == 0:
-        raise ValueError(f"expected as many labels as images and at least one, got {len(labels)} and {len(images)}")
+    if len(images) != len(labels):
+        raise ValueError(
+            f"expected as many labels as images, got {len(labels)} and {len(images)}: give one label for each image"
+        )
     if labels.ndim != 1 or not jnp.issubdtype(labels.dtype, jnp.integer):
         raise ValueError(
             f"expected labels as whole numbers (n,), got {labels.dtype} of shape {labels.shape}: "
@@ -96,7 +98,8 @@ def on_device(
         bad = np.flatnonzero(~np.all(np.isfinite(np.asarray(images)), axis=tuple(range(1, images.ndim))))
         if len(bad):
             raise ValueError(
-                f"expected finite images, got NaN or infinity in {len(bad)} of {len(images)}, image {bad[0]} the first"
+                f"expected finite images, got NaN or infinity in {len(bad)} of {len(images)}, image {bad[0]} the "
+                "first: leave them out"
             )
     found = np.unique(np.asarray(labels))
     if loss == "hinge" and not set(found.tolist()) <= {-1, 1}:

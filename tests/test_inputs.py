@@ -1,0 +1,161 @@
+"""Every entrance of the library times every wrong batch of images: a refusal that helps, or the right number.
+
+The table of outcomes stands in ``docs/inputs.md``; ``python -m tests.test_inputs`` writes it anew.
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import jaxtyping
+import numpy as np
+import pytest
+from flax import nnx
+
+from stabjax import data, features, fields, lipschitz, perturb, probe, receptive, train, warp
+
+PAGE = Path(__file__).parent.parent / "docs" / "inputs.md"
+IMAGES = np.random.default_rng(3).random((6, 8, 10, 3), np.float32)
+LABELS = np.arange(6) % 2
+KEY = jax.random.key(3)
+DEFORMATION = perturb.Diffeomorphism.of_displacement(1.0, 3, (8, 10))
+MODEL = nnx.Sequential(
+    nnx.Conv(3, 4, (3, 3), rngs=nnx.Rngs(0)),
+    nnx.BatchNorm(4, rngs=nnx.Rngs(0)),
+    nnx.relu,
+    lambda x: jnp.mean(x, (1, 2)),
+    nnx.Linear(4, 2, rngs=nnx.Rngs(1)),
+)
+RECIPE = train.Recipe(epochs=1, batch_size=6, crop=0, flip=False)
+
+
+class Tensor:
+    """An array of another framework: it has a shape and a dtype, and JAX does not know it."""
+
+    shape, ndim, dtype = IMAGES.shape, 4, "torch.float32"
+
+    def __len__(self):
+        return 6
+
+
+@dataclass
+class Column:
+    """A wrong input, as a batch and as one image; and what gives the right number where it is taken."""
+
+    batch: Any
+    image: Any
+    right: Any = None
+
+
+def _spoiled(images):
+    images = images.copy()
+    images[-1, 0, 0, 0] = np.nan
+    return images
+
+
+BYTES = np.round(255 * IMAGES).astype(np.uint8)
+COLUMNS = {
+    "channels first": Column(np.moveaxis(IMAGES, -1, 1), np.moveaxis(IMAGES[0], -1, 0)),
+    "gray, channels first": Column(IMAGES[:, None, :, :, 0], IMAGES[:1, :, :, 0]),
+    "gray, no channels": Column(IMAGES[..., 0], IMAGES[0, ..., 0]),
+    "one axis too few or many": Column(IMAGES[0], IMAGES),
+    "two axes too few or many": Column(IMAGES[0, ..., 0], IMAGES[None]),
+    "another size": Column(IMAGES[:, :7], IMAGES[0, :7], IMAGES[:, :7]),
+    "no image": Column(IMAGES[:0], IMAGES[0, :0]),
+    "no pixels": Column(IMAGES[:, :, :0], IMAGES[0, :, :0]),
+    "bytes": Column(BYTES, BYTES[0], BYTES.astype(np.float32) / 255),
+    "integers": Column(BYTES.astype(np.int32), BYTES[0].astype(np.int32), BYTES.astype(np.float32) / 255),
+    "true and false": Column(IMAGES > 0.5, IMAGES[0] > 0.5),
+    "complex": Column(IMAGES + 1j, IMAGES[0] + 1j),
+    "a list": Column(IMAGES.tolist(), IMAGES[0].tolist(), IMAGES),
+    "objects": Column(IMAGES.astype(object), IMAGES[0].astype(object)),
+    "a foreign tensor": Column(Tensor(), Tensor()),
+    "None": Column(None, None),
+    "floats to 255": Column(255 * IMAGES, 255 * IMAGES[0], 255 * IMAGES),
+    "double precision": Column(IMAGES.astype(np.float64), IMAGES[0].astype(np.float64), IMAGES),
+    "an image with NaN": Column(_spoiled(IMAGES), _spoiled(IMAGES)[-1], IMAGES[:-1]),
+}
+
+
+def batch_entrance(call):
+    return lambda column: (call, column.batch, column.right)
+
+
+def image_entrance(call):
+    def of(column):
+        right = column.right
+        return call, column.image, None if right is None else right[-1 if column is COLUMNS["an image with NaN"] else 0]
+
+    return of
+
+
+ENTRANCES = {
+    "data.arrays": batch_entrance(lambda x: data.arrays(x, LABELS[: len(x)])[0]),
+    "data.statistics": batch_entrance(lambda x: data.statistics(x).mean),
+    "data.normalize": batch_entrance(lambda x: data.normalize(x, "cifar10")),
+    "train.fit": batch_entrance(lambda x: train.fit(MODEL, (x, LABELS), key=KEY, recipe=RECIPE).last),
+    "train.evaluate": batch_entrance(lambda x: train.evaluate(MODEL, x, LABELS).loss),
+    "train.calibrate": batch_entrance(lambda x: nnx.state(train.calibrate(MODEL, x), nnx.BatchStat)),
+    "perturb.Diffeomorphism": image_entrance(lambda x: DEFORMATION(KEY, x)),
+    "perturb.RandomDiffeomorphism": image_entrance(lambda x: perturb.RandomDiffeomorphism()(KEY, x)),
+    "perturb.Translation": image_entrance(lambda x: perturb.Translation(1.0)(KEY, x)),
+    "perturb.Affine": image_entrance(lambda x: perturb.Affine(rotation=0.1)(KEY, x)),
+    "perturb.SphericalNoise": image_entrance(lambda x: perturb.SphericalNoise(1.0)(KEY, x)),
+    "perturb.Toward": image_entrance(lambda x: perturb.Toward(1 - IMAGES, 1.0)(KEY, x)),
+    "perturb.noise_like": image_entrance(lambda x: perturb.noise_like(KEY, x, x)),
+    "warp.pull_back": image_entrance(lambda x: warp.pull_back(x, fields.affine((8, 10), rotation=0.1))),
+    "probe.stability": batch_entrance(
+        lambda x: probe.stability(MODEL, x, key=KEY, deformation=DEFORMATION, select="output").deformation
+    ),
+    "probe.perturbed": batch_entrance(lambda x: probe.perturbed(x, key=KEY, deformation=DEFORMATION)[0][0]),
+    "probe.similarity": batch_entrance(lambda x: probe.similarity(MODEL, MODEL, x, select="output").matrix),
+    "features.capture": batch_entrance(lambda x: features.capture(MODEL)(x)[0]),
+    "features.taps": batch_entrance(lambda x: [tap.shape[1:] for tap in features.taps(MODEL, x)]),
+    "receptive.extent": batch_entrance(lambda x: [extent.size for extent in receptive.extent(MODEL, x).values()][:2]),
+    "receptive.effective": batch_entrance(lambda x: receptive.effective(MODEL, x, tap="layers/0")),
+    "receptive.constant_weight": batch_entrance(lambda x: receptive.constant_weight(MODEL, x, tap="layers/0")),
+    "lipschitz.network": batch_entrance(lambda x: lipschitz.network(MODEL, x).value),
+    "lipschitz.local": batch_entrance(lambda x: lipschitz.local(MODEL, x, key=KEY).value),
+}
+
+
+def outcome(entrance, column):
+    """One word for what happens: refused, right, NaN; or a text that says what is wrong."""
+    call, given, right = ENTRANCES[entrance](COLUMNS[column])
+    try:
+        found = call(given)
+    except (ValueError, TypeError) as error:
+        message = "\n".join([str(error), *getattr(error, "__notes__", ())])
+        helpful = re.search(r"expected .*got .*([:;]|\buse\b) ?.+", message, re.DOTALL)
+        return "refused" if helpful else f"refused without help: {type(error).__name__}: {message}"
+    except Exception as error:
+        return f"crash: {type(error).__name__}: {error}"
+    found = [np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(found)]
+    if right is None:
+        return f"taken, though there is no right number: {[leaf.shape for leaf in found]}"
+    expected = [np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(call(right))]
+    if column == "an image with NaN":
+        if any(np.isnan(leaf).any() for leaf in found):
+            return "NaN"
+        found = [leaf[: len(other)] if leaf.ndim else leaf for leaf, other in zip(found, expected)]
+    same = len(found) == len(expected) and all(
+        a.shape == b.shape and np.allclose(a, b, rtol=1e-4, atol=1e-5) for a, b in zip(found, expected)
+    )
+    return "right" if same else f"wrong: {found} for {expected}"
+
+
+@pytest.mark.usefixtures("unchecked", "relaxed_promotion")
+@pytest.mark.parametrize("entrance", ENTRANCES)
+def test_a_wrong_batch_is_refused_or_gives_the_right_number(entrance):
+    outcomes = {column: outcome(entrance, column) for column in COLUMNS}
+    assert {column: text for column, text in outcomes.items() if text not in ("refused", "right", "NaN")} == {}
+
+
+if __name__ == "__main__":
+    jaxtyping.config.update("jaxtyping_disable", True)
+    for entrance in ENTRANCES:
+        for column in COLUMNS:
+            print(entrance, "|", column, "|", outcome(entrance, column)[:200].replace("\n", " "))
