@@ -22,7 +22,7 @@ import numpy as np
 
 __all__ = ["cache_dir"]
 
-FORMAT = 1
+FORMAT = 2
 """Part of every fingerprint: raise it when the layout or the decoding changes."""
 
 _WHOLE = 1 << 28

@@ -56,7 +56,10 @@ def content(path: Path) -> bytes:
 
 
 def members(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
-    """Name and bytes of the wanted files of a zip or (compressed) tar archive, which is read once from front to end."""
+    """Name and bytes of the wanted files of a zip or (compressed) tar archive, which is read once from front to end.
+
+    A folder has a slash at the end of its name, and no bytes.
+    """
     try:
         with path.open("rb") as file:
             zipped = file.read(2) == b"PK"
@@ -69,10 +72,10 @@ def members(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, by
 
 def _zip_members(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
     with zipfile.ZipFile(path) as archive:
-        for name in sorted(info.filename for info in archive.infolist() if not info.is_dir()):
+        for name in sorted(info.filename for info in archive.infolist()):
             if wanted(name):
                 try:
-                    data = archive.read(name)
+                    data = b"" if name.endswith("/") else archive.read(name)
                 except (*BROKEN, RuntimeError, NotImplementedError) as error:
                     raise ValueError(f"{path}: member {name!r}: {error}. {REMEDY}") from error
                 yield name, data
@@ -87,7 +90,9 @@ def _tar_members(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[st
             with tarfile.open(fileobj=cast(Any, stream), mode="r|", bufsize=1 << 18) as archive:
                 for member in archive:
                     last = member.name
-                    if member.isfile() and wanted(last):
+                    if member.isdir() and wanted(f"{last}/"):
+                        yield f"{last}/", b""
+                    elif member.isfile() and wanted(last):
                         yield last, archive.extractfile(member).read()  # pyright: ignore[reportOptionalMemberAccess]
             while stream.read(1 << 20):
                 pass  # the checksum of a compressed file stands at its end

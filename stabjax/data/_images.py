@@ -1,41 +1,42 @@
 """Image folders: class sub-folders of image files, on disk or in a tar or zip archive, of any size.
 
-Labels number the class folders in alphabetical order; images stand in the order of class and file name. Pixels are
-bytes, ``(n, h, w, channels)``.
+Labels number the class folders of all splits in alphabetical order; images stand in the order of class folder and file
+name. Pixels are bytes, ``(n, h, w, channels)``.
 """
 
+import contextlib
 import io
-import itertools
 import os
-import posixpath
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Sequence
 from functools import partial
-from pathlib import Path, PurePosixPath
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float32, Int32, UInt8
 from PIL import Image, ImageOps
 
-from stabjax.data import _cache, _formats
+from stabjax.data import _cache, _classes, _formats
 
 __all__ = ["folder", "folder_bytes", "folder_classes", "to_float"]
 
-_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm"})
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
-_DEEP = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
 
 
 def folder(
     path: str | os.PathLike[str],
     *,
     split: str | None = None,
+    classes: Sequence[str] | None = None,
     size: int | tuple[int, int] | None = None,
     channels: int | None = None,
     fit: str = "crop",
     cache: bool = True,
 ) -> tuple[Float32[np.ndarray, "n h w c"], Int32[np.ndarray, " n"]]:
     """`folder_bytes` with pixels as float32 in [0, 1]: four times the memory of the bytes."""
-    images, labels = folder_bytes(path, split=split, size=size, channels=channels, fit=fit, cache=cache)
+    images, labels = folder_bytes(
+        path, split=split, classes=classes, size=size, channels=channels, fit=fit, cache=cache
+    )
     return to_float(images), labels
 
 
@@ -43,6 +44,7 @@ def folder_bytes(
     path: str | os.PathLike[str],
     *,
     split: str | None = None,
+    classes: Sequence[str] | None = None,
     size: int | tuple[int, int] | None = None,
     channels: int | None = None,
     fit: str = "crop",
@@ -50,57 +52,71 @@ def folder_bytes(
 ) -> tuple[UInt8[np.ndarray, "n h w c"], Int32[np.ndarray, " n"]]:
     """Images and labels of a folder, or of a tar or zip archive of one, decoded once.
 
-    The images are sorted by class: draw from them at random, do not take the first few. They come as a read-only map
-    of a file, so they take no memory until they are used, and decoding holds one image at a time.
+    The images are sorted by class folder: draw from them at random, do not take the first few. They come as a
+    read-only map of a file, so they take no memory until they are used, and decoding holds one image at a time.
+
+    Classes are numbered in the alphabetical order of their folders (by code point: capitals before small letters, "10"
+    before "2"), over all splits of the set: of ``train/{a,b,c}`` and ``test/{a,c}``, "c" is 2 in both. Two paths that
+    are read without ``split`` know nothing of each other; give both the same ``classes``. Hidden folders, folders
+    without images in other splits, and files that are no images do not count; links are followed.
+
+    An image is turned upright where its EXIF orientation says so, before anything is asked of its size. Palettes, CMYK
+    (without a colour profile) and 1, 2 or 4 bits a pixel become 8-bit gray or RGB. Images of more than 8 bits per
+    channel and files with several frames or pages are refused; of a camera's MPO file the first picture is taken.
 
     Args:
         path: folder with one sub-folder per class (images directly in it make a single class), or an archive of it.
         split: name of the folder above the classes, where there are several, as in ``train/cat/1.png``.
+        classes: names of all classes in the order of their labels, instead of the alphabetical one. A class that this
+            split does not have keeps its number; a folder with images that is not named raises.
         size: height and width to bring every image to, an int for a square. None keeps the size, which then must be
             the same for all.
         channels: 1, 3 or 4. Gray is repeated or colour turned to gray as needed, transparency laid over white. None
-            keeps what the first image has; another kind among the rest raises.
+            keeps what the first image has (with transparency: RGBA); another kind among the rest raises.
         fit: "crop" scales until the image covers ``size`` and cuts off what stands out on both sides; "stretch"
             changes the aspect ratio. Both average over the area of a pixel when they shrink (antialiased bilinear).
         cache: keep the decoded bytes in `cache_dir` for the next call.
 
     Returns:
-        Images ``(n, h, w, channels)`` uint8, and labels ``(n,)`` int32: the number of the class in alphabetical order.
+        Images ``(n, h, w, channels)`` uint8, and labels ``(n,)`` int32: the number of the class.
 
     Raises:
         FileNotFoundError: nothing at ``path``, or no image in it.
         ValueError: an image or the archive is damaged, images differ in size or channels and ``size`` or ``channels``
-            does not say what to do, or the folders are not one level of classes.
+            does not say what to do, an image is refused, a class folder of the split is empty, splits spell a class
+            differently, or the folders are not one level of classes.
     """
     place = Path(path)
     height_width = _checked(place, size, channels, fit)
     options = (height_width, channels, fit)
-    if place.is_dir():
-        base = _below(place, split)
-        names = list(_files(base))
-        key = _cache.folder_fingerprint(base, names, *options) if cache else ""
-        stream: Iterable[tuple[str, bytes]] = ((name, (base / name).read_bytes()) for name in names)
-        chosen = None
-    else:
-        base, chosen = place, split
+    decoding: dict[str, Any] = {"size": height_width, "channels": channels, "fit": fit}
+    if not place.is_dir():
         key = _cache.fingerprint([place], *options) if cache else ""
-        stream = _formats.members(place, _is_image)
-    build = partial(decode, stream, base, size=height_width, channels=channels, fit=fit)
-    entry = _cache.decoded(_label(place), key, build, keep=cache)
-    rows, labels, _ = select(entry.facts["groups"], base, chosen)
-    return entry.arrays["images"][rows], labels
+        build = partial(decode, _formats.members(place, _classes.is_wanted), place, **decoding)
+        entry = _cache.decoded(_label(place), key, build, keep=cache)
+        rows, labels, _ = _classes.select(entry.facts["groups"], place, split, classes=classes)
+        return entry.arrays["images"][rows], labels
+    base, listing, others = _on_disk(place, split)
+    # The labels come from the folders as they are now, and are never kept.
+    _, labels, _ = _classes.select(_classes.grouped(listing), base, None, classes=classes, others=others)
+    names = [name for name in listing if not name.endswith("/")]
+    key = _cache.folder_fingerprint(base, names, *options) if cache else ""
+    build = partial(decode, ((name, (base / name).read_bytes()) for name in names), base, **decoding)
+    return _cache.decoded(_label(place), key, build, keep=cache).arrays["images"], labels
 
 
 def folder_classes(path: str | os.PathLike[str], *, split: str | None = None) -> tuple[str, ...]:
-    """Names of the classes of an image folder or archive, in the order of the labels; no image is decoded."""
+    """Names of the classes of an image folder or archive, in the order of the labels; no image is decoded.
+
+    With ``split``, the classes of all splits beside it, as `folder_bytes` numbers them.
+    """
     place = Path(path)
     _checked(place, None, None, "crop")
     if place.is_dir():
-        place, names, split = _below(place, split), list(_files(_below(place, split))), None
-    else:
-        names = [name for name, _ in _formats.members(place, _is_image)]
-    groups = [(parent, len(list(group))) for parent, group in itertools.groupby(sorted(map(_order, names)), _parent)]
-    return select([["/".join(parent), count] for parent, count in groups], place, split)[2]
+        base, listing, others = _on_disk(place, split)
+        return _classes.select(_classes.grouped(listing), base, None, others=others)[2]
+    names = [name for name, _ in _formats.members(place, _classes.is_wanted)]
+    return _classes.select(_classes.grouped(names), place, split)[2]
 
 
 def to_float(images: UInt8[np.ndarray, "*shape"]) -> Float32[np.ndarray, "*shape"]:
@@ -117,11 +133,24 @@ def decode(
     channels: int | None,
     fit: str,
 ) -> None:
-    """Decode named image files into the array ``images``, one at a time; the fact ``groups`` counts each folder."""
+    """Decode named image files into the array ``images``, one at a time; the fact ``groups`` counts each folder.
+
+    Args:
+        stream: names and bytes; folders have a slash at the end.
+        source: named in errors.
+        entry: what is filled.
+        size: see `folder_bytes`; likewise ``channels`` and ``fit``.
+        channels: likewise.
+        fit: likewise.
+    """
+    folders: list[str] = []
     names: list[str] = []
     shape: tuple[int, ...] = ()
     with entry.open("stream") as file:
         for name, data in stream:
+            if name.endswith("/"):
+                folders.append(name)
+                continue
             pixels = _pixels(data, source, name, size, channels, fit)
             if not names:
                 shape = pixels.shape
@@ -134,8 +163,8 @@ def decode(
             names.append(name)
             file.write(pixels.data)
     if not names:
-        raise FileNotFoundError(f"{source}: no image in it (looked for {', '.join(sorted(_SUFFIXES))})")
-    keys = [_order(name) for name in names]
+        raise _classes.nothing(source)
+    keys = [_classes.order(name) for name in names]
     order = sorted(range(len(names)), key=keys.__getitem__)
     streamed = entry.folder / "stream.bin"
     if order == list(range(len(names))):
@@ -148,41 +177,7 @@ def decode(
                 file.write(unsorted[i].data)
         entry.declare("images", "|u1", (len(names), *shape))
         streamed.unlink()
-    parents = itertools.groupby(_parent(keys[i]) for i in order)
-    entry.facts["groups"] = [["/".join(parent), len(list(group))] for parent, group in parents]
-
-
-def select(
-    groups: list[list], source: Path, split: str | None
-) -> tuple[slice, Int32[np.ndarray, " n"], tuple[str, ...]]:
-    """Rows, labels and class names of one split, from the folders in alphabetical order with their image counts."""
-    parts = [PurePosixPath(parent).parts for parent, _ in groups]
-    if split is None:
-        shared = len(PurePosixPath(posixpath.commonpath(["/".join(path) for path in parts])).parts)
-        deepest = max(map(len, parts))
-        below = [path[min(shared, deepest - 1) :] for path in parts]
-        chosen = list(range(len(parts)))
-    else:
-        chosen = [i for i, path in enumerate(parts) if split in path]
-        below = [parts[i][parts[i].index(split) + 1 :] for i in chosen]
-    found = ", ".join(sorted({path[0] for path in below if len(path) > 1})[:10])
-    if not chosen:
-        there = ", ".join(sorted({path[0] for path in parts if path})[:10])
-        raise FileNotFoundError(f"{source}: no folder {split!r} with images in it; there are {there or 'no folders'}")
-    if found:
-        raise ValueError(
-            f"{source}: expected one folder per class with images in it, got folders in folders; "
-            f"pass split= one of {found}"
-        )
-    if len({len(path) for path in below}) > 1:
-        raise ValueError(f"{source}: images lie both in class folders and beside them; move the latter into a folder")
-    if chosen != list(range(chosen[0], chosen[-1] + 1)) or len({path[-1:] for path in below}) < len(below):
-        raise ValueError(f"{source}: more than one folder {split!r}; give the path down to the one that is meant")
-    counts = [int(groups[i][1]) for i in chosen]
-    first = sum(int(count) for _, count in groups[: chosen[0]])
-    rows = slice(first, first + sum(counts))
-    labels = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
-    return rows, labels, tuple(path[0] if path else "" for path in below)
+    entry.facts["groups"] = _classes.grouped([*folders, *names])
 
 
 def _checked(path: Path, size: int | tuple[int, int] | None, channels: int | None, fit: str) -> tuple[int, int] | None:
@@ -208,30 +203,10 @@ def _below(path: Path, split: str | None) -> Path:
     return base
 
 
-def _is_image(name: str) -> bool:
-    path = PurePosixPath(name)
-    hidden = any(part.startswith(".") and part != "." for part in path.parts) or "__MACOSX" in path.parts
-    return path.suffix.lower() in _SUFFIXES and not hidden
-
-
-def _files(base: Path) -> Iterator[str]:
-    """Images below a folder, relative and sorted."""
-    names = (
-        (Path(root) / name).relative_to(base).as_posix()
-        for root, _, files in os.walk(base, followlinks=True)
-        for name in files
-    )
-    return iter(sorted(filter(_is_image, names), key=_order))
-
-
-def _order(name: str) -> tuple[tuple[str, ...], str]:
-    """Sorts by folder, then by name, so that every folder is one block of rows."""
-    path = PurePosixPath(name.lstrip("/"))
-    return path.parent.parts, path.name
-
-
-def _parent(order: tuple[tuple[str, ...], str]) -> tuple[str, ...]:
-    return order[0]
+def _on_disk(place: Path, split: str | None) -> tuple[Path, list[str], list[set[str]]]:
+    """The folder of a split, its listing, and the class names of each of the other splits."""
+    base = _below(place, split)
+    return base, _classes.listed(base), [] if base == place else _classes.beside(base)
 
 
 def _label(path: Path) -> str:
@@ -244,17 +219,50 @@ def _pixels(
     """One image as bytes ``(h, w, channels)``."""
     try:
         with Image.open(io.BytesIO(data)) as image:
-            deep = image.mode in _DEEP
-            converted = image if deep else _converted(image, channels)
-            if size is not None and converted.size != (size[1], size[0]):
+            refusal = _refusal(image)
+            converted = image if refusal else _converted(_upright(image), channels)
+            if not refusal and size is not None and converted.size != (size[1], size[0]):
                 bring = ImageOps.fit if fit == "crop" else Image.Image.resize
                 converted = bring(converted, (size[1], size[0]), Image.Resampling.BILINEAR)
-            pixels = np.array(converted)
+            pixels = np.array([] if refusal else converted)
     except Exception as error:  # the decoders raise whatever a damaged file makes them run into
         raise ValueError(f"{source}: cannot read the image {name!r}: {error}. Replace or remove it") from error
-    if deep:
-        raise ValueError(f"{source}: image {name!r} has 16 or 32 bits per pixel; convert it to 8 bits")
+    if refusal:
+        raise ValueError(f"{source}: image {name!r} {refusal}")
     return pixels[..., None] if pixels.ndim == 2 else pixels
+
+
+def _refusal(image: Image.Image) -> str:
+    """What keeps an opened image from being one picture of bytes, and what to do; empty if nothing does.
+
+    Pillow has no mode for colours of more than 8 bits and keeps the high byte of each. What the file holds stands in
+    the raw mode of its tiles (as "RGB;16B"), in the tags of a TIFF file and in the largest value of a PPM file.
+    """
+    # The arguments of a decoder: a raw mode, or a tuple of it and more.
+    arguments = [tile[3] if isinstance(tile[3], tuple) else (tile[3],) for tile in getattr(image, "tile", ())]
+    bits, signs = [], []
+    if image.format == "TIFF":
+        tags: Any = getattr(image, "tag_v2")  # noqa: B009
+        bits, signs = (np.atleast_1d(tags.get(tag, 1)) for tag in (258, 339))
+    elif image.format == "PPM":
+        bits = [8 if limit <= 255 else 16 for _, *limits in arguments for limit in limits[:1] if limit > 0]
+    raw = any(str(each[0]).endswith((";16B", ";16L", ";16N")) for each in arguments if each)
+    if image.mode.startswith(("I", "F")) or raw or max(bits, default=8) > 8:
+        return "has 16 or 32 bits per channel; convert it to 8 bits"
+    if 2 in signs:
+        return "has signed numbers for pixels; convert it to bytes from 0 to 255"
+    if getattr(image, "is_animated", False) and image.format != "MPO":
+        return "has several frames or pages; keep one of them"
+    return ""
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """The image turned and mirrored as its EXIF orientation says, in place."""
+    image.load()  # what is wrong with the pixels raises here
+    # An orientation that cannot be read is passed over, as viewers do.
+    with contextlib.suppress(Exception):
+        ImageOps.exif_transpose(image, in_place=True)
+    return image
 
 
 def _converted(image: Image.Image, channels: int | None) -> Image.Image:
