@@ -7,9 +7,11 @@ from typing import TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Float32, Int32, Num, Shaped
 
 from stabjax._images import Spatial, check_batch
+from stabjax._numerics import extremes
 from stabjax._types import AnyArray
 from stabjax.data._images import to_float
 
@@ -50,18 +52,25 @@ STATISTICS = MappingProxyType(
 """The usual statistics of the named sets, as in the code of Petrini et al. 2021: MNIST stays in [0, 1]."""
 
 
-def normalize(images: A, stats: str | Statistics) -> A:
+def normalize(
+    images: A, stats: str | Statistics, *, value_range: tuple[float | int, float | int] | None = (0.0, 1.0)
+) -> A:
     """``(images - mean) / deviation`` for each channel.
 
     Args:
         images: ``(..., channels)``, NumPy or JAX: bytes, which are divided by 255 first, or floats in [0, 1].
         stats: a name in `STATISTICS`, or the statistics.
+        value_range: smallest and largest value that floats may take; None allows all, as images need to which noise
+            was added, or which were resized by an interpolation that overshoots. It is compared, never divided by.
+            Beyond it passes a quarter of the step of a byte, 0.001, for rounding (in half precision the spacing of the
+            type). Inside `jax.jit` and other transformations values are not known and not compared.
 
     Returns:
         The same shape and kind of array; bytes become float32, floats keep their dtype.
 
     Raises:
-        ValueError: an unknown name, or another number of channels.
+        ValueError: an unknown name, another number of channels, or floats outside ``value_range``, which are most
+            often bytes as floats, or normalized already. NaN pixels pass.
         TypeError: integers other than bytes.
     """
     if isinstance(stats, str):
@@ -72,6 +81,7 @@ def normalize(images: A, stats: str | Statistics) -> A:
         raise ValueError(f"expected images with {len(stats.mean)} channels last, got shape {images.shape}")
     if images.dtype != np.uint8 and not jnp.issubdtype(images.dtype, jnp.floating):
         raise TypeError(f"expected uint8 or floating images, got {images.dtype}; convert them to floats in [0, 1]")
+    _check_range(images, value_range, slack=max(0.25 / 255, _spacing(images)))
     wide = np.float64 if images.dtype == np.float64 else np.float32
     dtype = np.float32 if images.dtype == np.uint8 else images.dtype
     # One multiplication and one addition a pixel: x/255 and the statistics are folded into one scale and one shift.
@@ -83,26 +93,39 @@ def normalize(images: A, stats: str | Statistics) -> A:
     return (images.astype(wide) * scale + shift).astype(dtype)
 
 
-def statistics(images: Num[AnyArray, "n *spatial channels"], *, spatial: Spatial = None) -> Statistics:
+def statistics(
+    images: Num[AnyArray, "n *spatial channels"],
+    *,
+    value_range: tuple[float | int, float | int] | None = (0.0, 1.0),
+    spatial: Spatial = None,
+) -> Statistics:
     """Channel statistics of a set of images, in double precision, a few at a time.
 
     Args:
         images: bytes, or floats in [0, 1], ``(n, *spatial, channels)``.
+        value_range: smallest and largest value that floats may take; see `normalize`.
         spatial: number of spatial axes, or their sides, where the shape leaves open which axis is which.
 
     Raises:
-        ValueError: no images, or a shape that is wrong or open.
+        ValueError: no image, a shape that is wrong or open, floats outside ``value_range``, or a channel of one value.
+            NaN pixels pass: the mean and deviation of their channel are NaN.
+        TypeError: integers other than bytes.
     """
     check_batch(images, spatial=spatial, integers=True)
+    if images.dtype != np.uint8 and not jnp.issubdtype(images.dtype, jnp.floating):
+        raise TypeError(f"expected uint8 or floating images, got {images.dtype}; convert them to floats in [0, 1]")
+    _check_range(images, value_range, slack=max(0.25 / 255, _spacing(images)))
+    # Shifted by the first pixel, so that a channel of one value has a deviation of exactly zero.
+    shift = np.asarray(images[:1]).astype(np.float64).reshape(-1, images.shape[-1])[0]
     total = square = np.zeros(images.shape[-1])
     for start in range(0, images.shape[0], 256):
-        part = np.asarray(images[start : start + 256]).astype(np.float64).reshape(-1, images.shape[-1])
+        part = np.asarray(images[start : start + 256]).astype(np.float64).reshape(-1, images.shape[-1]) - shift
         total, square = total + part.sum(0), square + (part * part).sum(0)
     count = images.size // images.shape[-1]
     unit = 255.0 if images.dtype == np.uint8 else 1.0
     mean = total / count
     deviation = np.sqrt(np.maximum(square / count - mean * mean, 0))
-    return Statistics(tuple((mean / unit).tolist()), tuple((deviation / unit).tolist()))
+    return Statistics(tuple(((shift + mean) / unit).tolist()), tuple((deviation / unit).tolist()))
 
 
 def arrays(
@@ -139,10 +162,21 @@ def arrays(
     if not jnp.issubdtype(pixels.dtype, jnp.floating):
         raise TypeError(f"expected uint8 or floating images, got {pixels.dtype}")
     pixels = pixels.astype(np.float32)
-    if value_range is not None and pixels.size:
-        low, high = float(np.nanmin(pixels)), float(np.nanmax(pixels))
-        if low < value_range[0] or high > value_range[1]:
-            raise ValueError(
-                f"expected values in {value_range}, got {low:g} to {high:g}; divide by 255, or pass value_range=None"
-            )
+    _check_range(pixels, value_range)
     return pixels, classes.astype(np.int32)
+
+
+def _check_range(images: AnyArray, value_range: tuple[float | int, float | int] | None, *, slack: float = 0.0) -> None:
+    """Refuse concrete floats that lie more than ``slack`` outside of a range; bytes have theirs."""
+    if value_range is None or images.dtype == np.uint8 or isinstance(images, Tracer):
+        return
+    low, high = extremes(images)
+    if low < value_range[0] - slack or high > value_range[1] + slack:
+        raise ValueError(
+            f"expected values in {value_range}, got {low:g} to {high:g}; divide by 255, or pass value_range=None"
+        )
+
+
+def _spacing(images: AnyArray) -> float:
+    """Distance of the floats of this type above one."""
+    return 0.0 if images.dtype == np.uint8 else float(jnp.finfo(images.dtype).eps)

@@ -12,7 +12,7 @@ from jaxtyping import Num
 from stabjax._images import Spatial, check_batch
 from stabjax._types import AnyArray
 from stabjax.train._layout import in_mode
-from stabjax.train._prepare import normalise
+from stabjax.train._prepare import check_values, normalise
 from stabjax.train._recipe import Real
 
 
@@ -40,9 +40,11 @@ def calibrate(
         spatial: number of spatial axes of the images, or their sides, as in `fit`.
 
     Raises:
-        ValueError: no images; or a normalisation is used more than once in a pass, or with a mask.
+        ValueError: no images, or images that do not go with ``mean`` and ``deviation`` (see `normalise`); or a
+            normalisation is used more than once in a pass, or with a mask.
     """
     check_batch(images, spatial=spatial, vectors=True, integers=True)
+    check_values(images, mean=mean, deviation=deviation)
     model = in_mode(model, training=False)
     norms = {path: node for path, node in nnx.iter_graph(model) if isinstance(node, nnx.BatchNorm)}
     if not norms:

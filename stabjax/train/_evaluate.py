@@ -17,7 +17,7 @@ from stabjax._images import Spatial, check_batch
 from stabjax._sharding import without_explicit_axes
 from stabjax._types import AnyArray
 from stabjax.train._layout import Layout, Weights
-from stabjax.train._prepare import normalise
+from stabjax.train._prepare import check_values, normalise
 from stabjax.train._recipe import Loss, Real
 from stabjax.train._recipe import loss as loss_of
 
@@ -62,7 +62,8 @@ def evaluate(
 
     Raises:
         TypeError: images or labels are no arrays.
-        ValueError: model, images, labels and loss do not fit together, or an image is not finite.
+        ValueError: model, images, labels and loss do not fit together, an image is not finite, or images do not go
+            with ``mean`` and ``deviation`` (see `normalise`).
     """
     layout, weights = Layout.of(model)
     images, labels = on_device(images, labels, loss, spatial=spatial)
@@ -118,7 +119,11 @@ def check_outputs(
     mean: tuple[Real, ...],
     deviation: tuple[Real, ...],
 ) -> int:
-    """The number of outputs, from a trace of two images, so that misfits are named before anything is computed."""
+    """The number of outputs, from a trace of two images, so that misfits are named before anything is computed.
+
+    So are values that do not go with the statistics.
+    """
+    check_values(images, mean=mean, deviation=deviation)
     two = jax.ShapeDtypeStruct((2, *images.shape[1:]), images.dtype)
     shape = _tried(layout, loss, mean, deviation).eval_shape(weights, two).shape
     if loss == "cross-entropy" and np.max(labels) >= shape[1]:

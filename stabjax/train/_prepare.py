@@ -3,8 +3,10 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float, Num
 
+from stabjax._numerics import extremes
 from stabjax._types import AnyArray, PRNGKey
 from stabjax.train._recipe import Real
 
@@ -40,18 +42,22 @@ def normalise(
     *,
     mean: tuple[Real, ...] = (),
     deviation: tuple[Real, ...] = (),
+    value_range: tuple[Real, Real] | None = (0.0, 1.0),
 ) -> Float[Array, "n *spatial channels"]:
     """``(x - mean) / deviation`` per channel; integer images are divided by 255 first.
 
     Args:
-        images: integers 0..255, or floats.
+        images: integers 0..255, or floats: in [0, 1] where the statistics are those of such images.
         mean: one number per channel, or one for all, or empty (nothing is taken off).
         deviation: likewise (empty: no division).
+        value_range: smallest and largest value that floats may take; see `check_values`. None allows all.
 
     Raises:
-        ValueError: the number of statistics is neither 1 nor the number of channels.
+        ValueError: the number of statistics is neither 1 nor the number of channels, or values do not fit.
+        TypeError: truth values for pixels.
     """
     x = jnp.asarray(images)
+    check_values(x, mean=mean, deviation=deviation, value_range=value_range)
     if not jnp.issubdtype(x.dtype, jnp.floating):
         x = x.astype(jnp.float32) / 255
     for name, values in (("mean", mean), ("deviation", deviation)):
@@ -63,3 +69,48 @@ def normalise(
     if deviation:
         x = x / np.reshape(deviation, per_channel).astype(x.dtype)
     return x
+
+
+def check_values(
+    images: Num[AnyArray, "n *spatial channels"],
+    *,
+    mean: tuple[Real, ...],
+    deviation: tuple[Real, ...],
+    value_range: tuple[Real, Real] | None = (0.0, 1.0),
+) -> None:
+    """Refuse images that are not what their statistics are of: bytes as floats, or images normalised already.
+
+    Statistics with means in [0, 1] and deviations up to 1 are taken for those of images in [0, 1]; with others, or with
+    none, floats may have any value. Inside a transformation, values are not known and not compared.
+
+    Args:
+        images: as `normalise` takes them.
+        mean: of the channels.
+        deviation: likewise.
+        value_range: smallest and largest value that floats may take, but for rounding: 0.001, a quarter of the step of
+            a byte, or the spacing of the type where that is larger.
+
+    Raises:
+        ValueError: integers outside 0..255, or floats outside ``value_range``.
+        TypeError: truth values for pixels.
+    """
+    if images.dtype == np.bool_:
+        raise TypeError("expected integers 0..255 or floats for pixels, got bool: give images.astype(np.float32)")
+    if isinstance(images, Tracer) or images.dtype == np.uint8:
+        return
+    if not jnp.issubdtype(images.dtype, jnp.floating):
+        low, high = extremes(images)
+        if low < 0 or high > 255:
+            raise ValueError(f"expected integer images in 0..255, got {low:g} to {high:g}: give floats in [0, 1]")
+        return
+    of_unit = (mean or deviation) and all(0 <= m <= 1 for m in mean) and all(d <= 1 for d in deviation)
+    if value_range is None or not of_unit:
+        return
+    slack = max(0.25 / 255, float(jnp.finfo(images.dtype).eps))
+    low, high = extremes(images)
+    if low < value_range[0] - slack or high > value_range[1] + slack:
+        raise ValueError(
+            f"expected images in {value_range}, which mean {mean} and deviation {deviation} are statistics of, got "
+            f"{low:g} to {high:g}: divide by 255 first; for images that are normalised already, leave mean and "
+            "deviation empty; for others, pass normalise(..., value_range=None) of them"
+        )
