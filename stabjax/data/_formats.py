@@ -174,6 +174,17 @@ def cifar_batch(data: bytes, where: str) -> tuple[np.ndarray, np.ndarray]:
     return flat.reshape(n, 3, 32, 32).transpose(0, 2, 3, 1), labels
 
 
+def cifar_binary(data: bytes, where: str) -> tuple[np.ndarray, np.ndarray]:
+    """Images ``(n, 32, 32, 3)`` and labels of one batch of the official binary archive.
+
+    A record is one byte of label and 3072 of image, channel by channel.
+    """
+    if not data or len(data) % 3073:
+        raise ValueError(f"{where}: expected records of 3073 bytes, got {len(data)} bytes. {REMEDY}")
+    records = np.frombuffer(data, np.uint8).reshape(-1, 3073)
+    return records[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), records[:, 0].astype(np.int32)
+
+
 Order = Literal["<", ">"]
 _MAT_TYPES = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 9: "f8", 12: "i8", 13: "u8"}
 _MAT_MATRIX, _MAT_COMPRESSED = 14, 15

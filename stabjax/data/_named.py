@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float32, Int32, UInt8
 
-from stabjax.data import _cache, _formats, _images
+from stabjax.data import _cache, _formats, _images, _places
 
 __all__ = ["Source", "describe", "load", "load_bytes"]
 
@@ -57,13 +57,6 @@ MIRRORS: Mapping[str, tuple[str, ...]] = {
     "svhn": ("http://ufldl.stanford.edu/housenumbers/",),
 }
 
-_ALIASES: Mapping[str, tuple[str, ...]] = {
-    "mnist": ("mnist", "MNIST/raw", "MNIST"),
-    "fashion-mnist": ("fashion-mnist", "FashionMNIST/raw", "FashionMNIST"),
-    "cifar10": ("cifar10", "cifar-10", "CIFAR10"),
-    "svhn": ("svhn", "SVHN"),
-}
-
 JPEG_NOTE = "JPEG copies of CIFAR-10: pixel values differ slightly from the original batches"
 
 
@@ -74,7 +67,7 @@ class Source:
     Attributes:
         name: name of the set.
         path: the file or folder it is read from.
-        format: "idx", "python batches", "image folder" or "matlab 5".
+        format: "idx", "python batches", "binary batches", "image folder" or "matlab 5".
         exact: whether the pixels are the publisher's. False for CIFAR-10 from image files, which are JPEG copies.
         note: what to say beside every number measured on it; empty when there is nothing to say.
         classes: names of the ten classes, in the order of the labels.
@@ -110,12 +103,14 @@ def load_bytes(
 ) -> tuple[UInt8[np.ndarray, "n h w c"], Int32[np.ndarray, " n"]]:
     """Images as bytes and labels of a named set, found on disk or downloaded.
 
-    A set is looked for under ``root`` as it is published: the IDX files of MNIST and Fashion-MNIST, plain or
-    compressed, in ``mnist/`` and ``fashion-mnist/``; ``cifar-10-python.tar.gz`` or its folder ``cifar-10-batches-py/``;
-    ``train_32x32.mat`` and ``test_32x32.mat``. CIFAR-10 is read from images too: a folder ``cifar10/`` or an archive
-    ``cifar10.tar.xz`` (any tar or zip) with ``train/<class>/<image>``. **Those are JPEG copies**, whose pixels differ
-    slightly from the original, and they stand **sorted by class**: draw from them at random. `describe` tells which
-    one it is.
+    A set is looked for under ``root`` and in its own folder there, as it is published: the IDX files of MNIST and
+    Fashion-MNIST, plain or compressed, with ``-idx`` or ``.idx`` in their names, in ``mnist/`` and ``fashion-mnist/``
+    (or torchvision's ``MNIST/raw/`` and ``FashionMNIST/raw/``; where they lie in ``root`` itself, their first labels
+    tell the two sets apart); ``cifar-10-python.tar.gz`` or its folder ``cifar-10-batches-py/``, and the binary version
+    ``cifar-10-binary.tar.gz`` or ``cifar-10-batches-bin/``; ``train_32x32.mat`` and ``test_32x32.mat``. CIFAR-10 is
+    read from images too: a folder ``cifar10/`` or an archive ``cifar10.tar.xz`` (any tar or zip) with
+    ``train/<class>/<image>``. **Those are JPEG copies**, whose pixels differ slightly from the original, and they stand
+    **sorted by class**: draw from them at random. `describe` tells which one it is.
 
     Archives are decoded once, into `cache_dir`; afterwards the images are a read-only map of a file.
 
@@ -128,8 +123,10 @@ def load_bytes(
         Read-only images ``(n, h, w, c)`` uint8, and labels ``(n,)`` int32, in the order of the file.
 
     Raises:
-        FileNotFoundError: the set is neither on disk nor to be had by download, or ``root`` does not exist.
-        ValueError: an unknown name or split; a damaged file, with its name, the member and what to do.
+        FileNotFoundError: the set is neither on disk nor to be had by download (with the names and the folders that
+            were looked for), or ``root`` does not exist.
+        ValueError: an unknown name or split; a damaged file, with its name, the member and what to do; files of
+            Fashion-MNIST in the folder of MNIST, or the reverse.
     """
     if split not in ("train", "test"):
         raise ValueError(f"expected split 'train' or 'test', got {split!r}")
@@ -151,87 +148,66 @@ def describe(name: str, *, root: str | os.PathLike[str] | None = None) -> Source
     """
     source = _find(name, root)
     if source is None:
-        raise FileNotFoundError(f"{name} is not in {_roots_text(root)}; {_by_hand(name, _roots(root)[-1])}")
+        raise FileNotFoundError(f"{_missing(name, root)}; {_by_hand(name, _roots(root)[-1])}")
     return source
-
-
-def _roots_of(name: str) -> tuple[str, ...]:
-    if name not in _ALIASES:
-        raise ValueError(f"expected one of {', '.join(_ALIASES)}, got {name!r}; other images come in by data.folder")
-    return _ALIASES[name]
 
 
 def _roots(root: str | os.PathLike[str] | None) -> list[Path]:
     """Folders to look in; a download goes into the last."""
-    chosen = root if root is not None else os.environ.get("STABJAX_DATA") or None
-    if chosen is not None and not Path(chosen).is_dir():
+    given = root if root is not None else os.environ.get("STABJAX_DATA") or None
+    chosen = None if given is None else Path(given).expanduser()
+    if chosen is not None and not chosen.is_dir():
         origin = "root" if root is not None else "STABJAX_DATA"
-        raise FileNotFoundError(f"{origin}={str(chosen)!r} is no folder")
-    if root is not None:
-        return [Path(root)]
-    return [*([Path(chosen)] if chosen else []), _cache.cache_dir()]
+        raise FileNotFoundError(f"{origin}={str(given)!r} is no folder{', but a file' if chosen.exists() else ''}")
+    if chosen is None:
+        return [_cache.cache_dir()]
+    return [chosen] if root is not None else [chosen, _cache.cache_dir()]
 
 
-def _roots_text(root: str | os.PathLike[str] | None) -> str:
-    return " or ".join(map(str, _roots(root)))
+def _missing(name: str, root: str | os.PathLike[str] | None) -> str:
+    roots = _roots(root)
+    looked = "; ".join(_places.looked_for(name, base) for base in roots)
+    return f"{name} is not in {' or '.join(map(str, roots))} ({looked})"
 
 
 def _find(name: str, root: str | os.PathLike[str] | None) -> Source | None:
     """The best copy of the set below the first folder that has one: the original before image files."""
-    aliases = _roots_of(name)
+    if name not in CLASSES:
+        raise ValueError(f"expected one of {', '.join(CLASSES)}, got {name!r}; other images come in by data.folder")
     for base in _roots(root):
-        places = [base / alias for alias in aliases]
-        named = {*aliases, *(alias.split("/")[0] for alias in aliases), "cifar-10-batches-py"}
-        # The set's own folder, given as root. The IDX files of two sets have the same names, so any folder won't do.
-        if base.name in named or name in ("cifar10", "svhn"):
-            places.append(base)
-        for place in places:
-            if (source := _recognise(name, place)) is not None:
-                return source
-    return None
-
-
-def _recognise(name: str, place: Path) -> Source | None:
-    def source(path: Path, form: str, *, exact: bool = True) -> Source:
-        return Source(name, path, form, exact, "" if exact else JPEG_NOTE, CLASSES[name])
-
-    if not place.is_dir():
-        return None
-    if name == "svhn":
-        return source(place, "matlab 5") if any((place / file).exists() for file in FILES[name]) else None
-    if name != "cifar10":
-        known = any((place / file).exists() or (place / file[:-3]).exists() for file in FILES[name])
-        return source(place, "idx") if known else None
-    if (place / "data_batch_1").exists():
-        return source(place, "python batches")
-    for original in ("cifar-10-batches-py", "cifar-10-python.tar.gz"):
-        if (place / original).exists():
-            return source(place / original, "python batches")
-    for suffix in (".tar.xz", ".tar.gz", ".tar.bz2", ".tar", ".zip"):
-        if (place / f"cifar10{suffix}").exists():
-            return source(place / f"cifar10{suffix}", "image folder", exact=False)
-    if (place / "train" / "airplane").is_dir():
-        return source(place, "image folder", exact=False)
+        if (found := _places.find(name, base)) is not None:
+            path, form = found
+            exact = form != "image folder"
+            return Source(name, path, form, exact, "" if exact else JPEG_NOTE, CLASSES[name])
     return None
 
 
 def _read_idx(source: Source, split: str) -> Pair:
-    stem = {"train": "train", "test": "t10k"}[split]
-    images = _formats.idx(_plain_or_compressed(source, f"{stem}-images-idx3-ubyte"), rank=3)
-    labels = _formats.idx(_plain_or_compressed(source, f"{stem}-labels-idx1-ubyte"), rank=1)
+    images = _formats.idx(_idx_file(source, split, "images"), rank=3)
+    path = _idx_file(source, split, "labels")
+    labels = _formats.idx(path, rank=1)
+    if (known := _places.set_of_labels(labels, split)) not in (None, source.name):
+        raise ValueError(
+            f"{path}: expected the labels of {source.name}, got those of {known}; move the files of {known} to a "
+            f"folder {_places.FOLDERS[known][0]!r}"
+        )
     return images[..., None], labels.astype(np.int32)
 
 
-def _plain_or_compressed(source: Source, stem: str) -> Path:
-    for path in (source.path / stem, source.path / f"{stem}.gz"):
-        if path.exists():
-            return path
-    raise FileNotFoundError(f"{source.path / stem}.gz is missing, other files of {source.name} are there; put it there")
+def _idx_file(source: Source, split: str, part: str) -> Path:
+    path = _places.idx_file(source.path, split, part)
+    if path is None:
+        plain, dotted = _places.idx_names(split, part)
+        raise FileNotFoundError(
+            f"{source.path / plain}.gz is missing (and {plain}, {dotted}.gz, {dotted}), other files of {source.name} "
+            "are there; put it there"
+        )
+    return path
 
 
 def _read_images(source: Source, split: str) -> Pair:
-    images, labels = _images.folder_bytes(source.path, split=split)
-    classes = int(labels[-1]) + 1
+    images, labels = _images.folder_bytes(source.path, split=split, classes=CLASSES["cifar10"])
+    classes = len(np.unique(labels))
     if images.shape[1:] != (32, 32, 3) or classes != 10:
         raise ValueError(
             f"{source.path}: expected 10 classes of 32x32x3 images, got {classes} of {images.shape[1:]}; "
@@ -240,19 +216,30 @@ def _read_images(source: Source, split: str) -> Pair:
     return images, labels
 
 
+_TRAINING = tuple(f"data_batch_{i}" for i in range(1, 6))
+
+
 def _read_batches(source: Source, split: str) -> Pair:
-    names = [f"data_batch_{i}" for i in range(1, 6)] if split == "train" else ["test_batch"]
+    binary = source.format == "binary batches"
+    end = ".bin" if binary else ""
+    parts = {"train": [f"{name}{end}" for name in _TRAINING], "test": [f"test_batch{end}"]}
+    read = _formats.cifar_binary if binary else _formats.cifar_batch
     if source.path.is_dir():
-        return _batches({name: _formats.content(source.path / name) for name in names}, names, source.path)
+        for name in parts[split]:
+            if not (source.path / name).is_file():
+                raise FileNotFoundError(
+                    f"{source.path / name} is missing, other files of {source.name} are there; put it there"
+                )
+        content = {name: _formats.content(source.path / name) for name in parts[split]}
+        return _batches(content, parts[split], source.path, read)
 
     def build(entry: _cache.Entry) -> None:
         def wanted(member: str) -> bool:
-            return member.rpartition("/")[2] in (*train, "test_batch")
+            return member.rpartition("/")[2] in (*parts["train"], *parts["test"])
 
-        train = [f"data_batch_{i}" for i in range(1, 6)]
         found = {member.rpartition("/")[2]: data for member, data in _formats.members(source.path, wanted)}
-        for part, parts in (("train", train), ("test", ["test_batch"])):
-            images, labels = _batches(found, parts, source.path)
+        for part, names in parts.items():
+            images, labels = _batches(found, names, source.path, read)
             entry.put(f"{part}_images", images)
             entry.put(f"{part}_labels", labels)
 
@@ -260,11 +247,11 @@ def _read_batches(source: Source, split: str) -> Pair:
     return arrays[f"{split}_images"], arrays[f"{split}_labels"]
 
 
-def _batches(data: Mapping[str, bytes], names: list[str], source: Path) -> Pair:
+def _batches(data: Mapping[str, bytes], names: list[str], source: Path, read: Callable[[bytes, str], Pair]) -> Pair:
     missing = [name for name in names if name not in data]
     if missing:
         raise ValueError(f"{source}: no member {', '.join(missing)}. {_formats.REMEDY}")
-    pairs = [_formats.cifar_batch(data[name], f"{source}: {name}") for name in names]
+    pairs = [read(data[name], f"{source}: {name}") for name in names]
     return np.concatenate([images for images, _ in pairs]), np.concatenate([labels for _, labels in pairs])
 
 
@@ -291,6 +278,7 @@ _READERS: Mapping[str, Callable[[Source, str], Pair]] = {
     "idx": _read_idx,
     "image folder": _read_images,
     "python batches": _read_batches,
+    "binary batches": _read_batches,
     "matlab 5": _read_mat,
 }
 
@@ -310,7 +298,7 @@ def _download(name: str, root: str | os.PathLike[str] | None) -> Source:
                 errors.append(f"{mirror + file}: {error}")
         else:
             raise FileNotFoundError(
-                f"{name} is not in {_roots_text(root)}, and the download failed ({'; '.join(errors)}); "
+                f"{_missing(name, root)}, and the download failed ({'; '.join(errors)}); "
                 f"{_by_hand(name, target.parent)}"
             )
     source = _find(name, root)
