@@ -35,13 +35,17 @@ def extremes(x: Shaped[AnyArray, "..."]) -> tuple[float, float]:
     """
     if x.size == 0:
         return math.nan, math.nan
-    if isinstance(x, jax.Array) and any(device.platform != "cpu" for device in x.devices()):
+    if isinstance(x, jax.Array) and not _on_cpu(x):
         with jax.debug_nans(False):
             low, high = float(jnp.min(x)), float(jnp.max(x))
             return (float(jnp.nanmin(x)), float(jnp.nanmax(x))) if math.isnan(low) else (low, high)
     parts = [np.asarray(shard.data) for shard in x.addressable_shards] if isinstance(x, jax.Array) else [np.asarray(x)]
     lows, highs = ([float(f.reduce(part, axis=None)) for part in parts if part.size] for f in (np.fmin, np.fmax))
     return float(np.fmin.reduce(lows)), float(np.fmax.reduce(highs))
+
+
+def _on_cpu(x: Array) -> bool:
+    return all(device.platform == "cpu" for device in x.devices())
 
 
 def row_sum(x: Float[AnyArray, " n *rest"]) -> Float[Array, " n"]:

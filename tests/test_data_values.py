@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from stabjax import data, train
+from stabjax import _numerics, data, train
 from stabjax._numerics import extremes
 
 IMAGES = np.random.default_rng(11).random((6, 4, 4, 3), dtype=np.float32)
@@ -166,7 +166,7 @@ def test_fit_evaluate_and_calibrate_refuse_them_too():
     assert np.isfinite(train.evaluate(model, IMAGES, labels, **WITH).loss)
 
 
-def test_extremes():
+def test_extremes(monkeypatch):
     mesh = jax.make_mesh((1,), ("d",))
     spread = jax.device_put(IMAGES, jax.NamedSharding(mesh, jax.P("d")))
     for x in (IMAGES, jnp.asarray(IMAGES), spread, IMAGES.astype(jnp.bfloat16)):
@@ -175,3 +175,13 @@ def test_extremes():
     assert extremes(np.array(7, np.int32)) == (7, 7)
     for nothing in (np.zeros((0, 3)), np.array([np.nan]), jnp.array([jnp.nan])):
         assert np.isnan(extremes(nothing)).all()
+    # The route of accelerators.
+    monkeypatch.setattr(_numerics, "_on_cpu", lambda x: False)
+    holes = jnp.asarray(np.where(IMAGES == 0, np.nan, IMAGES))
+    nothing = jnp.full(2, jnp.nan)
+    for debug in (False, True):
+        with jax.debug_nans(debug):
+            assert extremes(jnp.asarray(IMAGES)) == (0, 1)
+            assert extremes(holes) == (IMAGES[IMAGES > 0].min(), 1)
+            assert extremes(jnp.array([-3, 300])) == (-3, 300)
+            assert np.isnan(extremes(nothing)).all()
