@@ -101,7 +101,7 @@ def size(kernel: int, stride: int, depth: int) -> int:
 
 def rectified_noise(key: jax.Array, image: Any) -> jax.Array:
     """``relu(x + eta)``."""
-    return jax.nn.relu(sj.perturb.SphericalNoise(RADIUS)(key, image))
+    return jax.nn.relu(sj.perturb.SphericalNoise(RADIUS, spatial=1)(key, image))
 
 
 def shift(key: jax.Array, image: Any) -> jax.Array:
@@ -121,6 +121,7 @@ def measure(kernel: int, stride: int, depth: int, config: Config) -> dict[str, A
         noise=rectified_noise,
         draws=config.draws,
         select="activation",
+        spatial=1,
     )
     layers = slice(1, None)  # without the images themselves
     of_noise = np.asarray(result.noise_numerators, np.float64)[layers]

@@ -65,22 +65,24 @@ def check_batch(
     least: int = 1,
     vectors: bool = False,
     integers: bool = False,
+    abstract: bool = False,
 ) -> None:
     """Raise unless this is a batch of images, ``(n, *spatial, channels)``, whose axes are known.
 
     Args:
-        images: An array, traced or not, or a `jax.ShapeDtypeStruct`.
+        images: An array, traced or not.
         spatial: What the caller says of the spatial axes.
         made_for: What was made for images of such axes, ``{"deformation": (32, 32)}``; None where it does not say.
         least: Fewest images that will do.
         vectors: Whether ``(n, units)``, images without spatial axes, will do.
         integers: Whether integers will do, which are divided by 255.
+        abstract: Whether a `jax.ShapeDtypeStruct` will do.
 
     Raises:
         TypeError: If this is no array, or one of other numbers.
         ValueError: If the shape is not that of a batch, or leaves open which axis is which.
     """
-    check_array(images, "images", integers=integers)
+    check_array(images, "images", integers=integers, abstract=abstract)
     shape = tuple(images.shape)
     word = as_spatial(spatial)
     for source, known in made_for.items():
@@ -163,14 +165,14 @@ def check_image(image: Any, *, spatial: Spatial = None, made_for: str = "", vect
         )
 
 
-def check_array(images: Any, name: str, *, integers: bool = False) -> None:
-    """Raise ``TypeError`` unless this is a floating array (or one of integers, which is divided by 255), by its name."""
-    if not isinstance(images, jax.Array | np.ndarray | jax.ShapeDtypeStruct):
+def check_array(images: Any, name: str, *, integers: bool = False, abstract: bool = False) -> None:
+    """Raise ``TypeError`` unless this is an array of floating numbers, or what else will do, see `check_batch`."""
+    if not isinstance(images, jax.Array | np.ndarray) and not (abstract and isinstance(images, jax.ShapeDtypeStruct)):
         raise TypeError(f"expected {name} as an array, got {type(images).__name__}: give np.asarray(...) of it")
     if jnp.issubdtype(images.dtype, jnp.floating) or (integers and jnp.issubdtype(images.dtype, jnp.integer)):
         return
     article, noun = ("a ", "image") if name == "an image" else ("", "images")
-    kind = f"{article}floating {noun}" + (", or bytes" if integers else "")
+    kind = f"{article}{'uint8 or ' if integers else ''}floating {noun}"
     raise TypeError(f"expected {kind}, got {images.dtype}: divide by 255 and normalize first")
 
 

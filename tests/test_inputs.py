@@ -147,15 +147,40 @@ def outcome(entrance, column):
     return "right" if same else f"wrong: {found} for {expected}"
 
 
+HEAD = """# Wrong input, entrance by entrance
+
+What every entrance of the library does with images that are not what it takes, `(n, h, w, channels)`, or `(h, w,
+channels)` for what takes one image. **no**: refused, by a `ValueError` or `TypeError` that says what was expected, what
+came and what to do. **ok**: taken, and the number is that of the right input. **NaN**: taken, and the number is NaN.
+There is nothing else. The table is made and held by `tests/test_inputs.py`; `python -m tests.test_inputs` writes it.
+
+"""
+WORDS = {"refused": "no", "right": "ok", "NaN": "NaN"}
+
+
+def row(entrance, outcomes):
+    """One line of the table."""
+    return f"| `{entrance}` | {' | '.join(WORDS.get(text, text) for text in outcomes.values())} |"
+
+
 @pytest.mark.usefixtures("unchecked", "relaxed_promotion")
 @pytest.mark.parametrize("entrance", ENTRANCES)
 def test_a_wrong_batch_is_refused_or_gives_the_right_number(entrance):
     outcomes = {column: outcome(entrance, column) for column in COLUMNS}
-    assert {column: text for column, text in outcomes.items() if text not in ("refused", "right", "NaN")} == {}
+    assert {column: text for column, text in outcomes.items() if text not in WORDS} == {}
+    assert row(entrance, outcomes) in PAGE.read_text().splitlines(), "write it anew: python -m tests.test_inputs"
+
+
+def main():
+    """Write the table."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    lines = [
+        f"| | {' | '.join(COLUMNS)} |",
+        f"|---|{'---|' * len(COLUMNS)}",
+    ]
+    lines += [row(entrance, {column: outcome(entrance, column) for column in COLUMNS}) for entrance in ENTRANCES]
+    PAGE.write_text(HEAD + "\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":
-    jaxtyping.config.update("jaxtyping_disable", True)
-    for entrance in ENTRANCES:
-        for column in COLUMNS:
-            print(entrance, "|", column, "|", outcome(entrance, column)[:200].replace("\n", " "))
+    main()

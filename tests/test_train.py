@@ -375,7 +375,7 @@ def test_one_step_of_all_images_is_gradient_descent(key):
         mean=(0.2,),
         deviation=(2.0,),
     )
-    run = train.fit(Linear, (images, labels), key=key, recipe=recipe)
+    run = train.fit(Linear, (images, labels), key=key, recipe=recipe, spatial=1)
     x = (images[:, :, 0] - 0.2) / 2
     w, b = run.initial["layer/kernel"][0, :, 0].astype(float), float(run.initial["layer/bias"][0, 0])
     losses = []
@@ -402,7 +402,7 @@ def test_every_image_is_used_once_in_an_epoch(key):
 
     images = np.arange(26, dtype=np.float32).reshape(26, 1, 1)
     recipe = train.Recipe(epochs=2, batch_size=8, rate=1e-3)
-    train.fit(Watch, (images, np.zeros(26, np.int32)), key=key, recipe=recipe)
+    train.fit(Watch, (images, np.zeros(26, np.int32)), key=key, recipe=recipe, spatial=1)
     jax.effects_barrier()
     first, second = np.sort(np.concatenate(seen[:3])), np.sort(np.concatenate(seen[3:]))
     assert len(set(first)) == len(set(second)) == 24
