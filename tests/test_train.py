@@ -657,8 +657,8 @@ def test_training_refuses(key):
 
 def test_training_refuses_what_has_another_type(key, unchecked):
     images, labels = DATA
-    for wrong in (0, jax.random.PRNGKey(0), jax.random.split(key)):
-        with pytest.raises(TypeError, match=r"(?s)expected one typed key, got .*: make it with jax\.random\.key\(0\)"):
+    for wrong in (0, jax.random.split(key)):
+        with pytest.raises(TypeError, match=r"expected one key, got .* jax\.random\.key\(seed\)"):
             train.fit(Net, DATA, key=wrong)
     with pytest.raises(TypeError, match="expected images as an array, got list"):
         train.fit(Net, (images.tolist(), labels), key=key)

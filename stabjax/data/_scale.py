@@ -16,6 +16,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int, Integer, UInt64
 
+from stabjax._arguments import as_key
 from stabjax._types import AnyArray, PRNGKey, Scalar
 from stabjax.data._pairs import ROUNDS, pair, shuffled
 
@@ -175,7 +176,7 @@ def scale_detection(
         raise TypeError("scale_detection draws on the host and cannot be traced; call it outside jit and vmap")
     if count < 1 or skip < 0:
         raise ValueError(f"expected count >= 1 and skip >= 0, got {count} and {skip}")
-    order_key, noise_key = jax.random.split(key)
+    order_key, noise_key = jax.random.split(as_key(key))
     words = np.asarray(jax.random.bits(order_key, (2, ROUNDS), np.uint32)).astype(np.uint64)
     chosen = _first(task, words[0] << np.uint64(32) | words[1], skip + count, balanced)[skip:]
     points = _points(pair(chosen), task)
@@ -241,6 +242,7 @@ def translation_steps(key: PRNGKey, shape: tuple[int, ...], *, ndim: int = 2) ->
 
     On a line a step is -1 or +1.
     """
+    key = as_key(key)
     if ndim == 1:
         return jax.random.rademacher(key, (*shape, 1), jnp.int32)
     if ndim != 2:

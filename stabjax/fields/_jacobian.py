@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from stabjax._arguments import as_key
 from stabjax._types import Coefficients, PRNGKey, Scalar
 from stabjax.fields._checks import mode_count, scalar, spatial_shape
 from stabjax.fields._modes import coefficients as draw_coefficients
@@ -83,7 +84,7 @@ def fold_probability(
 
     Args:
         shape: the sides of the image in pixels.
-        key: one typed key.
+        key: one key.
         temperature: ``T >= 0``; may be traced.
         cutoff: ``c >= 1``; may be traced, beside ``max_cutoff``.
         samples: number of fields drawn.
@@ -99,5 +100,5 @@ def fold_probability(
         lowest = jnp.min(jacobian_determinant(amplitudes, sides, temperature))
         return jnp.where(jnp.isnan(lowest), jnp.nan, (lowest <= 0).astype(lowest.dtype))
 
-    p = jnp.mean(jax.lax.map(folds, jax.random.split(key, samples), batch_size=min(samples, 100)))
+    p = jnp.mean(jax.lax.map(folds, jax.random.split(as_key(key), samples), batch_size=min(samples, 100)))
     return FoldProbability(p, jnp.sqrt(p * (1 - p) / samples))

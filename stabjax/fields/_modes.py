@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from stabjax._arguments import as_key
 from stabjax._numerics import HIGHEST
 from stabjax._types import Coefficients, Field, PRNGKey, Scalar
 from stabjax.fields._checks import mode_count, scalar, spatial_shape
@@ -21,7 +22,7 @@ def coefficients(key: PRNGKey, cutoff: Scalar, *, max_cutoff: int | None = None,
     whatever ``max_cutoff``.
 
     Args:
-        key: one typed key.
+        key: one key.
         cutoff: ``c``, at least 1; may be traced.
         max_cutoff: number of modes ``m`` along each axis; needed beside a traced cutoff. A traced cutoff above it
             gives NaN.
@@ -36,7 +37,7 @@ def coefficients(key: PRNGKey, cutoff: Scalar, *, max_cutoff: int | None = None,
     """
     if not 1 <= ndim <= 3:
         raise ValueError(f"expected ndim 1, 2 or 3, got {ndim}")
-    return _draw(key, scalar("cutoff", cutoff), mode_count(cutoff, max_cutoff, ndim), ndim)
+    return _draw(as_key(key), scalar("cutoff", cutoff), mode_count(cutoff, max_cutoff, ndim), ndim)
 
 
 @partial(jax.jit, static_argnums=(2, 3))
@@ -91,7 +92,7 @@ def sample(
     """A random field: `coefficients`, then `synthesize`.
 
     Args:
-        key: one typed key.
+        key: one key.
         shape: the sides of the image in pixels, one to three.
         temperature: ``T >= 0``; may be traced.
         cutoff: ``c >= 1``; may be traced, beside ``max_cutoff``.

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from stabjax._arguments import as_key
 from stabjax._images import Spatial, check_image
 from stabjax._numerics import safe_norm, safe_ratio
 from stabjax._types import AnyArray, Image, PRNGKey, Scalar
@@ -49,7 +50,7 @@ class GaussianNoise:
         """The noisy image, ``(*spatial, channels)``; a vector ``(units,)`` is an image without spatial axes."""
         check_image(image, spatial=self.spatial, made_for="noise", vector=True)
         x = _wide(image)
-        return _add(image, jax.random.normal(key, x.shape, x.dtype), strength(self.scale, x.dtype))
+        return _add(image, jax.random.normal(as_key(key), x.shape, x.dtype), strength(self.scale, x.dtype))
 
 
 @perturbation
@@ -78,7 +79,7 @@ class Toward:
                 f"expected points of shape (k, *{np.shape(image)}), k > 0, got {points.shape}: give points like the "
                 "image"
             )
-        drawn = jax.random.randint(key, (), 0, len(points))
+        drawn = jax.random.randint(as_key(key), (), 0, len(points))
         same = jnp.all(points[drawn] == jnp.asarray(image, points.dtype))
         other = jnp.where(same, (drawn + 1) % len(points), drawn)
         return toward(image, points[other], self.distance, spatial=points.shape[1:-1])
@@ -127,5 +128,5 @@ def _add(image: Image, direction: Float[Array, "*spatial channels"], scale: Floa
 
 def _on_sphere(key: PRNGKey, image: Image, radius: Float[Array, ""]) -> Array:
     x = _wide(image)
-    eta = jax.random.normal(key, x.shape, x.dtype)
+    eta = jax.random.normal(as_key(key), x.shape, x.dtype)
     return _add(image, eta, radius / safe_norm(eta))

@@ -9,6 +9,7 @@ import numpy as np
 from jax.core import Tracer
 
 from stabjax import fields, warp
+from stabjax._arguments import as_key
 from stabjax._images import Spatial, check_image
 from stabjax._numerics import safe_norm
 from stabjax._types import Image, PRNGKey, Scalar
@@ -125,6 +126,7 @@ class RandomDiffeomorphism:
 
     def draw(self, key: PRNGKey, shape: tuple[int, ...]) -> Diffeomorphism:
         """The random temperature and cutoff for images of these spatial sides."""
+        key = as_key(key)
         low, high = self.cutoffs
         if len(shape) == 3 and low < 2:
             raise ValueError(f"expected cutoffs from 2 on for the three axes {shape}, got {self.cutoffs}")
@@ -146,7 +148,7 @@ class RandomDiffeomorphism:
     def __call__(self, key: PRNGKey, image: Image) -> Image:
         """The deformed image, ``(*spatial, channels)``."""
         check_image(image, spatial=self.spatial, made_for="deformation")
-        for_strength, for_field = jax.random.split(key)
+        for_strength, for_field = jax.random.split(as_key(key))
         return self.draw(for_strength, np.shape(image)[:-1])(for_field, image)
 
 
@@ -170,7 +172,7 @@ class Translation:
         check_image(image, spatial=self.spatial, made_for="translation")
         shape = np.shape(image)[:-1]
         distance = strength(self.distance, jnp.result_type(self.distance))
-        direction = jax.random.normal(key, (len(shape),), distance.dtype)
+        direction = jax.random.normal(as_key(key), (len(shape),), distance.dtype)
         step = direction * (distance / safe_norm(direction))
         return warp.pull_back(image, fields.affine(shape, translation=step), interpolation=self.interpolation)
 
@@ -207,7 +209,7 @@ class Affine:
         """The transformed image, ``(h, w, channels)``."""
         check_image(image, spatial=self.spatial, made_for="affine map")
         shape = np.shape(image)[:-1]
-        z = jax.random.normal(key, (6,), jnp.result_type(self.rotation))
+        z = jax.random.normal(as_key(key), (6,), jnp.result_type(self.rotation))
         tau = fields.affine(
             shape,
             translation=z[:2] * (self.translation / math.sqrt(2)),

@@ -20,12 +20,13 @@ from jaxtyping import Int
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 import stabjax
+from stabjax._arguments import as_key
 from stabjax._images import Spatial
 from stabjax._types import AnyArray, PRNGKey
 from stabjax.train import _files
 from stabjax.train._evaluate import check_outputs, on_device
 from stabjax.train._history import History, mean_over_seeds, seeds_left
-from stabjax.train._layout import Layout, Weights, is_key, named, to_host
+from stabjax.train._layout import Layout, Weights, named, to_host
 from stabjax.train._perturbation import as_pytree
 from stabjax.train._program import Program, machine
 from stabjax.train._recipe import Real, Recipe, log_spaced, steps
@@ -126,13 +127,12 @@ def fit(
             ``(n, units)``.
 
     Raises:
-        TypeError: ``key`` is no typed key, or the data are no arrays.
+        TypeError: ``key`` is no key, or the data are no arrays.
         ValueError: model, data, labels and recipe do not fit together; or ``path`` holds another run, and the error
             names each difference.
         OSError: a saved file is damaged, and the error names it; or another process is training in ``path``.
     """
-    if not (isinstance(key, jax.Array) and is_key(key) and key.ndim == 0):
-        raise TypeError(f"expected one typed key, got {key!r}: make it with jax.random.key(0)")
+    key = as_key(key)
     recipe = recipe or Recipe()
     path = None if path is None else Path(path)
     if seeds < 1 or (isinstance(build, nnx.Module) and seeds > 1):

@@ -6,6 +6,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float, Num
 
+from stabjax._arguments import as_key
 from stabjax._numerics import extremes
 from stabjax._types import AnyArray, PRNGKey
 from stabjax.train._recipe import Real
@@ -22,7 +23,7 @@ def crop(key: PRNGKey, images: Num[AnyArray, "n *spatial channels"], pad: int) -
     images = jnp.asarray(images)
     n, *spatial, channels = images.shape
     padded = jnp.pad(images, ((0, 0), *((pad, pad) for _ in spatial), (0, 0)))
-    corner = jax.random.randint(key, (n, len(spatial)), 0, 2 * pad + 1)
+    corner = jax.random.randint(as_key(key), (n, len(spatial)), 0, 2 * pad + 1)
 
     def one(image: Array, start: Array) -> Array:
         return jax.lax.dynamic_slice(image, (*start, jnp.zeros((), start.dtype)), (*spatial, channels))
@@ -33,7 +34,7 @@ def crop(key: PRNGKey, images: Num[AnyArray, "n *spatial channels"], pad: int) -
 def flip(key: PRNGKey, images: Num[AnyArray, "n *spatial channels"]) -> Num[Array, "n *spatial channels"]:
     """Each image, with probability one half, mirrored along its last spatial axis (left-right)."""
     images = jnp.asarray(images)
-    coin = jax.random.bernoulli(key, shape=(images.shape[0],) + (1,) * (images.ndim - 1))
+    coin = jax.random.bernoulli(as_key(key), shape=(images.shape[0],) + (1,) * (images.ndim - 1))
     return jnp.where(coin, jnp.flip(images, axis=-2), images)
 
 
