@@ -1,6 +1,8 @@
 """The few unsafe operations, once, each with its reason."""
 
+import contextlib
 import math
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +10,21 @@ import numpy as np
 from jaxtyping import Array, Float, Shaped
 
 from stabjax._types import AnyArray
+
+
+@contextlib.contextmanager
+def permit_nan() -> Iterator[None]:
+    """Let NaN be an answer, in a block or (as ``@permit_nan()``) in a function, whatever ``jax_debug_nans`` says.
+
+    That option makes an error of every NaN, ``jax_debug_infs`` of every infinity; a measurement marks with NaN what is
+    undefined. They look at what compiled programs return, so within a caller's own `jit` it is the caller's program
+    that returns NaN, and nothing here can help.
+    """
+    if jax.debug_nans.value or jax.debug_infs.value:
+        with jax.debug_nans(False), jax.debug_infs(False):
+            yield
+    else:
+        yield
 
 
 def safe_norm(x: Float[AnyArray, "..."], *, axis: int | tuple[int, ...] | None = None) -> Float[Array, "..."]:

@@ -1,9 +1,12 @@
 """Figures: the numbers drawn are the numbers given."""
 
+import dataclasses
 import json
+import warnings
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from matplotlib.legend import Legend
@@ -11,7 +14,7 @@ from matplotlib.legend import Legend
 import stabjax as sj
 
 
-def result(seed, *, layers=("input", "conv", "relu_0", "output"), dead=None):
+def result(seed, *, layers=("input", "conv", "relu_0", "output"), dead=None, strength=1.0):
     kinds = ("input", "conv", "activation", "output")
     rng = np.random.default_rng(seed)
 
@@ -21,8 +24,12 @@ def result(seed, *, layers=("input", "conv", "relu_0", "output"), dead=None):
     clean = features(1.0)
     if dead:
         clean[dead][:] = 0
-    deformed = {name: value + 0.1 * rng.normal(size=value.shape).astype(np.float32) for name, value in clean.items()}
-    noisy = {name: value + 0.2 * rng.normal(size=value.shape).astype(np.float32) for name, value in clean.items()}
+    deformed = {
+        name: value + 0.1 * strength * rng.normal(size=value.shape).astype(np.float32) for name, value in clean.items()
+    }
+    noisy = {
+        name: value + 0.2 * strength * rng.normal(size=value.shape).astype(np.float32) for name, value in clean.items()
+    }
     return sj.stability.from_features(
         jax.random.key(seed), clean, deformed, noisy, kinds=dict(zip(layers, kinds, strict=True))
     )
@@ -138,3 +145,123 @@ def test_ticks_of_short_and_long_logarithmic_axes():
     short, long = ([label.get_text() for label in axes.get_xticklabels()] for axes in grid[0])
     assert {"1", "2", "5", "10", "20"} <= set(short)
     assert "2" not in long
+
+
+@pytest.fixture
+def strict():
+    """Every warning of Matplotlib and NumPy is an error."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        yield
+
+
+def said(axes):
+    return [text.get_text() for text in axes.texts if text.get_text()]
+
+
+def at_the_foot(axes):
+    """Layers and markers of what is drawn at the foot of a panel, where a logarithmic axis has no zero."""
+    foot = [
+        line for line in axes.lines if line.get_transform() == axes.get_xaxis_transform() and not line.get_clip_on()
+    ]
+    assert all(np.all(line.get_ydata() == 0) for line in foot)
+    return {int(k): line.get_marker() for line in foot for k in line.get_xdata()}
+
+
+@pytest.mark.parametrize(
+    "many", [lambda x: x, lambda x: [x], lambda x: {"": x}, lambda x: jax.tree.map(lambda a: a[None], x)]
+)
+def test_one_result_needs_no_label(strict, many):
+    one = result(0)
+    figure = sj.plot.layerwise(many(one))
+    figure.canvas.draw()
+    for axes, name in zip(figure.axes, ("deformation", "noise", "relative")):
+        (curve,) = curves(axes)
+        np.testing.assert_allclose(curve.get_ydata(), np.asarray(getattr(one, name)), rtol=1e-6)
+        assert not said(axes)
+        assert not at_the_foot(axes)
+
+
+def test_stacked_results_are_several_networks():
+    results = [result(seed) for seed in range(3)]
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *results)
+    first, second = (sj.plot.layerwise({"a": given}).axes[2] for given in (results, stacked))
+    np.testing.assert_allclose(curves(first)[0].get_ydata(), curves(second)[0].get_ydata(), rtol=1e-6)
+
+
+def test_what_is_no_result_is_refused(unchecked):
+    for wrong in (3, None, "name", np.ones(4), {"a": 3}, [3]):
+        with pytest.raises(TypeError, match=r"expected a stabjax\.stability\.Stability or a sequence of them, got "):
+            sj.plot.layerwise(wrong)
+    with pytest.raises(ValueError, match="at least one result"):
+        sj.plot.layerwise([])
+
+
+def test_zeros_stand_at_the_foot(strict):
+    cold, warm = result(0, dead="relu_0", strength=0.0), result(0, dead="relu_0")
+    moved = [0, 1, 3]
+
+    figure = sj.plot.layerwise(cold)
+    figure.canvas.draw()
+    *above, below = figure.axes
+    for axes in above:
+        assert sorted(at_the_foot(axes)) == moved
+        assert at_the_foot(axes)[0] == sj.plot.MARKERS["input"]
+        assert said(axes) == ["at the foot: 0"]
+        assert [tick.get_text() for tick in axes.get_yticklabels()] == ["0"]
+    assert said(below) == ["undefined in all layers"]
+    assert len(below.get_yticks()) == 0
+
+    figure = sj.plot.layerwise({"cold": cold, "warm": warm})
+    figure.canvas.draw()
+    for axes, name in zip(figure.axes, ("deformation", "noise", "relative")):
+        assert axes.get_yscale() == "log"
+        assert sorted(at_the_foot(axes)) == (moved if name != "relative" else [])
+        expected = np.asarray(getattr(warm, name), np.float64)
+        np.testing.assert_allclose(curves(axes)[1].get_ydata()[moved], expected[moved], rtol=1e-6)
+        assert axes.get_ylim()[0] > np.nanmin(expected) / 10
+
+
+def test_one_zero_makes_a_geometric_mean_of_zero(strict):
+    one, other = result(0), result(1)
+    still = dataclasses.replace(other, deformation=other.deformation.at[2].set(0.0))
+    axes = sj.plot.layerwise([one, still]).axes[0]
+    axes.figure.canvas.draw()
+    assert list(at_the_foot(axes)) == [2]
+    both = np.stack([np.asarray(x.deformation, np.float64) for x in (one, still)])
+    mean = np.exp(np.log(both[:, [0, 1, 3]]).mean(0))
+    np.testing.assert_allclose(curves(axes)[0].get_ydata()[[0, 1, 3]], mean, rtol=1e-6)
+
+
+def test_an_interval_that_reaches_zero(strict):
+    one = result(0)
+    axes = sj.plot.layerwise(
+        dataclasses.replace(one, deformation_interval=one.deformation_interval.at[:, 0].set(0.0))
+    ).axes[0]
+    axes.figure.canvas.draw()
+    assert axes.get_ylim()[0] > 1e-4
+
+
+def test_names_on_logarithmic_axes_leave_out_zero(strict):
+    figure, grid = sj.plot.panels(1, 1)
+    axes = grid[0, 0]
+    axes.plot([1, 10], [1, 10], "o")
+    axes.set_xscale("log")
+    sj.plot.name_points(axes, {"a": (1.0, 1.0), "zero": (0.0, 5.0), "below": (3.0, -1.0)})
+    assert [text.get_text() for text in axes.texts] == ["a", "below"]
+    figure.canvas.draw()
+
+
+def test_results_are_saved_as_they_say(tmp_path):
+    one = result(0)
+    figure, _ = sj.plot.panels(1, 1)
+    sj.plot.save(figure, tmp_path / "bare", one)
+    sj.plot.save(figure, tmp_path / "nested", {"trained": [one]})
+    bare, nested = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("bare", "nested"))
+    assert bare == nested["trained"][0] == one.to_json()
+    for wrong in (object(), 1j, {"a": object()}):
+        with pytest.raises(
+            TypeError, match=r"a record of numbers, text, lists and mappings, got (object|complex) in it"
+        ):
+            sj.plot.save(figure, tmp_path / "wrong", wrong)
+    assert not list(tmp_path.glob("wrong*"))

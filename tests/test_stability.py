@@ -1,5 +1,6 @@
 """D, G, R and their intervals, from arrays."""
 
+import json
 from pathlib import Path
 
 import hypothesis
@@ -285,3 +286,11 @@ def test_labelled_axes(result):
     assert data.attrs == {"confidence": 0.9, "average": "mean"}
     arrays = set(stability.Stability.__dataclass_fields__) - {"layers", "kinds", "confidence", "average"}
     assert set(data) == arrays
+
+
+def test_plain_numbers_where_the_radius_is_unknown(recwarn):
+    features = {"a": np.random.default_rng(0).normal(size=(3, 2)).astype(np.float32)}
+    numbers = stability.from_features(jax.random.key(0), features, features, features).to_json()
+    assert numbers["mean_noise_radius"] is None
+    assert json.loads(json.dumps(numbers, allow_nan=False)) == numbers
+    assert not recwarn.list

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from stabjax import features
-from stabjax._numerics import HIGHEST
+from stabjax._arguments import as_key
+from stabjax._numerics import HIGHEST, permit_nan
 from stabjax._types import Images, PRNGKey, Scalar
 
 
@@ -42,6 +43,7 @@ class LocalNorm:
         return jnp.isfinite(self.value)
 
 
+@permit_nan()
 def local(
     f: Any,
     x: Images,
@@ -91,7 +93,7 @@ def local(
     if steps < 1:
         raise ValueError(f"expected at least one step, got {steps}")
     network = f if isinstance(f, features.Guest) else features.of(f)
-    return _local(network, x, key, jnp.asarray(tolerance, _precise(x.dtype)), layer, steps)
+    return _local(network, x, as_key(key), jnp.asarray(tolerance, _precise(x.dtype)), layer, steps)
 
 
 @partial(jax.jit, static_argnums=(4, 5))

@@ -7,7 +7,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from stabjax._arguments import as_key
 from stabjax._images import Spatial
+from stabjax._numerics import permit_nan
 from stabjax._sharding import without_explicit_axes
 from stabjax._types import AnyArray, Perturbation, PRNGKey
 from stabjax.probe._pass import noise_rule, pairs_of
@@ -16,6 +18,7 @@ from stabjax.probe._stability import as_tree, check_perturbed
 _TOGETHER = 64  # images perturbed side by side
 
 
+@permit_nan()
 def perturbed(
     images: Float[AnyArray, " n *spatial channels"],
     *,
@@ -51,7 +54,7 @@ def perturbed(
     """
     check_perturbed(images, deformation, noise, draws, spatial)
     return _perturbed(
-        without_explicit_axes(jnp.asarray(images)), key, as_tree(deformation), as_tree(noise), draws=draws
+        without_explicit_axes(jnp.asarray(images)), as_key(key), as_tree(deformation), as_tree(noise), draws=draws
     )
 
 

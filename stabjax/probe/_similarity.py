@@ -8,6 +8,7 @@ from jaxtyping import Float
 
 from stabjax import features
 from stabjax._images import Spatial, check_batch
+from stabjax._numerics import permit_nan
 from stabjax._sharding import without_explicit_axes
 from stabjax._types import AnyArray, Images
 from stabjax.probe._compare import compare, way
@@ -17,6 +18,7 @@ from stabjax.similarity import Measure, Similarity
 from stabjax.similarity._spans import Canonical
 
 
+@permit_nan()
 def similarity(
     f: Any,
     g: Any,

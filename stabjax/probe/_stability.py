@@ -5,7 +5,9 @@ from typing import Any, Literal, get_args
 import jax
 
 from stabjax import features
+from stabjax._arguments import as_key
 from stabjax._images import Spatial, check_batch
+from stabjax._numerics import permit_nan
 from stabjax._sharding import without_explicit_axes
 from stabjax._types import Images, Perturbation, PRNGKey
 from stabjax.probe._pass import Radius, measure
@@ -13,6 +15,7 @@ from stabjax.probe._plan import deal
 from stabjax.stability import Stability
 
 
+@permit_nan()
 def stability(
     f: Any,
     images: Images,
@@ -91,7 +94,8 @@ def stability(
 
     Returns:
         The result, with one row per operation. Where a number is undefined (all images have the same features; the
-        network returns NaN; no noise) it is NaN and ``valid`` is False, for that layer alone.
+        network returns NaN; no noise) it is NaN and ``valid`` is False, for that layer alone. ``jax_debug_nans`` is off
+        meanwhile; within a `jit` of the caller, whose outputs these are, it raises.
 
     Raises:
         TypeError: if the images are not floating-point, or something is not callable.
@@ -105,7 +109,7 @@ def stability(
     return measure(
         f,
         without_explicit_axes(images),
-        key,
+        as_key(key),
         as_tree(deformation),
         as_tree(noise),
         radius=radius,

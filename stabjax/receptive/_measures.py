@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from stabjax._numerics import safe_ratio
+from stabjax._numerics import permit_nan, safe_ratio
 from stabjax._types import AnyArray
 
 
+@permit_nan()
 def centre(map: Float[AnyArray, "*spatial"]) -> Float[Array, " ndim"]:
     """Centre of mass of a map of non-negative weights ``m``, in pixels: ``<s> = sum_s m(s) s / sum_s m(s)``.
 
@@ -26,6 +27,7 @@ def centre(map: Float[AnyArray, "*spatial"]) -> Float[Array, " ndim"]:
     return jnp.stack([mean for mean, _ in _moments(map)])
 
 
+@permit_nan()
 def width(map: Float[AnyArray, "*spatial"]) -> Float[Array, " ndim"]:
     """Root mean square distance from the centre along each axis, ``sqrt(<(s - <s>)^2>)``, in pixels.
 
@@ -70,6 +72,7 @@ class Growth:
     prefactor: Array
 
 
+@permit_nan()
 def growth(depths: Float[AnyArray, " points"] | Int[AnyArray, " points"], widths: Float[AnyArray, " points"]) -> Growth:
     """How a receptive field grows with depth: least squares of ``log width`` against ``log depth``.
 

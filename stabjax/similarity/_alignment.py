@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from stabjax._numerics import HIGHEST, safe_ratio
+from stabjax._numerics import HIGHEST, permit_nan, safe_ratio
 from stabjax.similarity._units import X, Y, scaled, taken
 
 
@@ -34,6 +34,7 @@ class PLS:
     valid: Bool[Array, "*sets"]
 
 
+@permit_nan()
 def pls(x: X, y: Y) -> PLS:
     """Partial least squares of two sets of units: the singular value decomposition of their covariance.
 
@@ -59,6 +60,7 @@ def pls(x: X, y: Y) -> PLS:
     return PLS(covariances, x_directions, y_directions, similarity, jnp.isfinite(similarity))
 
 
+@permit_nan()
 def procrustes(x: X, y: Y) -> Float[Array, ""]:
     """Procrustes distance, ``min_Q |x - y Q|^2`` over orthogonal ``Q``, of centred sets of norm one: in [0, 2], ``()``.
 

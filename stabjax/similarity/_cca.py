@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from stabjax._numerics import HIGHEST
+from stabjax._numerics import HIGHEST, permit_nan
 from stabjax._types import Scalar
 from stabjax.similarity._units import X, Y, taken
 from stabjax.similarity._whiten import Basis, bases
@@ -56,12 +56,14 @@ class CCA:
         return jnp.minimum(self.x_rank, self.y_rank)
 
     @property
+    @permit_nan()
     def mean(self) -> Float[Array, "*sets"]:
         """Mean correlation, in [0, 1], ``()``; NaN where ``valid`` is False."""
         total = jnp.sum(self.correlations, axis=-1)
         return jnp.where(self.valid, total / jnp.maximum(self.count, 1).astype(total.dtype), jnp.nan)
 
 
+@permit_nan()
 def cca(x: X, y: Y) -> CCA:
     """Canonical correlations of two sets of units over the same samples (Hotelling 1936).
 
@@ -86,6 +88,7 @@ def cca(x: X, y: Y) -> CCA:
     return of_bases(one, two, products, len(x))
 
 
+@permit_nan()
 def svcca(x: X, y: Y, *, keep: float | int = 0.99) -> CCA:
     """CCA of the leading directions of each set (Raghu et al. 2017, arXiv 1706.05806).
 
@@ -112,6 +115,7 @@ def svcca(x: X, y: Y, *, keep: float | int = 0.99) -> CCA:
     return of_bases(one, two, jnp.where(kept, products, 0), len(x))
 
 
+@permit_nan()
 def pwcca(x: X, y: Y, *, weights: Weights = "paper") -> Float[Array, ""]:
     """Projection-weighted CCA, ``sum_i alpha_i rho_i / sum_i alpha_i`` (Morcos et al. 2018, arXiv 1806.05759), ``()``.
 

@@ -5,13 +5,14 @@ from typing import Literal, get_args
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from stabjax._numerics import HIGHEST, safe_ratio
+from stabjax._numerics import HIGHEST, permit_nan, safe_ratio
 from stabjax._types import Scalar
 from stabjax.similarity._units import X, Y, scaled, taken
 
 Kernel = Literal["linear", "rbf"]
 
 
+@permit_nan()
 def cka(x: X, y: Y, *, kernel: Kernel = "linear", debiased: bool = False, bandwidth: Scalar = 1.0) -> Float[Array, ""]:
     """Centred kernel alignment, ``HSIC(x, y) / sqrt(HSIC(x, x) HSIC(y, y))`` (Kornblith et al. 2019, arXiv 1905.00414).
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from stabjax._numerics import permit_nan
 from stabjax._types import AnyArray
 from stabjax.similarity._cca import CCA, of_bases
 from stabjax.similarity._units import together
@@ -73,6 +74,7 @@ def resized(maps: Maps, size: Sequence[int], *, convention: Convention = "corner
     return maps
 
 
+@permit_nan()
 def fourier_cca(x: Maps, y: Others) -> CCA:
     """CCA of each spatial frequency of two layers alone, all frequencies together.
 

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from stabjax._numerics import HIGHEST, safe_ratio
+from stabjax._arguments import as_key
+from stabjax._numerics import HIGHEST, permit_nan, safe_ratio
 from stabjax._types import AnyArray, PRNGKey
 from stabjax.stability._formulas import Average
 
@@ -26,6 +27,7 @@ class Intervals(NamedTuple):
     """Of ``R``."""
 
 
+@permit_nan()
 def bootstrap(
     key: PRNGKey,
     deformation_numerators: Float[AnyArray, "layers draws n"],
@@ -65,7 +67,7 @@ def bootstrap(
     ends = interval_ends(confidence, spread.dtype)
     measured = jnp.ones(spread.shape[-1], bool) if measured is None else measured
     return _bootstrap(
-        key, deformation_numerators, noise_numerators, spread, pair_distance, measured, ends, average, resamples
+        as_key(key), deformation_numerators, noise_numerators, spread, pair_distance, measured, ends, average, resamples
     )
 
 

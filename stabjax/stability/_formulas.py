@@ -6,13 +6,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from stabjax._numerics import centered, row_sum, safe_ratio
+from stabjax._numerics import centered, permit_nan, row_sum, safe_ratio
 from stabjax._types import AnyArray
 
 Average: TypeAlias = Literal["mean", "median", "median_per_unit"]
 _CHUNK = 2**22  # numbers held at a time while pairs of images are compared
 
 
+@permit_nan()
 def squared_change(clean: Float[AnyArray, " n *units"], perturbed: Float[AnyArray, " n *units"]) -> Float[Array, " n"]:
     """Squared change of every image's features, ``|f(x') - f(x)|^2``, ``(n,)``.
 
@@ -24,6 +25,7 @@ def squared_change(clean: Float[AnyArray, " n *units"], perturbed: Float[AnyArra
     return row_sum(jnp.square(perturbed - clean))
 
 
+@permit_nan()
 def pair_distance(clean: Float[AnyArray, " n *units"], *, distinct: bool = False) -> Float[Array, ""]:
     """Mean squared distance between the features of two images, ``<|f(x) - f(z)|^2>_{x,z}``.
 
@@ -40,6 +42,7 @@ def pair_distance(clean: Float[AnyArray, " n *units"], *, distinct: bool = False
     return 2 * jnp.sum(distances) / (partners or jnp.nan)
 
 
+@permit_nan()
 def median(values: Float[AnyArray, " n *units"]) -> Float[Array, "*units"]:
     """Median over the first axis; of an even count the lower of the two middle values, as published.
 
@@ -50,12 +53,14 @@ def median(values: Float[AnyArray, " n *units"]) -> Float[Array, "*units"]:
     return jnp.where(jnp.isnan(ordered[-1]), jnp.nan, ordered[(values.shape[0] - 1) // 2])
 
 
+@permit_nan()
 def median_change(clean: Float[AnyArray, " n *units"], perturbed: Float[AnyArray, " n *units"]) -> Float[Array, ""]:
     """Numerator by medians per unit: ``sum_u median_x (f_u(x') - f_u(x))^2`` (code of Petrini et al. 2021)."""
     clean, perturbed = _same_shape(clean, perturbed)
     return jnp.sum(median(jnp.square(perturbed - clean)))
 
 
+@permit_nan()
 def median_pair_distance(clean: Float[AnyArray, " n *units"]) -> Float[Array, ""]:
     """Median over all ordered pairs, zeros included, of ``|f(x) - f(z)|^2`` (code of Petrini et al. 2021).
 
@@ -70,6 +75,7 @@ def median_pair_distance(clean: Float[AnyArray, " n *units"]) -> Float[Array, ""
     return median(jnp.ravel(jax.lax.map(distances, rows, batch_size=max(1, _CHUNK // max(1, rows.size)))))
 
 
+@permit_nan()
 def deformation(
     clean: Float[AnyArray, " n *units"], deformed: Float[AnyArray, " n *units"], *, average: Average = "mean"
 ) -> Float[Array, ""]:
@@ -87,6 +93,7 @@ def deformation(
     return safe_ratio(_numerator(clean, deformed, average), _denominator(clean, average))
 
 
+@permit_nan()
 def noise(
     clean: Float[AnyArray, " n *units"], noisy: Float[AnyArray, " n *units"], *, average: Average = "mean"
 ) -> Float[Array, ""]:
@@ -97,6 +104,7 @@ def noise(
     return deformation(clean, noisy, average=average)
 
 
+@permit_nan()
 def relative(
     clean: Float[AnyArray, " n *units"],
     deformed: Float[AnyArray, " n *units"],

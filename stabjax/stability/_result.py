@@ -10,7 +10,8 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float
 
-from stabjax._numerics import centered, safe_ratio
+from stabjax._arguments import as_key
+from stabjax._numerics import centered, permit_nan, safe_ratio
 from stabjax._text import plain, table
 from stabjax._types import AnyArray, PRNGKey
 from stabjax.stability._bootstrap import Intervals, bootstrap, image_average, interval_ends
@@ -89,6 +90,8 @@ class Stability:
 
         Numbers per image are left to `to_xarray`, whose dataset goes to netCDF.
         """
+        radii = np.asarray(self.noise_radius)
+        radii = radii[~np.isnan(radii)]
         names = [name for name, axes in _AXES.items() if axes[0] == "layer" and "image" not in axes]
         numbers = {name: plain(np.asarray(getattr(self, name), np.float64)) for name in names if name != "valid"}
         return {
@@ -96,7 +99,7 @@ class Stability:
             "kinds": list(self.kinds),
             **numbers,
             "valid": np.asarray(self.valid).tolist(),
-            "mean_noise_radius": float(np.nanmean(np.asarray(self.noise_radius))),
+            "mean_noise_radius": plain(np.mean(radii)) if radii.size else None,
             "images": int(np.sum(np.asarray(self.measured))),
             "draws": int(np.shape(self.noise_radius)[-2]),
             "average": self.average,
@@ -127,6 +130,7 @@ _AXES = {
 }
 
 
+@permit_nan()
 def summarize(
     key: PRNGKey,
     *,
@@ -205,6 +209,7 @@ def _assembled(*, deformed: Array, noisy: Array, intervals: Intervals, measured:
     )
 
 
+@permit_nan()
 def from_features(
     key: PRNGKey,
     clean: Mapping[str, AnyArray],
@@ -235,7 +240,7 @@ def from_features(
     Raises:
         ValueError: if the layers or the shapes disagree.
     """
-    layers = tuple(clean)
+    key, layers = as_key(key), tuple(clean)
     if not layers or set(deformed) != set(layers) or set(noisy) != set(layers):
         raise ValueError(f"expected features of the same layers, got {layers}, {tuple(deformed)} and {tuple(noisy)}")
 

@@ -6,11 +6,12 @@ from os import PathLike
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import xarray
 from jax.sharding import Mesh
 
+from stabjax._arguments import as_key
+from stabjax._numerics import permit_nan
 from stabjax._types import PRNGKey
 from stabjax.sweep import _program
 from stabjax.sweep._grid import grid
@@ -105,15 +106,14 @@ def run(
         OSError: if a file cannot be written, by name; all chunks before it stay whole.
         RuntimeError: in several processes, what the first one raised about the files.
     """
-    if not (isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.ndim == 0):
-        raise TypeError(f"expected one typed key, got {key!r}: make it with jax.random.key(0)")
+    key = as_key(key)
     if chunk is not None and (isinstance(chunk, bool) or not isinstance(chunk, int | np.integer) or chunk < 1):
         raise ValueError(f"expected chunk=None or at least 1, got {chunk!r}")
     cells = grid(axes, static, seeds)
     _program.check_names(f, cells.names)
     mesh = _row_of_devices(mesh)
     team = Team(mesh)
-    with contextlib.nullcontext() if path is None else Store(path) as store:
+    with permit_nan(), contextlib.nullcontext() if path is None else Store(path) as store:
         if store is not None:
             team.lead(store.saved)  # what is no folder of a sweep is refused before the work
         return Sweep(f, cells, key, mesh, team, store, as_json(config)).run(chunk)

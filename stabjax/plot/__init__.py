@@ -1,0 +1,10 @@
+"""Results to figures: functions of results that return a Matplotlib figure, and draw nothing on the screen.
+
+Figures of one's own start from `panels` and end with `save`, which puts the numbers beside them.
+"""
+
+from stabjax.plot._figure import COLOURS, panels, plain_ticks, save, shades
+from stabjax.plot._layerwise import MARKERS, layerwise
+from stabjax.plot._names import name_points
+
+__all__ = ["COLOURS", "MARKERS", "layerwise", "name_points", "panels", "plain_ticks", "save", "shades"]
