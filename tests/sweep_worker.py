@@ -58,6 +58,10 @@ def devices(out):
     xarray.testing.assert_identical(stored, row)
     with pytest.raises(ValueError, match="devices: 8 there, 1 here"):
         sweep(path=f"{out}/stored", chunk=8)
+    grown = sweep(seeds=7, mesh=mesh, path=f"{out}/stored")
+    xarray.testing.assert_identical(grown.isel(seed=slice(5)).drop_attrs(), stored.drop_attrs())
+    xarray.testing.assert_allclose(grown, sweep(seeds=7), rtol=1e-5)
+    xarray.testing.assert_identical(sweep(seeds=7, mesh=mesh, path=f"{out}/stored"), grown)
     stored.to_netcdf(f"{out}/stored.nc", engine="scipy")
     sweep(mesh=mesh).to_netcdf(f"{out}/spread.nc", engine="scipy")
 
@@ -65,6 +69,7 @@ def devices(out):
 def team(port, k, out):
     import jax
     import pytest
+    import xarray
 
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(f"localhost:{port}", num_processes=2, process_id=int(k))
@@ -79,6 +84,10 @@ def team(port, k, out):
     with pytest.raises(ValueError if k == "0" else RuntimeError, match="chunk: 4 there, 6 here"):
         sweep(path=path, chunk=6)
     assert os.path.exists(path) == (k == "0")
+    path = f"{out}/grown-{k}"
+    one, two = (sweep(seeds=seeds, names=("sin",), path=path) for seeds in (1, 2))
+    xarray.testing.assert_identical(two.isel(seed=[0]).drop_attrs(), one.drop_attrs())
+    xarray.testing.assert_allclose(two, first.isel(seed=[0, 1]).sel(name=["sin"]), rtol=1e-5)
 
 
 def main(command, *arguments):

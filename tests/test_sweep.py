@@ -29,6 +29,7 @@ from rich.console import Console
 
 from stabjax import _files, sweep
 from stabjax.sweep import _grid, _identity, _program, _progress, _result, _store
+from stabjax.sweep._outputs import Outputs
 from tests import sweep_worker
 
 ROOT = Path(__file__).parent.parent
@@ -434,7 +435,7 @@ def test_many_errors_are_grouped_and_shortened():
 def test_cells_are_named_by_their_coordinates():
     cells = _grid.grid({"a": [0.5, 1.5], "kind": ["u", "v", "w"], "b": [1, 2]}, "kind", 2)
     count = 2 * 3 * 2 * 2
-    found = _result.dataset(cells, {"row": np.arange(count)}, {}, []).row
+    found = _result.dataset(cells, {"row": np.arange(count)}, Outputs({}, {}, {}, {}), {}, []).row
     assert cells.where(0) == "(a=0.5, kind=u, b=1, seed=0)"
     for row in range(count):
         a, kind, b, seed = re.fullmatch(r"\(a=(.*), kind=(.*), b=(.*), seed=(.*)\)", cells.where(row)).groups()
@@ -592,11 +593,7 @@ def with_constant(value):
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({"axes": {**AXES, "bias": [0.0, 0.25, 0.75]}}, r"axes\.bias\.values: \[0\.0, 0\.25, 0\.5\] there"),
-        ({"axes": {"power": AXES["power"], "bias": AXES["bias"]}}, "order: .*'bias', 'power'.* there"),
         ({"axes": {**AXES, "power": np.array([1, 2], np.int16)}}, r"axes\.power\.dtype: int32 there, int16 here"),
-        ({"axes": {**AXES, "bias": [0.0, 0.25]}}, r"axes\.bias\.values"),
-        ({"seeds": 3}, "seeds: 2 there, 3 here"),
         ({"key": jax.random.key(2)}, "key.data: .0, 1. there, .0, 2. here"),
         ({"key": jax.random.key(1, impl="rbg")}, "key.impl: threefry2x32 there, rbg here"),
         ({"config": {"a": 1}}, "config.a: None there, 1 here"),
@@ -625,9 +622,6 @@ def test_other_arrays_and_constants_are_refused(tmp_path):
         go(tmp_path / name, f=make(1.0), axes=axes)
         with pytest.raises(ValueError, match=rf"\({named}: "):
             go(tmp_path / name, f=make(2.0), axes=axes)
-    go(tmp_path / "static", lambda key, n: jnp.ones(()) * n, {"n": [1, 2]}, static="n")
-    with pytest.raises(ValueError, match=r"axes.n.static: \['1', '2'\] there"):
-        go(tmp_path / "static", lambda key, n: jnp.ones(()) * n, {"n": [1, 3]}, static="n")
 
 
 def test_nan_on_an_axis_goes_on(tmp_path):
@@ -663,7 +657,7 @@ def test_a_refused_folder_is_left_as_it_was(copy):
             go(copy, **options)
         assert contents(copy) == before
 
-    refused(ValueError, "seeds: 2 there, 3 here", seeds=3)
+    refused(ValueError, "config.a: None there, 3 here", config={"a": 3})
     for text, match in (
         (whole.replace('"seeds": 2', '"seeds": 3'), "was changed"),
         (whole[:100], "cannot be read"),

@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -34,20 +33,10 @@ class Grid:
         """Lengths of the traced axes, and the number of seeds."""
         return (*map(len, self.traced.values()), self.seeds)
 
-    @property
-    def block(self) -> int:
-        """Number of cells of one combination of the static values."""
-        return math.prod(self.block_shape)
-
     def combinations(self) -> Iterator[dict[str, Any]]:
         """The static part of every block."""
         for values in itertools.product(*self.static.values()):
             yield dict(zip(self.static, values))
-
-    def cells(self, numbers: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """Seeds and traced values of some cells of a block."""
-        *indices, seeds = np.unravel_index(numbers, self.block_shape)
-        return seeds.astype(np.uint32), {name: axis[i] for (name, axis), i in zip(self.traced.items(), indices)}
 
     def where(self, row: int) -> str:
         """The coordinates of one cell of the sweep, as text."""

@@ -7,6 +7,7 @@ differ in their arrays alone share one compilation, and no array is a constant o
 import contextlib
 import dataclasses
 import functools
+import hashlib
 import inspect
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -18,6 +19,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from stabjax.sweep._identity import exact, exact_structure, token
+from stabjax.sweep._outputs import is_result
 
 MEMORY = 2**30
 """Bytes that the outputs of one chunk may take on a device, and what is under way besides."""
@@ -124,13 +126,22 @@ def function_name(f: Any) -> str:
 def cell(
     arrays: tuple[Any, ...], key: jax.Array, seed: Any, values: dict[str, Any], *, program: Program
 ) -> tuple[Any, jax.Array]:
-    """Outputs of one cell, and whether all of them are finite.
+    """Outputs of one cell, and whether all of them are finite, or as valid as a result says itself.
 
     A function of its own under `jit`, so that it is traced once whatever the size of the chunks.
     """
     out = jax.tree.map(_storable, program.cell(arrays, jax.random.fold_in(key, seed), values))
-    finite = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(out) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
-    return out, functools.reduce(jnp.logical_and, finite, jnp.array(True))
+    sound = map(_sound, jax.tree.leaves(out, is_leaf=is_result))
+    return out, functools.reduce(jnp.logical_and, sound, jnp.array(True))
+
+
+def _sound(part: Any) -> jax.Array:
+    """Whether all of an array is finite, or all of a result is valid."""
+    valid = getattr(part, "valid", None)
+    if isinstance(valid, jax.Array) and valid.dtype == bool:
+        return jnp.all(valid)
+    leaves = [leaf for leaf in jax.tree.leaves(part) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
+    return functools.reduce(jnp.logical_and, [jnp.all(jnp.isfinite(leaf)) for leaf in leaves], jnp.array(True))
 
 
 def _storable(leaf: Any) -> jax.Array:
@@ -295,6 +306,15 @@ def traffic(program: Program, treedef: Any, shapes: tuple[jax.ShapeDtypeStruct, 
         return float((lowered.cost_analysis() or {})["bytes accessed"])
     except (KeyError, NotImplementedError, jax.errors.JaxRuntimeError):  # unknown to this device
         return 1.0
+
+
+@functools.lru_cache(maxsize=256)
+def digest(program: Program, treedef: Any, shapes: tuple[jax.ShapeDtypeStruct, ...], x64: bool) -> str:
+    """The program of one cell as a checksum: the same for any grid, and in every process."""
+    del x64
+    arrays, key, values = jax.tree.unflatten(treedef, shapes)
+    lowered = cell.lower(arrays, key, jax.ShapeDtypeStruct((), np.uint32), values, program=program)
+    return hashlib.sha256(lowered.as_text().encode()).hexdigest()
 
 
 def fits(compiled: Any) -> bool:

@@ -11,51 +11,23 @@ import xarray
 
 import stabjax
 from stabjax.sweep._grid import Grid
+from stabjax.sweep._outputs import Outputs
 
 Errors = list[tuple[str, str, str]]
 """First and last cell of each chunk that failed, and what was raised."""
 
 
-def output_names(out: Any, axes: tuple[str, ...]) -> tuple[str, ...]:
-    """A name for every array of the output, from its path."""
-    leaves = jax.tree_util.tree_flatten_with_path(out)[0]
-    # Files of labelled arrays keep "/" for groups.
-    names = tuple(
-        jax.tree_util.keystr(path, simple=True, separator=".").replace("/", ".") or "value" for path, _ in leaves
-    )
-    if not names:
-        raise ValueError("expected a function that returns arrays, got one that returns none")
-    taken = {"seed": "a sweep", "valid": "a sweep"} | dict.fromkeys(axes, "an axis")
-    for k, name in enumerate(names):
-        if name in taken or name in names[:k]:
-            raise ValueError(
-                f"expected every name once, got an output {name!r}, which is also the name of "
-                f"{taken.get(name, 'another')}: return it under another name, such as {{'my_{name}': ...}}"
-            )
-    for name, (_, leaf) in zip(names, leaves):
-        if clash := {*axes, *names} & set(_dimensions(name, leaf.ndim)):
-            raise ValueError(
-                f"expected no axis or output named like a dimension of the output {name!r}, got {sorted(clash)}: give "
-                "it another name"
-            )
-    return names
-
-
-def _dimensions(name: str, number: int) -> list[str]:
-    return [f"{name}_dim_{k}" for k in range(number)]
-
-
 def dataset(
-    cells: Grid, rows: Mapping[str, np.ndarray], attributes: Mapping[str, Any], errors: Errors
+    cells: Grid, rows: Mapping[str, np.ndarray], outputs: Outputs, attributes: Mapping[str, Any], errors: Errors
 ) -> xarray.Dataset:
     """Label the rows of all cells, ``(cells, ...)``, by axes and seeds."""
     variables = {}
     for name, flat in rows.items():
-        array = cells.unflatten(flat)
-        own = _dimensions(name, array.ndim - len(cells.names) - 1)
-        variables[name] = ([*cells.names, "seed", *own], array)
+        own, about = outputs.dimensions.get(name, ()), outputs.attributes.get(name, {})
+        variables[name] = ([*cells.names, "seed", *own], cells.unflatten(flat), about)
     attributes = {**versions(), **attributes, **({"errors": error_text(errors)} if errors else {})}
-    return xarray.Dataset(variables, {**cells.labels, "seed": np.arange(cells.seeds)}, attributes)
+    coordinates = {**cells.labels, "seed": np.arange(cells.seeds), **outputs.coordinates}
+    return xarray.Dataset(variables, coordinates, attributes)
 
 
 def key_numbers(key: jax.Array) -> dict[str, Any]:

@@ -65,22 +65,25 @@ def run(
     way are static.
 
     With a ``path``, each finished chunk is written at once. After a kill the same call goes on where it stopped, and
-    its result is the same to the bit; at most the chunk in flight is lost. What differs from the sweep in that folder
-    (axes, key, function, its compiled program, configuration, chunks, devices, version of JAX) is refused by name. What
-    Python does inside of callbacks is not part of the comparison. A damaged chunk is named in a warning and computed
-    again.
+    its result is the same to the bit; at most the chunk in flight is lost. A call with other values on the axes, in any
+    order, or another number of seeds keeps the cells that are there, to the bit, and computes the new ones: they agree
+    with those of a sweep of the whole grid up to rounding. What else differs from the sweep in that folder (names of
+    axes, key, function, its program, configuration, chunks, devices, version of JAX) is refused by name: one axis more
+    needs another path. What Python does inside of callbacks is not part of the comparison. A damaged chunk is named in
+    a warning and computed again.
 
     On several devices, ``mesh`` deals the cells of a chunk out to all of them; every device runs its share by itself.
     In several processes (`jax.distributed`), every process makes the same call and gets the whole result; by default
     all devices of all processes take part. The first process alone reads and writes ``path``.
 
     Args:
-        f: ``(key, **cell) -> arrays``: an array, a dictionary of arrays, or any pytree of them.
+        f: ``(key, **cell) -> arrays``: an array, a dictionary of arrays, or any pytree of them, and of results such as
+            a `stabjax.stability.Stability`.
         axes: Name of a parameter to its values, one-dimensional.
         key: Key of the sweep, `jax.random.key`.
         seeds: Number of seeds.
         static: Names of the axes whose values are handed over as they are.
-        path: Folder for the chunks, new or of the same sweep.
+        path: Folder for the chunks, new or of the same sweep, whatever its values and seeds.
         chunk: Number of cells in one call of the program, and in one file (rounded up to a multiple of the devices). By
             default all, if their outputs keep within 1 GiB per device; with a ``path`` at most a sixteenth of them.
             Results with other chunks agree up to rounding.
@@ -90,9 +93,13 @@ def run(
     Returns:
         A dataset with the dimensions of ``axes`` in their order, ``seed``, and those of an output ``x``,
         ``x_dim_0, ...``. Its variables are named by their path in the output (``value`` for a bare array; nested names
-        are joined by dots, as is a ``/`` in a name). ``valid`` says in which cells every number is finite. Keys become
-        their numbers, half precision single precision. Attributes: ``jax``, ``numpy``, ``stabjax``, ``python``,
-        ``device``, ``function``, ``key`` and ``config`` as JSON, the size of a ``chunk``, and ``errors``, if any.
+        are joined by dots, as is a ``/`` in a name). ``valid`` says in which cells every number is finite, and every
+        result with a ``valid`` of its own valid. Keys become their numbers, half precision single precision.
+        Attributes: ``jax``, ``numpy``, ``stabjax``, ``python``, ``device``, ``function``, ``key`` and ``config`` as
+        JSON, the size of a ``chunk``, and ``errors``, if any.
+
+        A result with a ``to_xarray`` brings its own dimensions and labels (``layer``, ...), shared by those that agree
+        in them. What it calls like an axis or like ``valid`` has its name in front: ``stability_valid``.
 
         A chunk that raises while it runs is NaN (zero where there are integers) and not valid; the text stands in
         ``errors`` and in a warning, with its first and last cell, and the rest goes on. It is not written: the next

@@ -1,11 +1,13 @@
 """The folder of a sweep, written so that a kill at any moment loses at most the chunk in flight.
 
     manifest.json              what is swept: axes, key, function, program, configuration, layout of the chunks
+    manifest-00001.json        the same for a call that added cells, and so on
     chunk-00012-1f0c8a3e.npz   outputs of chunk 12 by name, and `valid`; the last part is a checksum
     .*.draft                   whatever is being written
 
 A file is written as a draft, forced to disk and renamed in one step. The checksum of a chunk covers the manifest and
-the number of the chunk too: a file of another sweep is recognised like a damaged one.
+the number of the chunk too: a file of another sweep is recognised like a damaged one. The chunks of a manifest are
+numbered on from those of the one before.
 """
 
 import contextlib
@@ -15,7 +17,7 @@ import re
 import warnings
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from types import TracebackType
@@ -25,7 +27,7 @@ import numpy as np
 
 from stabjax import _files
 
-FORMAT = 1
+FORMAT = 2
 
 
 class Store:
@@ -37,7 +39,8 @@ class Store:
     def __init__(self, path: str | PathLike[str]) -> None:
         self.path = Path(path)
         self._stack = contextlib.ExitStack()
-        self._seal = 0
+        self._seals: dict[int, int] = {}
+        """By the number of the first chunk."""
         self._chunks: dict[int, list[Path]] = {}
 
     def __enter__(self) -> "Store":
@@ -50,43 +53,57 @@ class Store:
 
     def saved(self) -> dict[str, Any] | None:
         """What is swept here, None if there is no folder or an empty one."""
+        return next(iter(self.parts()), None)
+
+    def parts(self) -> list[dict[str, Any]]:
+        """What every call that computed cells here has written down, in order; none if there is no folder."""
         if not self.path.exists():
-            return None
+            return []
         if not self.path.is_dir():
             raise NotADirectoryError(f"expected a folder at {self.path}, found a file: choose another path")
-        file = self.path / "manifest.json"
-        if not file.exists():
+        if not (self.path / _name(0)).exists():
             _files.check_empty(self.path, "a sweep")
-            return None
-        contents = _files.read_json(file)
+            return []
+        count = 1 + sum(bool(re.fullmatch(r"manifest-\d+\.json", file.name)) for file in self.path.iterdir())
+        return [self._manifest(number) for number in range(count)]
+
+    def _manifest(self, number: int) -> dict[str, Any]:
+        file = self.path / _name(number)
+        try:
+            contents = _files.read_json(file)
+        except FileNotFoundError:
+            raise OSError(f"the file {file} is missing, and later ones are there: restore it") from None
         if "format" not in contents:
             raise OSError(f"the file {file} is damaged or not of a sweep: restore it, or choose another path")
         if contents["format"] != FORMAT:
             raise ValueError(f"expected format {FORMAT} in {file}, got {contents['format']}: choose another path")
         return contents
 
-    def open(self, manifest: Mapping[str, Any]) -> None:
-        """Write down what is swept, or refuse with the difference from what is swept here."""
-        given = json.loads(json.dumps({"format": FORMAT, "order": list(manifest["axes"]), **manifest}))
-        self._agreed(given)
+    def open(self, *manifests: Mapping[str, Any]) -> None:
+        """Write down what is swept, part by part, or refuse with the difference from what is swept here."""
+        parts = [json.loads(json.dumps({"format": FORMAT, "order": list(m["axes"]), **m})) for m in manifests]
+        self._agreed(parts)
         self.path.mkdir(parents=True, exist_ok=True)
         self._stack.enter_context(_files.locked(self.path))
-        saved = self._agreed(given)  # again: another process may have come before the lock
-        for draft in [*self.path.glob(".manifest.json.draft"), *self.path.glob(".chunk-*.npz.draft")]:
-            draft.unlink()
-        if saved is None:
-            saved = given
-            self._write("manifest.json", lambda file: _files.write_json(file, given, allow_nan=True))
-        self._seal = zlib.crc32(json.dumps(saved, sort_keys=True).encode())
+        saved = self._agreed(parts)  # again: another process may have come before the lock
+        for pattern in (".manifest*.json.draft", ".chunk-*.npz.draft"):
+            for draft in self.path.glob(pattern):
+                draft.unlink()
+        for number, part in enumerate(parts[len(saved) :], len(saved)):
+            self._write(_name(number), lambda file, part=part: _files.write_json(file, part, allow_nan=True))
+        for part in [*saved, *parts[len(saved) :]]:
+            self._seals[part["first"]] = zlib.crc32(json.dumps(part, sort_keys=True).encode())
         for file in sorted(self.path.glob("chunk-*.npz")):
             if number := re.match(r"chunk-(\d+)-", file.name):
                 self._chunks.setdefault(int(number[1]), []).append(file)
 
-    def _agreed(self, given: Mapping[str, Any]) -> dict[str, Any] | None:
-        """What is swept here, which must be what is given."""
-        saved = self.saved()
-        if saved is not None:
-            old, new = ({k: v for k, v in d.items() if k != "versions"} for d in (saved, given))
+    def _agreed(self, parts: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """What is swept here, which must be what is given, or the first parts of it."""
+        saved = self.parts()
+        if len(saved) > len(parts):
+            raise OSError(f"another process has added cells to the sweep in {self.path} meanwhile: call again")
+        for one, other in zip(saved, parts):
+            old, new = ({k: v for k, v in d.items() if k != "versions"} for d in (one, other))
             _files.refuse_difference(old, new, f"the sweep in {self.path}")
         return saved
 
@@ -115,7 +132,8 @@ class Store:
         self._write(name, lambda file: _files.write(file, payload))
 
     def _checksum(self, number: int, payload: bytes) -> str:
-        return f"{zlib.crc32(payload, zlib.crc32(f'{self._seal} {number}'.encode())):08x}"
+        seal = self._seals[max(first for first in self._seals if first <= number)]
+        return f"{zlib.crc32(payload, zlib.crc32(f'{seal} {number}'.encode())):08x}"
 
     def _write(self, name: str, write: Callable[[Path], None]) -> None:
         file = self.path / name
@@ -128,6 +146,10 @@ class Store:
                 "to go on",
                 str(file),
             ) from error
+
+
+def _name(number: int) -> str:
+    return f"manifest-{number:05d}.json" if number else "manifest.json"
 
 
 def _packed(arrays: Mapping[str, np.ndarray]) -> bytes:

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import math
 import re
 import warnings
 from collections.abc import Mapping
@@ -16,30 +17,15 @@ from jax.core import Tracer
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from stabjax.sweep import _program
+from stabjax import _files
+from stabjax.sweep import _identity, _program
 from stabjax.sweep._grid import Grid
+from stabjax.sweep._outputs import outputs, same_labels
+from stabjax.sweep._plan import Chunk, Lattice, Part, Piece, chunks_for, pieces_of, stored, unheld
 from stabjax.sweep._progress import bar
-from stabjax.sweep._result import Errors, dataset, error_text, key_numbers, output_names, versions
+from stabjax.sweep._result import Errors, dataset, error_text, key_numbers, versions
 from stabjax.sweep._store import Store
 from stabjax.sweep._team import Team
-
-
-@dataclasses.dataclass(frozen=True)
-class Chunk:
-    """Cells that are computed in one call and kept in one file."""
-
-    number: int
-    block: int
-    """The combination of static values they belong to."""
-    start: int
-    """The first of them in the block."""
-    rows: slice
-    """All of them in the sweep."""
-
-    @property
-    def count(self) -> int:
-        """How many they are."""
-        return self.rows.stop - self.rows.start
 
 
 class Sweep:
@@ -61,26 +47,17 @@ class Sweep:
         self.about = {"function": _program.function_name(f), "key": key_numbers(key), "config": json.loads(config)}
         self.key, self.arrays = self._everywhere((key, arrays))
         self.programs = [program.of(combination) for combination in cells.combinations()]
-        values = cells.cells(np.zeros(1, int))[1]
-        one = {name: v[0] for name, v in values.items()}
-        self.outputs: dict[str, Any] = {}
-        self.names: list[tuple[str, ...]] = []
-        """Of the outputs of every program, in the order it returns them."""
-        for program in self.programs:
-            out = _program.trace(program, self.arrays, self.key, one)
-            self.names.append(output_names(out, cells.names))
-            outputs = dict(zip(self.names[-1], jax.tree.leaves(out)))
-            self.outputs = self.outputs or outputs
-            if (here := _kinds(outputs)) != (before := _kinds(self.outputs)):
-                raise ValueError(
-                    f"expected outputs of the same names, shapes and dtypes for all static values, got {here} for "
-                    f"{program.static} and {before} before: sweep the sizes one by one"
-                )
+        one = {name: axis[0] for name, axis in cells.traced.items()}
+        traced = [_program.trace(program, self.arrays, self.key, one) for program in self.programs]
+        self.outputs = [outputs(out, cells.names) for out in traced]
+        """Of every program, in the order it returns them."""
+        same_labels(list(zip([program.static for program in self.programs], self.outputs)))
         shapes, treedef = jax.tree.flatten(jax.tree.map(_shape, (self.arrays, self.key, one)))
         x64 = jax.dtypes.canonicalize_dtype(np.float64) == np.float64
-        self.traffic = [_program.traffic(program, treedef, tuple(shapes), x64) for program in self.programs]
-        self.layouts: list[_program.Layout] = []
-        self.lowered: list[Any] = []
+        self.shapes = treedef, tuple(shapes), x64
+        self.traffic = [_program.traffic(program, *self.shapes) for program in self.programs]
+        static = {name: [_identity.text(value) for value in values] for name, values in cells.static.items()}
+        self.request = Lattice(static, cells.traced, cells.seeds)
 
     def _everywhere(self, tree: Any) -> Any:
         """Arrays as a whole on every device."""
@@ -98,82 +75,93 @@ class Sweep:
 
     def run(self, chunk: int | None) -> xarray.Dataset:
         """All cells, ``chunk`` of them at once."""
-        size, blocks, block = self._size(chunk), range(len(self.programs)), self.cells.block
-        self.layouts = [self._layout(b, size) for b in blocks]
-        # Before any chunk runs: a function that cannot be batched is no failure of a chunk.
-        self.lowered = [self._lowered(b, layout) for b, layout in enumerate(self.layouts)]
-        starts = [(b, start) for b in blocks for start in range(0, block, size)]
-        chunks = [
-            Chunk(number, b, start, slice(b * block + start, b * block + min(start + size, block)))
-            for number, (b, start) in enumerate(starts)
-        ]
-        shapes = {name: ((block * len(blocks), *leaf.shape), leaf.dtype) for name, leaf in self.outputs.items()}
+        manifests = [] if self.store is None else self._written(chunk)
+        parts = stored(manifests)
+        old = set(parts)
+        if (new := unheld(self.request, parts)).any():
+            parts.append(self._added(pieces_of(new), chunk, sum(part.count for part in parts)))
+            # Before any chunk runs: a function that cannot be batched is no failure of a chunk.
+            for piece, layout in zip(parts[-1].pieces, parts[-1].layouts):
+                self._lowered(parts[-1], piece, layout)
+            manifests.append(self._manifest(parts[-1]) if self.store is not None else {})
+        chunks = chunks_for(self.request, parts)
+        total = math.prod(self.request.lengths)
+        shapes = {name: ((total, *leaf.shape), leaf.dtype) for name, leaf in self.outputs[0].leaves.items()}
         rows = {name: np.zeros(*shape) for name, shape in shapes.items()}
-        rows["valid"] = np.zeros(block * len(blocks), bool)
-        left = chunks if self.store is None else self._resume(self.store, size, chunks, rows)
+        rows["valid"] = np.zeros(total, bool)
+        left = chunks if self.store is None else self._resume(self.store, manifests, chunks, rows)
+        for part, k in dict.fromkeys((c.part, c.piece) for c in left if c.part in old):
+            self._lowered(part, part.pieces[k], part.layouts[k])
         errors: Errors = []
         with bar(sum(c.count for c in left), shown=self.team.leads) as tell:
             for c in left:
                 if text := self._compute(c, rows):
-                    errors.append((self.cells.where(c.rows.start), self.cells.where(c.rows.stop - 1), text))
+                    first, *_, last = np.repeat(c.rows[c.rows >= 0], 2).tolist()
+                    errors.append((self.cells.where(first), self.cells.where(last), text))
                 tell(c.count)
         if errors:
             text = f"{len(errors)} of {len(chunks)} chunks failed and are not valid; see attrs['errors']. "
             warnings.warn(text + error_text(errors[:1]), RuntimeWarning, stacklevel=3)
         attributes = {k: v if isinstance(v, str) else json.dumps(v) for k, v in self.about.items()}
         device = f"{self.device.platform} ({self.device.device_kind}, {self.devices})"
-        return dataset(self.cells, rows, {"device": device, **attributes, "chunk": size}, errors)
+        about = {"device": device, **attributes, "chunk": parts[0].sizes[0]}
+        return dataset(self.cells, rows, self.outputs[0], about, errors)
 
-    def _size(self, chunk: int | None) -> int:
-        """Cells of a chunk; without a wish, as many as there were before the sweep was interrupted."""
-        saved = np.zeros(1, np.int64)
-        if (store := self.store) is not None and chunk is None:
+    def _added(self, pieces: list[Piece], chunk: int | None, first: int) -> Part:
+        """A part of these pieces, dealt out to chunks."""
+        per_cell = sum(leaf.size * leaf.dtype.itemsize for leaf in self.outputs[0].leaves.values())
+        least = 1 if self.store is None else max(1, _program.PIECES // len(pieces))
+        sizes, layouts = [], []
+        for piece in pieces:
+            options = {"seeds": len(piece.seeds), "devices": self.devices}
+            if chunk is None:
+                sizes.append(_program.chunk_size(piece.count, per_cell, pieces=least, **options))
+            else:
+                sizes.append(_program.multiple(min(int(chunk), piece.count), self.devices))
+            layouts.append(self._layout(Part(self.request, [piece], [], [], 0), piece, sizes[-1]))
+        return Part(self.request, pieces, sizes, layouts, first)
 
-            def look() -> None:
-                saved[0] = (store.saved() or {}).get("chunk", 0)
-
-            self.team.lead(look)
-            self.team.share([saved])
-        if chunk is None and saved[0] == 0:
-            per_cell = sum(leaf.size * leaf.dtype.itemsize for leaf in self.outputs.values())
-            pieces = 1 if store is None else max(1, _program.PIECES // len(self.programs))
-            return _program.chunk_size(
-                self.cells.block, per_cell, seeds=self.cells.seeds, devices=self.devices, pieces=pieces
-            )
-        asked = int(saved[0] if chunk is None else chunk)
-        return _program.multiple(min(asked, self.cells.block), self.devices)
-
-    def _layout(self, block: int, size: int) -> _program.Layout:
+    def _layout(self, part: Part, piece: Piece, size: int) -> _program.Layout:
+        block = self._block(part, piece)
         largest = _program.side_by_side(self.traffic[block], self.device.platform)
         # Under vmap, XLA's generator takes one key for a whole batch.
         if "rbg" in str(jax.random.key_impl(self.key)):
             largest = 1
-        options = {"seeds": self.cells.seeds, "devices": self.devices}
+        options = {"seeds": len(piece.seeds), "devices": self.devices}
         layout = _program.layout(size, largest=largest, **options)
         # What a cell reads and writes bounds what it holds; only where that bound is too large the program is asked.
         while layout.batch * self.traffic[block] > _program.MEMORY and layout.batch > 1:
-            if _program.fits(self._lowered(block, layout).compile()):
+            if _program.fits(self._lowered(part, piece, layout).compile()):
                 break
             layout = _program.layout(size, largest=layout.batch // 2, **options)
         return layout
 
-    def _arguments(self, start: int, rows: int) -> tuple[Any, ...]:
+    def _block(self, part: Part, piece: Piece) -> int:
+        """The static values of a piece among those that are asked for."""
+        return self.request.blocks[part.lattice.combinations[piece.block]]
+
+    def _arguments(self, part: Part, piece: Piece, start: int, rows: int) -> tuple[Any, ...]:
         """Arguments for the cells from ``start`` on; beyond the end the last one is repeated."""
-        seeds, values = self.cells.cells(np.minimum(np.arange(start, start + rows), self.cells.block - 1))
+        points, seeds = piece.cells(np.minimum(np.arange(start, start + rows), piece.count - 1))
+        inner = part.lattice.coordinates(piece.block, points, seeds)[len(part.lattice.static) :]
+        values = {name: axis[index] for (name, axis), index in zip(part.lattice.traced.items(), inner)}
+        seeds = seeds.astype(np.uint32)
         if self.mesh is not None:
             seeds, values = jax.device_put((seeds, values), NamedSharding(self.mesh, P(self.mesh.axis_names)))
         return self.arrays, self.key, seeds, values
 
-    def _lowered(self, block: int, layout: _program.Layout) -> Any:
-        return _program.lower(self.programs[block], self._arguments(0, layout.rows), layout, self.mesh)
+    def _lowered(self, part: Part, piece: Piece, layout: _program.Layout) -> Any:
+        arguments = self._arguments(part, piece, 0, layout.rows)
+        return _program.lower(self.programs[self._block(part, piece)], arguments, layout, self.mesh)
 
     def _compute(self, c: Chunk, rows: dict[str, np.ndarray]) -> str:
         """Fill in the rows of a chunk and keep them; or say what was raised."""
-        program, layout = self.programs[c.block], self.layouts[c.block]
+        piece, layout = c.part.pieces[c.piece], c.part.layouts[c.piece]
+        block, there = self._block(c.part, piece), c.rows >= 0
         text, results = "", None
         try:
-            arguments = self._arguments(c.start, layout.rows)
-            results = _program.chunk(*arguments, program=program, layout=layout, mesh=self.mesh)
+            arguments = self._arguments(c.part, piece, c.start, layout.rows)
+            results = _program.chunk(*arguments, program=self.programs[block], layout=layout, mesh=self.mesh)
             jax.block_until_ready(results)
         except Exception as error:
             text = f"{type(error).__name__}: {error}"
@@ -182,53 +170,96 @@ class Sweep:
                 raise KeyboardInterrupt from error
         if text := self.team.errors(text):
             for array in rows.values():
-                array[c.rows] = np.nan if np.issubdtype(array.dtype, np.inexact) else 0
+                array[c.rows[there]] = np.nan if np.issubdtype(array.dtype, np.inexact) else 0
             return text
-        outputs, valid = self.team.whole(results)
-        for name, array in zip([*self.names[c.block], "valid"], [*outputs, valid]):
-            rows[name][c.rows] = array[: c.count]
+        leaves, valid = self.team.whole(results)
+        found = dict(zip([*self.outputs[block].leaves, "valid"], (array[: c.count] for array in [*leaves, valid])))
+        for name, array in rows.items():
+            array[c.rows[there]] = found[name][there]
         if (store := self.store) is not None:
-            self.team.lead(lambda: store.write(c.number, {name: array[c.rows] for name, array in rows.items()}))
+            self.team.lead(lambda: store.write(c.number, {name: found[name] for name in rows}))
         return ""
 
-    def _resume(self, store: Store, size: int, chunks: list[Chunk], rows: dict[str, np.ndarray]) -> list[Chunk]:
+    def _resume(
+        self, store: Store, manifests: list[dict[str, Any]], chunks: list[Chunk], rows: dict[str, np.ndarray]
+    ) -> list[Chunk]:
         """Read what is finished; say what is left."""
-        manifest, done = self._manifest(size), np.zeros(len(chunks), bool)
+        done = np.zeros(len(chunks), bool)
 
         def read() -> None:
-            store.open(manifest)
-            for c in chunks:
+            store.open(*manifests)
+            for k, c in enumerate(chunks):
                 if (found := store.read(c.number)) is not None:
+                    there = c.rows >= 0
                     for name, array in rows.items():
-                        array[c.rows] = found[name]
-                    done[c.number] = True
+                        array[c.rows[there]] = found[name][there]
+                    done[k] = True
 
         self.team.lead(read)
         self.team.share([done, *rows.values()])
-        return [c for c in chunks if not done[c.number]]
+        return [c for k, c in enumerate(chunks) if not done[k]]
 
-    def _manifest(self, size: int) -> dict[str, Any]:
-        """What has to be the same for the same bits."""
-        program = hashlib.sha256()
-        for lowered in self.lowered:
-            program.update(lowered.as_text().encode())
+    def _written(self, chunk: int | None) -> list[dict[str, Any]]:
+        """What is written down in the folder, which must be of this function and key, whatever its grid."""
+        found: list[dict[str, Any]] = []
+
+        def look() -> None:
+            if self.store is not None:
+                found.extend(self.store.parts())
+                if found:
+                    self._check(found, chunk, f"the sweep in {self.store.path}")
+
+        self.team.lead(look)
+        return json.loads(self.team.told(json.dumps(found)))
+
+    def _check(self, manifests: list[dict[str, Any]], chunk: int | None, what: str) -> None:
+        """Raise ``ValueError`` for any difference but in the values on the axes and the number of seeds."""
+        saved, given = manifests[0], {**self._about(), "axes": _kinds_of_axes(self.cells.describe())}
+        kept = {name: saved[name] for name in given} | {"axes": _kinds_of_axes(saved["axes"])}
+        if chunk is not None:
+            [first, *_] = stored(manifests[:1])
+            given["chunk"] = _program.multiple(min(int(chunk), first.pieces[0].count), self.devices)
+            kept["chunk"] = saved["sizes"][0]
+        programs = self._digests()
+        for manifest in manifests:
+            for static, digest in manifest["program"].items():
+                if programs.get(static, digest) != digest:
+                    kept["program"], given["program"] = digest, programs[static]
+        _files.refuse_difference(kept, given, what)
+
+    def _digests(self) -> dict[str, str]:
+        """The program of every block, by its static values."""
+        digests = (_program.digest(program, *self.shapes) for program in self.programs)
+        return dict(zip(self.request.combinations, digests))
+
+    def _about(self) -> dict[str, Any]:
+        """What has to be the same for the same numbers, beside the program."""
         return {
             **self.about,
-            "axes": self.cells.describe(),
-            "seeds": self.cells.seeds,
-            "outputs": _kinds(self.outputs),
-            "chunk": size,
+            "outputs": self.outputs[0].kinds(),
             "devices": self.devices,
             "device": f"{self.device.platform} {self.device.device_kind}",
             "jax": jax.__version__,
             "arrays": _fingerprint(self.arrays),
-            "program": program.hexdigest(),
+        }
+
+    def _manifest(self, part: Part) -> dict[str, Any]:
+        """What is written down of a part."""
+        return {
+            **self._about(),
+            "axes": self.cells.describe(),
+            "seeds": self.cells.seeds,
+            "first": part.first,
+            "sizes": part.sizes,
+            "layouts": [list(dataclasses.astuple(layout)) for layout in part.layouts],
+            "program": self._digests(),
             "versions": versions(),
         }
 
 
-def _kinds(outputs: Mapping[str, Any]) -> dict[str, str]:
-    return {name: f"{leaf.dtype}{list(leaf.shape)}" for name, leaf in outputs.items()}
+def _kinds_of_axes(axes: Mapping[str, Any]) -> dict[str, Any]:
+    """Which axes there are, and what their values are of; in the order of the names."""
+    return {name: "static" if "static" in axes[name] else {"dtype": axes[name]["dtype"]} for name in sorted(axes)}
 
 
 def _shape(x: Any) -> jax.ShapeDtypeStruct:
