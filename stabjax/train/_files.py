@@ -25,6 +25,7 @@ import orbax.checkpoint as ocp
 from flax import nnx
 
 from stabjax._files import check_empty, force_to_disk, locked, read_json, refuse_difference, write_json
+from stabjax.train._further import check_further, differs_in_length
 from stabjax.train._layout import Layout, to_host
 from stabjax.train._recipe import Recipe
 
@@ -146,13 +147,28 @@ def opened(path: Path, given: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
             known = {f.name for f in dataclasses.fields(Recipe)}
             completed_recipe = Recipe.from_json({k: v for k, v in saved["recipe"].items() if k in known}).to_json()
             completed = {**saved, "recipe": {**saved["recipe"], **completed_recipe}}
-            old, new = ({k: v for k, v in d.items() if k != "versions"} for d in (completed, given))
-            refuse_difference(old, new, f"the run in {path}")
+            _check_same(path, completed, given)
+            if completed["recipe"] != given["recipe"]:
+                saved = {**saved, "recipe": given["recipe"]}
+                write_json(file, saved)
         else:
             check_empty(path, "a run")
             saved = dict(given)
             write_json(file, saved)
         yield saved
+
+
+def _check_same(path: Path, saved: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    """Raise unless a run is what is given, or the beginning of it."""
+    old, new = ({k: v for k, v in d.items() if k != "versions"} for d in (saved, given))
+    recipes = old["recipe"], new["recipe"]
+    if not differs_in_length(*recipes):
+        refuse_difference(old, new, f"the run in {path}")
+        return
+    refuse_difference({**old, "recipe": {}}, {**new, "recipe": {}}, f"the run in {path}")
+    taken = next(reversed(states(path)), 0)
+    begun, asked = map(Recipe.from_json, recipes)
+    check_further(path, begun, asked, saved["steps_per_epoch"], taken, checkpoints(path))
 
 
 def save_weights(path: Path, step: int, weights: Arrays) -> None:

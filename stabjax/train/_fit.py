@@ -110,7 +110,11 @@ def fit(
         recipe: how to train; ``Recipe()`` if None.
         test: test images and labels, scored in evaluation mode after every epoch.
         path: folder of this run. It keeps the weights at the epochs ``checkpoints``, the history and the newest state;
-            where a run is there already, it goes on from its newest state, if all arguments are as they were.
+            where a run is there already, it goes on from its newest state, if all arguments are as they were. More
+            epochs than before are trained if the rates of the steps taken do not depend on the number of epochs: with
+            a constant rate (or a cosine with the same ``turn * epochs``), after whole epochs. The result is that of one
+            run, to the bit, but for the epochs whose weights are kept. A cosine or triangular rate is another from the
+            first step on: then, and for fewer epochs than were taken, an error says how to go on.
         seeds: number of networks, each with its own initial weights, order of images and augmentation.
         perturbation: ``(key, image) -> image``, for example a `stabjax.perturb.Diffeomorphism`, put on every training
             image after normalisation. With ``path``, a function of a module is known again by its name, a lambda by
