@@ -141,3 +141,9 @@ def test_plain_outputs_with_a_reserved_name_are_refused():
     for name in ("valid", "seed", "a"):
         with pytest.raises(ValueError, match=rf"an output '{name}', which is also the name of .*'my_{name}'"):
             sweep.run(lambda key, a, name=name: {name: a}, {"a": [1.0]}, key=KEY)
+
+
+def test_what_is_no_array_is_named():
+    for wrong in ("text", object(), xarray.Dataset({"x": 1})):
+        with pytest.raises(TypeError, match=rf"pytrees of them, got {type(wrong).__name__} among what it returns"):
+            sweep.run(lambda key, a, wrong=wrong: {"x": a, "y": wrong}, {"a": [1.0]}, key=KEY)

@@ -68,6 +68,8 @@ def build(name: str, *, rngs: nnx.Rngs, **options: Any) -> Any:
     """
     if name not in _TABLE:
         raise ValueError(f"expected one of {', '.join(NAMES)}, got {name!r}")
+    if not isinstance(rngs, nnx.Rngs):
+        raise TypeError(f"expected rngs as flax.nnx.Rngs, got {type(rngs).__name__}: make it with nnx.Rngs(seed)")
     try:
         return _TABLE[name](rngs=rngs, **options)
     except TypeError as error:

@@ -146,7 +146,13 @@ def _sound(part: Any) -> jax.Array:
 
 def _storable(leaf: Any) -> jax.Array:
     """Keys as their numbers, and the short types of accelerators widened to what files know; both lose nothing."""
-    leaf = jnp.asarray(leaf)
+    try:
+        leaf = jnp.asarray(leaf)
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            f"expected a function that returns arrays, or pytrees of them, got {type(leaf).__name__} among what it "
+            "returns: return the numbers in it; a result, such as a Stability, is labelled by itself"
+        ) from error
     if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         return jax.random.key_data(leaf)
     if jnp.issubdtype(leaf.dtype, jnp.floating) and leaf.dtype.itemsize < 4:

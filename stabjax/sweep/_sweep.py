@@ -96,8 +96,8 @@ class Sweep:
         with bar(sum(c.count for c in left), shown=self.team.leads) as tell:
             for c in left:
                 if text := self._compute(c, rows):
-                    first, *_, last = np.repeat(c.rows[c.rows >= 0], 2).tolist()
-                    errors.append((self.cells.where(first), self.cells.where(last), text))
+                    there = c.rows[c.rows >= 0].tolist()
+                    errors.append((self.cells.where(there[0]), self.cells.where(there[-1]), text))
                 tell(c.count)
         if errors:
             text = f"{len(errors)} of {len(chunks)} chunks failed and are not valid; see attrs['errors']. "

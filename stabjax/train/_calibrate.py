@@ -13,7 +13,7 @@ from stabjax._images import Spatial, check_batch
 from stabjax._types import AnyArray
 from stabjax.train._layout import in_mode
 from stabjax.train._prepare import check_values, normalise
-from stabjax.train._recipe import Real
+from stabjax.train._recipe import Real, whole
 
 
 def calibrate(
@@ -56,7 +56,7 @@ def calibrate(
         probe(normalise(batch, mean=mean, deviation=deviation))
         return [(node.mean[...], node.var[...], node.calls[...]) for _, node in _listeners(probe)]
 
-    size = len(images) if batch_size is None else min(batch_size, len(images))
+    size = len(images) if batch_size is None else min(whole("batch_size", batch_size), len(images))
     parts = [images[i : i + size] for i in range(0, len(images), size)]
     probe = _listening(nnx.clone(model), list(norms), settle=len(parts) == 1)
     graphdef = nnx.graphdef(probe)

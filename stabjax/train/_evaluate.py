@@ -18,7 +18,7 @@ from stabjax._sharding import without_explicit_axes
 from stabjax._types import AnyArray
 from stabjax.train._layout import Layout, Weights
 from stabjax.train._prepare import check_values, normalise
-from stabjax.train._recipe import Loss, Real
+from stabjax.train._recipe import Loss, Real, whole
 from stabjax.train._recipe import loss as loss_of
 
 
@@ -65,6 +65,7 @@ def evaluate(
         ValueError: model, images, labels and loss do not fit together, an image is not finite, or images do not go
             with ``mean`` and ``deviation`` (see `normalise`).
     """
+    batch_size = whole("batch_size", batch_size)
     layout, weights = Layout.of(model)
     images, labels = on_device(images, labels, loss, spatial=spatial)
     check_outputs(layout, weights, images, labels, loss, mean, deviation)
@@ -103,6 +104,8 @@ def on_device(
                 "first: leave them out"
             )
     found = np.unique(np.asarray(labels))
+    if found[0] < -(2**31) or found[-1] >= 2**31:
+        raise ValueError(f"expected labels of 32 bits, got {found[0]} to {found[-1]}: number the classes from 0")
     if loss == "hinge" and not set(found.tolist()) <= {-1, 1}:
         raise ValueError(f"expected labels -1 and +1 for the hinge loss, got {found[:8]}: use 2 * labels - 1")
     if loss == "cross-entropy" and found[0] < 0:

@@ -29,7 +29,7 @@ from stabjax.train._history import History, mean_over_seeds, seeds_left
 from stabjax.train._layout import Layout, Weights, named, to_host
 from stabjax.train._perturbation import as_pytree
 from stabjax.train._program import Program, machine
-from stabjax.train._recipe import Real, Recipe, log_spaced, steps
+from stabjax.train._recipe import Real, Recipe, log_spaced, steps, whole
 from stabjax.train._training import Training, stacked
 
 Data = tuple[AnyArray, AnyArray]
@@ -139,8 +139,11 @@ def fit(
     key = as_key(key)
     recipe = recipe or Recipe()
     path = None if path is None else Path(path)
-    if seeds < 1 or (isinstance(build, nnx.Module) and seeds > 1):
-        raise ValueError(f"expected seeds >= 1, and a function that builds the network where seeds > 1; got {seeds}")
+    for name, pair in (("data", data), ("test", test)):
+        if not isinstance(pair, tuple | list | None) or (pair is not None and len(pair) != 2):
+            raise TypeError(f"expected {name} as a pair (images, labels), got {type(pair).__name__}: give both")
+    if (seeds := whole("seeds", seeds)) > 1 and isinstance(build, nnx.Module):
+        raise ValueError(f"expected a function that builds the network where seeds > 1, got a module and {seeds} seeds")
     epochs = log_spaced(recipe.epochs) if checkpoints is None else checkpoints
     if any(e != int(e) or e < 0 for e in epochs):
         raise ValueError(

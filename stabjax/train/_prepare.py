@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Num
 from stabjax._arguments import as_key
 from stabjax._numerics import extremes
 from stabjax._types import AnyArray, PRNGKey
-from stabjax.train._recipe import Real
+from stabjax.train._recipe import Real, whole
 
 
 def crop(key: PRNGKey, images: Num[AnyArray, "n *spatial channels"], pad: int) -> Num[Array, "n *spatial channels"]:
@@ -20,6 +20,7 @@ def crop(key: PRNGKey, images: Num[AnyArray, "n *spatial channels"], pad: int) -
         images: any number of spatial axes.
         pad: pixels on each side; the shift is uniform on ``-pad..pad`` along each axis.
     """
+    pad = whole("pad", pad, least=0)
     images = jnp.asarray(images)
     n, *spatial, channels = images.shape
     padded = jnp.pad(images, ((0, 0), *((pad, pad) for _ in spatial), (0, 0)))

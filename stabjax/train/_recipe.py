@@ -146,6 +146,13 @@ _CHOICES = {
 }
 
 
+def whole(name: str, value: Any, *, least: int = 1) -> int:
+    """A number of images or networks: whole, and so many at least."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+        raise ValueError(f"expected {name} as a whole number of at least {least}, got {value!r}")
+    return int(value)
+
+
 def steps(recipe: Recipe, images: int) -> tuple[int, int]:
     """Steps per epoch and in all, for so many training images."""
     per_epoch = images // recipe.batch_size
