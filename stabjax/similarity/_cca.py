@@ -122,13 +122,18 @@ def pwcca(x: X, y: Y, *, weights: Weights = "paper") -> Float[Array, ""]:
     ``alpha_i = sum_j |<h_i, x_j>|`` weighs a correlation by how much of ``x`` its variate accounts for: ``h_i`` are the
     orthonormal canonical variates of ``x``, ``x_j`` its centred units. Not symmetric: the weights are those of ``x``.
 
+    Not unique where correlations tie, as where several are 1: the variates of equal correlations may be turned among
+    each other, which changes their weights. The value is then that of the variates which the decomposition happens to
+    find. So too, by nearly as much, where correlations are equal to rounding.
+
     Args:
         x: activations, ``(n, units_x)``.
         y: ``(n, units_y)``.
         weights: ``"paper"``; or what two implementations in circulation compute instead: ``"google"`` (google/svcca
             takes directions of units that are not whitened, adds the means of the units, orthonormalises, and projects
             activations that are not centred; it depends on the signs of singular vectors, which nothing fixes) or
-            ``"anatome"`` (orthonormalises the coefficients instead of the variates, and sums over samples).
+            ``"anatome"`` (orthonormalises the coefficients instead of the variates, and sums over samples what they
+            make of the activations as they are, not centred: the value changes with the means of the units).
 
     Returns:
         the similarity, in [0, 1]; NaN where `cca` is not ``valid``.
@@ -140,6 +145,7 @@ def pwcca(x: X, y: Y, *, weights: Weights = "paper") -> Float[Array, ""]:
     x, y = taken(x, y)
     if weights not in get_args(Weights):
         raise ValueError(f"expected weights to be one of {get_args(Weights)}, got {weights!r}")
+    x = x / _power_of_two(x)
     one, two, products = bases(x, y, alike=weights == "paper")
     if weights == "google":
         products = one.right @ products @ two.right.T
@@ -154,16 +160,30 @@ def pwcca(x: X, y: Y, *, weights: Weights = "paper") -> Float[Array, ""]:
     return jnp.where(sound(one, two, correlations, len(x)), jnp.clip(value, 0, 1), jnp.nan)
 
 
+def _power_of_two(x: Array) -> Array:
+    """About the largest value: sums of what is divided by it do not overflow, and no digit is lost."""
+    largest = jax.lax.stop_gradient(jnp.max(jnp.abs(x)))
+    usable = jnp.isfinite(largest) & (largest > 0)
+    _, exponent = jnp.frexp(jnp.where(usable, largest, 1))
+    return jnp.ldexp(jnp.ones((), x.dtype), exponent - 1)
+
+
 def _google(x: Array, basis: Basis, left: Array) -> Array:
-    """Directions ``u`` of the whitened units, applied to units that are not whitened, plus their means."""
-    directions = jnp.matmul(x - basis.mean[None], left, precision=HIGHEST) + basis.mean[None, : left.shape[1]]
+    """Directions ``u`` of the whitened units, applied to units that are not whitened, plus their means.
+
+    These are means of units that vary. With fewer samples than directions, the last ones have no weight.
+    """
+    means = basis.mean[jnp.argsort(~basis.varies, stable=True)]
+    directions = jnp.matmul(x - basis.mean[None], left, precision=HIGHEST) + means[None, : left.shape[1]]
     orthonormal, _ = jnp.linalg.qr(directions)
-    return jnp.sum(jnp.abs(jnp.matmul(orthonormal.T, x, precision=HIGHEST)), axis=1)
+    alpha = jnp.sum(jnp.abs(jnp.matmul(orthonormal.T, x, precision=HIGHEST)), axis=1)
+    return jnp.pad(alpha, (0, left.shape[1] - len(alpha)))
 
 
 def _anatome(x: Array, basis: Basis, left: Array) -> Array:
+    """Orthonormal coefficients, applied to activations as they are."""
     coefficients, _ = jnp.linalg.qr(jnp.matmul(basis.coefficients, left, precision=HIGHEST))
-    return jnp.sum(jnp.abs(jnp.matmul(x - basis.mean[None], coefficients, precision=HIGHEST)), axis=0)
+    return jnp.sum(jnp.abs(jnp.matmul(x, coefficients, precision=HIGHEST)), axis=0)
 
 
 def leading(basis: Basis, keep: float | int, whole: bool) -> Basis:
