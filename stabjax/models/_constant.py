@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from stabjax import conv
 from stabjax._types import AnyArray, Images
-from stabjax.models._layers import check_images
+from stabjax.models._layers import check_images, parameter_dtype
 
 _WEIGHTS = ("stride/kernel", "one")
 
@@ -18,13 +18,14 @@ class ConstantFilter(nnx.Module):
     """``relu(w * x + b)`` with the same weight at all positions of the filter, padded by ``(F - 1) // 2`` zeros."""
 
     def __init__(self, window: tuple[int, ...], *, stride: int, weight: float, bias: Any, param_dtype: Any) -> None:
-        self.stride = stride
+        self.stride, param_dtype = stride, parameter_dtype(param_dtype)
         self.kernel = nnx.Param(jnp.full((*window, 1, 1), weight, param_dtype))
         self.bias = nnx.Param(jnp.reshape(jnp.asarray(bias, param_dtype), (1,)))
 
     def __call__(self, x: Float[Array, "batch *spatial_in 1"]) -> Float[Array, "batch *spatial 1"]:
         """The response, ``(batch, floor((n + 2 padding - F) / stride) + 1, ..., 1)``."""
-        kernel = self.kernel[...]
+        dtype = jnp.result_type(x, self.kernel[...])
+        x, kernel = jnp.asarray(x, dtype), self.kernel[...].astype(dtype)
         ndim = kernel.ndim - 2
         spatial = "HWD"[:ndim]
         y = conv.conv_general_dilated(

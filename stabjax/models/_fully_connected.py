@@ -10,6 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from stabjax._types import AnyArray
+from stabjax.models._layers import parameter_dtype
 
 
 class ScaledDense(nnx.Module):
@@ -25,7 +26,7 @@ class ScaledDense(nnx.Module):
         param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ) -> None:
-        self.scale = in_features**-power
+        self.scale, param_dtype = in_features**-power, parameter_dtype(param_dtype)
         self.kernel = nnx.Param(jax.random.normal(rngs.params(), (in_features, out_features), param_dtype))
         self.bias = nnx.Param(jax.random.normal(rngs.params(), (out_features,), param_dtype)) if use_bias else None
 

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 from stabjax import conv
 from stabjax._types import Images
 from stabjax.models._fully_connected import ScaledDense
-from stabjax.models._layers import check_images
+from stabjax.models._layers import check_images, parameter_dtype
 
 
 class ScaledConvBlock(nnx.Module):
@@ -28,13 +28,14 @@ class ScaledConvBlock(nnx.Module):
         param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ) -> None:
-        self.stride = stride
+        self.stride, param_dtype = stride, parameter_dtype(param_dtype)
         self.kernel = nnx.Param(jax.random.normal(rngs.params(), (*kernel, in_channels, out_channels), param_dtype))
         self.bias = nnx.Param(jax.random.normal(rngs.params(), (out_channels,), param_dtype))
 
     def __call__(self, x: Float[Array, "batch *spatial_in channels_in"]) -> Float[Array, "batch *spatial channels"]:
         """The response, ``(batch, ceil(n / stride), ..., out_channels)``."""
-        kernel = self.kernel[...]
+        dtype = jnp.result_type(x, self.kernel[...])
+        x, kernel = jnp.asarray(x, dtype), self.kernel[...].astype(dtype)
         *window, fan_in, _ = kernel.shape
         positions = math.prod(window)
         # (F-1)/2 on both sides of an odd filter, F/2-1 before and F/2 after an even one

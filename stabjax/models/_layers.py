@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import lax
 from jaxtyping import Array, Float
@@ -22,6 +23,19 @@ def fan_in_uniform(fan_in: int) -> Callable[..., Array]:
         return jax.random.uniform(key, shape, dtype, -bound, bound)
 
     return init
+
+
+def parameter_dtype(dtype: Any) -> np.dtype:
+    """The dtype of parameters that was asked for; raises unless it is real, and JAX has it."""
+    dtype = jnp.dtype(dtype)
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise TypeError(f"expected param_dtype to be a floating-point dtype, got {dtype}")
+    if jax.dtypes.canonicalize_dtype(dtype) != dtype:
+        raise ValueError(
+            f"expected param_dtype of at most single precision, got {dtype}: double precision is switched off, and "
+            'comes by jax.config.update("jax_enable_x64", True)'
+        )
+    return dtype
 
 
 def convolution(
@@ -52,7 +66,7 @@ def convolution(
         use_bias=use_bias,
         kernel_init=init,
         bias_init=init,
-        param_dtype=param_dtype,
+        param_dtype=parameter_dtype(param_dtype),
         conv_general_dilated=conv.conv_general_dilated,
         rngs=rngs,
     )
@@ -60,7 +74,7 @@ def convolution(
 
 def dense(in_features: int, out_features: int, *, param_dtype: Any = jnp.float32, rngs: nnx.Rngs) -> nnx.Linear:
     """A dense layer with bias."""
-    init = fan_in_uniform(in_features)
+    init, param_dtype = fan_in_uniform(in_features), parameter_dtype(param_dtype)
     return nnx.Linear(in_features, out_features, kernel_init=init, bias_init=init, param_dtype=param_dtype, rngs=rngs)
 
 
@@ -69,10 +83,16 @@ class BatchNorm(nnx.BatchNorm):
 
     The variance is that of the centred activations: the mean of squares less the square of the mean loses all digits
     where the mean is large. The running variance is the unbiased one, and moves a tenth of the way at each step.
+    Statistics are in the precision of the parameters, in single precision at least.
     """
 
     def __init__(self, features: int, *, param_dtype: Any = jnp.float32, rngs: nnx.Rngs) -> None:
+        param_dtype = parameter_dtype(param_dtype)
         super().__init__(features, momentum=0.9, epsilon=1e-5, param_dtype=param_dtype, rngs=rngs)
+        # The parent's statistics are always in single precision.
+        statistics = np.promote_types(param_dtype, np.float32)
+        self.mean = nnx.BatchStat(jnp.zeros((features,), statistics))
+        self.var = nnx.BatchStat(jnp.ones((features,), statistics))
 
     def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]  the parent's mask is not offered
         self, x: Float[Array, "batch *spatial channels"], use_running_average: bool | None = None

@@ -10,7 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from stabjax._types import Images
-from stabjax.models._layers import ConvBlock, average_pool, dense, fan_in_uniform, images_of, max_pool
+from stabjax.models._layers import ConvBlock, average_pool, dense, fan_in_uniform, images_of, max_pool, parameter_dtype
 
 _POOLS = {"max": max_pool, "average": average_pool}
 
@@ -31,7 +31,7 @@ class LocalBlock(nnx.Module):
         param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ) -> None:
-        fan_in = in_channels * window**2
+        fan_in, param_dtype = in_channels * window**2, parameter_dtype(param_dtype)
         shape = (*positions, window, window, in_channels, out_channels)
         self.kernel = nnx.Param(jax.random.normal(rngs.params(), shape, param_dtype) / math.sqrt(fan_in))
         self.bias = nnx.Param(fan_in_uniform(fan_in)(rngs.params(), (*positions, out_channels), param_dtype))

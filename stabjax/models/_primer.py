@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 from stabjax import conv
 from stabjax._types import Images
-from stabjax.models._layers import convolution, fan_in_uniform, images_of
+from stabjax.models._layers import convolution, fan_in_uniform, images_of, parameter_dtype
 
 
 class SimpleCNN(nnx.Module):
@@ -68,7 +68,7 @@ class PatchMLP(nnx.Module):
         param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ) -> None:
-        self.size = size
+        self.size, param_dtype = size, parameter_dtype(param_dtype)
         self.layers = nnx.List(
             [
                 nnx.Linear(a, b, use_bias=False, kernel_init=fan_in_uniform(a), param_dtype=param_dtype, rngs=rngs)

@@ -63,7 +63,7 @@ def build(name: str, *, rngs: nnx.Rngs, **options: Any) -> Any:
         **options: what the network's own constructor takes (``num_classes``, ``in_channels``, ``width``, ...).
 
     Raises:
-        ValueError: when there is no such network.
+        ValueError: when there is no such network; or for ``param_dtype=float64`` where JAX has no double precision.
         TypeError: when it does not take one of the options; the error names it.
     """
     if name not in _TABLE:
