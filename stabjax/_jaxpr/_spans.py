@@ -91,15 +91,20 @@ def told(span: Span) -> Span:
 
     So they would if one that lies in the image does not hold what its entry sees, as where a part of the image is
     padded by its own mirror image, or if they are larger than the image and most of them larger than what is seen.
+    Boxes that move unevenly are told as they are only behind a padding that shows a part of the image, whose pixels
+    lie a side apart, or on both sides of the border, where what is seen inside is larger.
     They are exact if no box reaches back into the image, and each that lies in it is what its entry sees.
     """
+    still, uneven = set(span.steps) <= {STILL}, None in span.steps
     if span.within is None:
-        return span
+        return clipped(span) if still or uneven else span
     inner, outer = span.within.ends, cut(span.ends, span.side)
     held, alike = (inner >= outer).all(0), (inner == outer).all(0)
     contained = (outer == span.ends).all(0) & np.isfinite(outer).all(0)
-    large = (held & ~alike).mean() > 0.5 and (1 - span.ends.sum(0)).max() > span.side
-    if large or None in span.steps or set(span.steps) <= {STILL} or not (held | ~contained).all():
+    beyond = (1 - span.ends.sum(0)).max() > span.side
+    large = (held & ~alike).mean() > 0.5 and beyond
+    lost = uneven and (beyond or (held & ~alike).any())
+    if still or large or lost or not (held | ~contained).all():
         return span.within
     return span if (alike | ~contained).all() else replace(span, exact=False)
 
@@ -118,8 +123,7 @@ def through(span: Span, move: Callable[[Span], Span], *, mixes: bool = False) ->
 def join(spans: Sequence[Span]) -> Span:
     """The smallest boxes that hold those of several arrays of one shape.
 
-    Boxes that move at different rates are clipped first where one of them stands still, as where a map is scaled by a
-    mean over itself; elsewhere they go on no further than the array.
+    Boxes that move at different rates go on no further than the array.
     """
     result = spans[0]
     for other in spans[1:]:
@@ -129,10 +133,7 @@ def join(spans: Sequence[Span]) -> Span:
 
 
 def _joined(a: Span, b: Span) -> Span:
-    steps, agree = agreed((a, b))
-    if not agree and any(STILL in pair and pair[0] != pair[1] for pair in zip(a.steps, b.steps)):
-        a, b = clipped(a), clipped(b)
-        steps, _ = agreed((a, b))
+    steps, _ = agreed((a, b))
     ends = np.minimum(a.ends, b.ends)
     made = Span(ends, shown(ends, steps), a.side, a.exact and b.exact)
     if a.within is None and b.within is None and _meet(a.ends, b.ends):

@@ -18,7 +18,8 @@ class Extent:
     Attributes:
         size: sides of the box of one unit; the largest where they differ.
         stride: pixels between the boxes of neighbouring units: 0 where every unit sees the same, a fraction after
-            upsampling, negative where the map is mirrored, NaN where the boxes lie on no regular grid.
+            upsampling, negative where the map is mirrored, NaN where the boxes lie on no regular grid; ``size`` and
+            ``start`` are then those of what is seen inside the image.
         start: first pixel of the box of the first unit; negative where it begins in the padding.
         exact: whether these are the smallest boxes that hold all a unit depends on, for parameters in general position,
             padding at its place outside of the image included. Otherwise they hold all of that, and perhaps more.
@@ -101,6 +102,11 @@ def extent(f: Any, x: Any) -> dict[str, Extent]:
         order = [axis for axes in moving for axis in axes]
         in_place = all(len(axes) <= 1 for axes in moving) and order == sorted(set(order))
         sides = [_along_axis(span, axes, order) for span, axes in zip(spans, moving)]
+        # Off any grid, a box behind a border says less than what is seen of it inside.
+        sides = [
+            _along_axis(_jaxpr.clipped(span), axes, order) if math.isnan(side[1]) else side
+            for span, axes, side in zip(spans, moving, sides)
+        ]
         size, stride, start, even = zip(*sides) if sides else ((), (), (), ())
         result[name] = Extent(size, stride, start, all(span.exact for span in spans), in_place and all(even))
     return result
@@ -113,8 +119,6 @@ def _along_axis(
 
     ``moving`` are the axes of the tap along which the boxes change, ``all_moving`` those of all axes of the image.
     """
-    if not moving or None in span.steps:
-        span = _jaxpr.clipped(span)
     low, high = span.ends[0].ravel(), -span.ends[1].ravel()
     seen = np.isfinite(low)
     if not seen.any():
