@@ -11,6 +11,7 @@ from stabjax._jaxpr._program import path_name
 from stabjax._jaxpr._reading import Reading, Site, read_network
 from stabjax._jaxpr._regions import Hidden
 from stabjax._jaxpr._spans import Span, clipped, is_still
+from stabjax._jaxpr._windows import entry
 
 __all__ = [
     "Hidden",
@@ -19,6 +20,7 @@ __all__ = [
     "Span",
     "Step",
     "clipped",
+    "entry",
     "evaluate",
     "extents",
     "interpret",

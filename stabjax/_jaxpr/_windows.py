@@ -35,6 +35,16 @@ def at(span: Span, axis: int, positions: np.ndarray) -> np.ndarray:
     return span.ends.take(rest, axis + 1) + np.stack([moved, -moved])
 
 
+def entry(span: Span, places: Sequence[int]) -> tuple[float, float] | None:
+    """First and last pixel of one entry, also outside of the array; None where the boxes go on no further than that."""
+    for axis, place in enumerate(places):
+        if span.steps[axis] is None and not 0 <= place < span.ends.shape[axis + 1]:
+            return None
+        span = replace(span, ends=at(span, axis, np.array([place])))
+    first, last = span.ends.ravel()
+    return float(first), -float(last)
+
+
 def _along(values: np.ndarray, axis: int, span: Span) -> np.ndarray:
     return values.reshape([-1 if k == axis else 1 for k in range(len(span.steps))])
 

@@ -2,13 +2,13 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from stabjax import _jaxpr
-from stabjax.receptive._unit import parameters_of, reading_of
+from stabjax.receptive._unit import integers, parameters_of, reading_of
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,7 @@ class Extent:
             padding at its place outside of the image included. Otherwise they hold all of that, and perhaps more.
         regular: whether unit ``k`` of an axis begins at ``start + stride * k`` and all boxes have this size. Not so
             after upsampling, where boxes repeat with a period, nor where positions were merged into one axis.
+        spans: the boxes themselves where they are not regular, as `box` reads them; one for each axis of the image.
     """
 
     size: tuple[int, ...]
@@ -32,24 +33,47 @@ class Extent:
     start: tuple[int, ...]
     exact: bool
     regular: bool
+    spans: tuple[_jaxpr.Span, ...] = field(default=(), repr=False, compare=False)
 
     def box(self, unit: Sequence[int]) -> tuple[tuple[int, int], ...]:
-        """First pixel and the one behind the last, on each axis, of the unit at this position; not clipped.
+        """First pixel and the one behind the last, on each axis, of the unit at this position.
+
+        Not clipped to the image, but along axes whose ``stride`` is NaN. A unit that sees nothing has an empty box,
+        ``(0, 0)`` on each axis.
 
         Args:
             unit: one entry for each axis of the image; any where the stride is 0. They count on beyond the map: -1 is
-                the unit before the first, where a padding would stand, not the last as in `effective`.
+                the unit before the first, where a padding would stand, not the last as in `effective`. Where axes of
+                the image were merged or split, as in tokens, a position on the axes of the tap, as in `effective`.
 
         Raises:
-            ValueError: if ``unit`` has not that many entries, or the boxes are not regular.
+            ValueError: if ``unit`` has not that many entries, or lies beyond a map whose boxes go on no further.
         """
-        if len(unit) != len(self.size) or not self.regular:
-            kind = "regular" if self.regular else "irregular"
-            raise ValueError(
-                f"expected a position on {len(self.size)} axes of regular boxes, got {unit}; these are {kind}"
-            )
-        first = [start + int(stride) * k for start, stride, k in zip(self.start, self.stride, unit)]
-        return tuple((low, low + size) for low, size in zip(first, self.size))
+        place, ndim = integers(unit), len(self.size)
+        if self.regular or not self.spans:
+            if place is None or len(place) != ndim or not self.regular:
+                raise ValueError(
+                    f"expected a position on {ndim} axes of regular boxes, got {unit}; these are "
+                    f"{'regular' if self.regular else 'irregular, and are not given one by one'}"
+                )
+            first = [start + int(stride) * k for start, stride, k in zip(self.start, self.stride, place)]
+            return tuple((low, low + size) for low, size in zip(first, self.size))
+        moving, rank = _moving(self.spans), len(self.spans[0].steps)
+        in_place = _is_in_place(moving)
+        count = ndim if in_place else rank
+        if place is None or len(place) != count:
+            kind = "of the image" if in_place else "of the tap, on which those of the image do not lie one by one"
+            raise ValueError(f"expected a position on {count} axes {kind}, got {unit}")
+        found = []
+        for k, (span, axes) in enumerate(zip(self.spans, moving)):
+            # Along axes on which the boxes stand still, any position does.
+            places = [place[k] if in_place else place[axis] for axis in range(rank)]
+            found.append(_jaxpr.entry(span, [p if axis in axes else 0 for axis, p in enumerate(places)]))
+        if None in found:
+            raise ValueError(f"expected a unit of the map, got {unit}; its boxes are irregular and end with it")
+        if not np.isfinite(found).all():
+            return ((0, 0),) * ndim
+        return tuple((int(low), int(high) + 1) for low, high in found)
 
 
 def extent(f: Any, x: Any) -> dict[str, Extent]:
@@ -98,18 +122,30 @@ def extent(f: Any, x: Any) -> dict[str, Extent]:
     result = {}
     reading, parameters = reading_of(f, x), parameters_of(f)
     for name, spans in _jaxpr.extents(reading, parameters).items():
-        moving = [[axis for axis in range(len(span.steps)) if not _jaxpr.is_still(span, axis)] for span in spans]
+        moving = _moving(spans)
         order = [axis for axes in moving for axis in axes]
-        in_place = all(len(axes) <= 1 for axes in moving) and order == sorted(set(order))
-        sides = [_along_axis(span, axes, order) for span, axes in zip(spans, moving)]
         # Off any grid, a box behind a border says less than what is seen of it inside.
-        sides = [
-            _along_axis(_jaxpr.clipped(span), axes, order) if math.isnan(side[1]) else side
-            for span, axes, side in zip(spans, moving, sides)
+        spans = [
+            _jaxpr.clipped(span) if math.isnan(_along_axis(span, axes, order)[1]) else span
+            for span, axes in zip(spans, moving)
         ]
+        sides = [_along_axis(span, axes, order) for span, axes in zip(spans, moving)]
         size, stride, start, even = zip(*sides) if sides else ((), (), (), ())
-        result[name] = Extent(size, stride, start, all(span.exact for span in spans), in_place and all(even))
+        regular = _is_in_place(moving) and all(even)
+        exact = all(span.exact for span in spans)
+        result[name] = Extent(size, stride, start, exact, regular, () if regular else tuple(spans))
     return result
+
+
+def _moving(spans: Sequence[_jaxpr.Span]) -> list[list[int]]:
+    """The axes of a tap along which the boxes change, for each axis of the image."""
+    return [[axis for axis in range(len(span.steps)) if not _jaxpr.is_still(span, axis)] for span in spans]
+
+
+def _is_in_place(moving: Sequence[Sequence[int]]) -> bool:
+    """Whether every axis of the image is one of the tap, or none, in the same order."""
+    order = [axis for axes in moving for axis in axes]
+    return all(len(axes) <= 1 for axes in moving) and order == sorted(set(order))
 
 
 def _along_axis(

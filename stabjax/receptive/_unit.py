@@ -60,7 +60,7 @@ def find(reading: _jaxpr.Reading, tap: str, unit: Sequence[int] | None) -> Unit:
     site = sites[tap]
     axes = [axis for axis in range(1, len(site.shape)) if axis != site.channel_axis]
     sides = [site.shape[axis] for axis in axes]
-    places = [side // 2 for side in sides] if unit is None else _integers(unit)
+    places = [side // 2 for side in sides] if unit is None else integers(unit)
     if places is None or len(places) != len(sides) or any(not -side <= k < side for k, side in zip(places, sides)):
         raise ValueError(
             f"expected a unit of {tap!r} as a position on its axes of {tuple(sides)}, got {unit!r}; its activation is "
@@ -70,7 +70,7 @@ def find(reading: _jaxpr.Reading, tap: str, unit: Sequence[int] | None) -> Unit:
     return Unit((0, *[by_axis.get(axis) for axis in range(1, len(site.shape))]), site)
 
 
-def _integers(numbers: Any) -> list[int] | None:
+def integers(numbers: Any) -> list[int] | None:
     """The numbers, if they are several integers."""
     try:
         return [operator.index(number) for number in numbers]
