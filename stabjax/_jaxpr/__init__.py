@@ -10,6 +10,7 @@ from stabjax._jaxpr._positive import positive
 from stabjax._jaxpr._program import path_name
 from stabjax._jaxpr._reading import Reading, Site, read_network
 from stabjax._jaxpr._regions import Hidden
+from stabjax._jaxpr._reuse import in_double
 from stabjax._jaxpr._spans import Span, clipped, is_still
 from stabjax._jaxpr._windows import entry
 
@@ -23,6 +24,7 @@ __all__ = [
     "entry",
     "evaluate",
     "extents",
+    "in_double",
     "interpret",
     "is_still",
     "path_name",

@@ -1,18 +1,19 @@
 """What a unit would look at if all weights were one: the paths that lead to it, counted."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float64
+from jax.core import Tracer
+from jaxtyping import Array, Float64
 
 from stabjax import _jaxpr
-from stabjax.receptive._unit import Unit, locate, parameters_of
+from stabjax._types import AnyArray
+from stabjax.receptive._unit import Position, Unit, axes_of, is_there, locate, marked, parameters_of
 
 
-def constant_weight(f: Any, x: Any, *, tap: str, unit: Sequence[int] | None = None) -> Float64[np.ndarray, "*spatial"]:
+def constant_weight(f: Any, x: Any, *, tap: str, unit: Position | None = None) -> Float64[AnyArray, "*spatial"]:
     """Map of one unit of the same network with all weights one: how many paths lead from a pixel to the unit.
 
     Every spatial weight is one unless a mask makes it zero, channels and the inputs of a dense layer are averaged,
@@ -33,11 +34,14 @@ def constant_weight(f: Any, x: Any, *, tap: str, unit: Sequence[int] | None = No
             where the network takes any number, else as many as there are.
         tap: name of an operation, as in `features.taps`.
         unit: position of the unit on the axes of the tap without batch and channels; by default the centre,
-            ``side // 2`` on each axis.
+            ``side // 2`` on each axis. All units of a tap share one compiled program. It may be traced: the maps of
+            many units are those of a `jax.vmap` over it.
 
     Returns:
         the map, of the shape of an image without channels, averaged over the channels of the unit and summed over those
-        of the image. In double precision: the counts of a deep network exceed single precision.
+        of the image. In double precision: the counts of a deep network exceed single precision. A NumPy array, but of
+        a traced unit a JAX array, NaN if the tap has no such unit; make it one by `numpy.asarray` before anything else,
+        as JAX may cut what it computes of it to single precision.
 
     Raises:
         TypeError: if JAX cannot trace the network.
@@ -48,18 +52,22 @@ def constant_weight(f: Any, x: Any, *, tap: str, unit: Sequence[int] | None = No
         raise ValueError(f"expected a batch, (batch, *spatial, channels), or its shape, got {x!r}")
     reading, found = _found(f, jax.ShapeDtypeStruct(x.shape, x.dtype), tap, unit)
     image = reading.program.jaxpr.invars[-1].aval
-    index = tuple(slice(None) if place is None else place for place in found.index)
-    with jax.enable_x64(True):
-        shape = jax.ShapeDtypeStruct(image.shape, np.float64)
+    shape, channel_axis = found.site.shape, found.site.channel_axis
 
-        def of_unit(x: Any) -> Any:
-            return jnp.mean(_jaxpr.positive(reading, parameters_of(f), found.site, x)[index])
+    def of_unit(place: Any) -> list[Array]:
+        def network(x: Any) -> Any:
+            return _jaxpr.positive(reading, parameters_of(f), found.site, x)
 
-        (counts,) = jax.jit(jax.linear_transpose(of_unit, shape))(np.float64(1))
-        return np.asarray(counts).sum((0, -1))
+        weights = jnp.where(marked(place, shape, channel_axis), 1 / found.channels, 0.0).astype(np.float64)
+        (counts,) = jax.linear_transpose(network, jax.ShapeDtypeStruct(image.shape, np.float64))(weights)
+        known = is_there(place, [shape[axis] for axis in axes_of(shape, channel_axis)])
+        return [jnp.where(known, jnp.sum(counts, (0, -1)), jnp.nan)]
+
+    (counts,) = _jaxpr.in_double(of_unit, found.place)
+    return counts if isinstance(found.place, Tracer) else np.asarray(counts)
 
 
-def _found(f: Any, image: Any, tap: str, unit: Sequence[int] | None) -> tuple[_jaxpr.Reading, Unit]:
+def _found(f: Any, image: Any, tap: str, unit: Position | None) -> tuple[_jaxpr.Reading, Unit]:
     """The unit in a program for two images, where the network runs alike on two; else on the batch that was given."""
     reading, found = locate(f, image, tap, unit)
     if image.shape[0] > 2:

@@ -1,18 +1,16 @@
 """What a unit looks at: the size of its gradient, pixel by pixel."""
 
-import operator
-from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from stabjax import features
-from stabjax._types import Images
-from stabjax.receptive._unit import locate, network_of
+from stabjax._types import AnyArray, Images
+from stabjax.receptive._unit import Position, axes_of, counted, is_there, locate, marked, network_of, numbers_of
 
 
 def effective(
@@ -20,8 +18,8 @@ def effective(
     images: Images,
     *,
     tap: str,
-    unit: Sequence[int] | None = None,
-    channel: int | Sequence[int] | None = None,
+    unit: Position | None = None,
+    channel: int | np.integer | Int[AnyArray, ""] | Position | None = None,
     batch_size: int = 8,
 ) -> Float[Array, "*spatial"]:
     """Expected size of the gradient of a unit with respect to the image: its effective receptive field.
@@ -36,13 +34,16 @@ def effective(
         images: ``(n, *spatial, channels)``.
         tap: name of an operation, as in `features.taps`.
         unit: position of the unit on the axes of the tap without batch and channels; by default the centre,
-            ``side // 2`` on each axis. ``()`` for a dense layer.
+            ``side // 2`` on each axis. ``()`` for a dense layer. All units of a tap share one compiled program. It may
+            be traced: the maps of many units are those of a `jax.vmap` over it.
         channel: channels of the tap to average over; all by default. One backward pass is made for each of them and
-            each image.
-        batch_size: images whose backward passes run at once; it bounds the memory.
+            each image. They may be traced, too.
+        batch_size: images whose backward passes run at once, each for all channels and, under a `jax.vmap`, for all
+            units; it bounds the memory.
 
     Returns:
-        the map, of the shape of an image without channels.
+        the map, of the shape of an image without channels; in single precision for images in half. NaN for a traced
+        unit or channel that the tap does not have.
 
     Raises:
         TypeError: for images that are not floating, or a shape in place of images.
@@ -53,19 +54,18 @@ def effective(
         >>> box = receptive.extent(network, images)["features/5/conv"]
         >>> seen = receptive.effective(network, images, tap="features/5/conv")
         >>> receptive.width(seen), box.size
+        >>> units = jnp.indices((8, 8)).reshape(2, -1).T
+        >>> of = lambda unit: receptive.effective(network, images, tap="features/5/conv", unit=unit)
+        >>> fields = jax.vmap(of)(units)  # (64, h, w)
     """
     images = _checked(images)
     reading, found = locate(f, jax.ShapeDtypeStruct((1, *images.shape[1:]), images.dtype), tap, unit)
     rows = reading.program.jaxpr.invars[-1].aval.shape[0]
-    count = found.channels
-    wanted: Any = range(count) if channel is None else channel
-    try:
-        chosen = tuple(operator.index(c) for c in (wanted if np.ndim(wanted) else [wanted]))
-    except TypeError:
-        chosen = ()
-    if not chosen or any(not -count <= c < count for c in chosen):
-        raise ValueError(f"expected channels of {tap!r} within 0..{count - 1}, got {channel!r}")
-    return _mean_gradient(network_of(f), images, tap, found.index, chosen, rows, batch_size)
+    wanted: Any = range(found.channels) if channel is None else channel
+    chosen = numbers_of(wanted if np.ndim(wanted) else [wanted], found.channels)
+    if chosen is None or not len(chosen):
+        raise ValueError(f"expected channels of {tap!r} within 0..{found.channels - 1}, got {channel!r}")
+    return _mean_gradient(network_of(f), images, found.place, chosen, tap, found.site.channel_axis, rows, batch_size)
 
 
 def _checked(images: Any) -> Array:
@@ -82,24 +82,40 @@ def _checked(images: Any) -> Array:
     return images
 
 
-@partial(jax.jit, static_argnums=(2, 3, 4, 5, 6))
+@partial(jax.jit, static_argnums=(4, 5, 6, 7))
 def _mean_gradient(
     network: features.Guest,
     images: Array,
+    place: AnyArray,
+    channels: AnyArray,
     tap: str,
-    index: tuple[int | None, ...],
-    channels: tuple[int, ...],
+    channel_axis: int | None,
     rows: int,
     batch_size: int,
 ) -> Array:
+    """The unit and its channels are traced: they choose what is handed backwards, not what is compiled."""
+
+    def activation(image: Array) -> Array:
+        _, found = features.capture(network, select=lambda site: site.name == tap)(jnp.stack([image] * rows))
+        return found[tap]
+
+    shape = jax.eval_shape(activation, images[0]).shape
+    unit = marked(place, shape, channel_axis)
+    sides = [shape[axis] for axis in axes_of(shape, channel_axis)]
+    if channel_axis is None:
+        channel, count = jnp.zeros(shape, np.int32), 1
+    else:
+        channel, count = jax.lax.broadcasted_iota(np.int32, shape, channel_axis), shape[channel_axis]
+    precision = jnp.promote_types(images.dtype, np.float32)
+
     def of_image(image: Array) -> Array:
-        def unit(x: Array) -> Array:
-            _, found = features.capture(network, select=lambda site: site.name == tap)(jnp.stack([x] * rows))
-            values = found[tap][tuple(slice(None) if place is None else place for place in index)]
-            return jnp.ravel(values)[jnp.asarray(channels)]
+        value, backward = jax.vjp(activation, image)
 
-        values, backward = jax.vjp(unit, image)
-        (gradients,) = jax.vmap(backward)(jnp.eye(len(channels), dtype=values.dtype))
-        return jnp.mean(jnp.sum(jnp.abs(gradients), axis=-1), axis=0)
+        def of_channel(number: Array) -> Array:
+            here = unit & (channel == counted(number, count))
+            return jnp.sum(jnp.abs(backward(here.astype(value.dtype))[0]).astype(precision), axis=-1)
 
-    return jnp.mean(jax.lax.map(of_image, images, batch_size=batch_size), axis=0)
+        return jnp.mean(jax.vmap(of_channel)(jnp.asarray(channels)), axis=0)
+
+    field = jnp.mean(jax.lax.map(of_image, images, batch_size=batch_size), axis=0)
+    return jnp.where(is_there(place, sides) & is_there(channels, count), field, jnp.nan)

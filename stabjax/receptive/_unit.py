@@ -3,11 +3,19 @@
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jaxtyping import Array, Int
 
 from stabjax import _jaxpr, features
+from stabjax._types import AnyArray
+
+Position: TypeAlias = Sequence[int | np.integer | Int[AnyArray, ""]] | Int[AnyArray, " axes"]
+"""Where a unit stands on the axes of its tap without batch and channels; may be traced."""
 
 
 @dataclass(frozen=True)
@@ -15,17 +23,41 @@ class Unit:
     """A position of a tap, with all its channels.
 
     Attributes:
-        index: position on each axis of the tap, 0 on the batch, None on the channels.
+        place: on each axis of the tap without batch and channels, ``(axes,)``; perhaps traced.
         site: the tap.
     """
 
-    index: tuple[int | None, ...]
+    place: np.ndarray | Array
     site: _jaxpr.Site
 
     @property
     def channels(self) -> int:
         """How many channels the tap has."""
         return 1 if self.site.channel_axis is None else self.site.shape[self.site.channel_axis]
+
+
+def axes_of(shape: Sequence[int], channel_axis: int | None) -> list[int]:
+    """Axes of an activation without batch and channels."""
+    return [axis for axis in range(1, len(shape)) if axis != channel_axis]
+
+
+def marked(place: Any, shape: Sequence[int], channel_axis: int | None) -> Array:
+    """True at a unit of the first image, all its channels, of an activation of this shape."""
+    found = jax.lax.broadcasted_iota(np.int32, shape, 0) == 0
+    for k, axis in enumerate(axes_of(shape, channel_axis)):
+        found &= jax.lax.broadcasted_iota(np.int32, shape, axis) == counted(place[k], shape[axis])
+    return found
+
+
+def counted(number: Any, side: int) -> Any:
+    """A position or channel as it counts from the first one, if it counts from the last."""
+    return jnp.where(number < 0, number + np.int32(side), number)
+
+
+def is_there(numbers: Any, sides: Any) -> Array:
+    """Whether positions or channels lie within these sides, counted from either end."""
+    sides = np.asarray(sides, np.int32)
+    return jnp.all((numbers >= -sides) & (numbers < sides))
 
 
 def network_of(f: Any) -> features.Guest:
@@ -44,7 +76,7 @@ def parameters_of(f: Any) -> list[Any]:
     return jax.tree.leaves(network_of(f).variables)
 
 
-def locate(f: Any, image: Any, tap: str, unit: Sequence[int] | None) -> tuple[_jaxpr.Reading, Unit]:
+def locate(f: Any, image: Any, tap: str, unit: Position | None) -> tuple[_jaxpr.Reading, Unit]:
     """The unit in a program for that batch; with a single image some taps lose their batch, then in one for two."""
     reading = reading_of(f, image)
     if image.shape[0] == 1 and all(site.name != tap for site in reading.sites):
@@ -52,26 +84,45 @@ def locate(f: Any, image: Any, tap: str, unit: Sequence[int] | None) -> tuple[_j
     return reading, find(reading, tap, unit)
 
 
-def find(reading: _jaxpr.Reading, tap: str, unit: Sequence[int] | None) -> Unit:
-    """The unit of that name and position; raises where there is none."""
+def find(reading: _jaxpr.Reading, tap: str, unit: Position | None) -> Unit:
+    """The unit of that name and position; raises where there is none, if the position is not traced."""
     sites = {site.name: site for site in reading.sites}
     if tap not in sites:
         raise ValueError(f"expected the name of an operation, got {tap!r}; the network has {', '.join(sites)}")
     site = sites[tap]
-    axes = [axis for axis in range(1, len(site.shape)) if axis != site.channel_axis]
-    sides = [site.shape[axis] for axis in axes]
-    places = [side // 2 for side in sides] if unit is None else integers(unit)
-    if places is None or len(places) != len(sides) or any(not -side <= k < side for k, side in zip(places, sides)):
+    sides = [site.shape[axis] for axis in axes_of(site.shape, site.channel_axis)]
+    place = numbers_of([side // 2 for side in sides] if unit is None else unit, sides)
+    if place is None:
         raise ValueError(
             f"expected a unit of {tap!r} as a position on its axes of {tuple(sides)}, got {unit!r}; its activation is "
             f"{site.shape} with its channels on axis {site.channel_axis}"
         )
-    by_axis = {axis: place % side for axis, place, side in zip(axes, places, sides)}
-    return Unit((0, *[by_axis.get(axis) for axis in range(1, len(site.shape))]), site)
+    return Unit(place, site)
+
+
+def numbers_of(numbers: Any, sides: Any) -> Any:
+    """Integers as one array: known ones counted from the first, traced ones as they are.
+
+    None if they are no integers, or not as many as there are sides, or if known ones lie outside of these.
+    """
+    known = None if isinstance(numbers, Tracer) else integers(numbers)
+    if known is not None:
+        low = -np.asarray(sides)
+        fit = low.shape in ((), (len(known),)) and ((known >= low) & (known < -low)).all()
+        return (np.array(known, np.int64) % -low).astype(np.int32) if fit else None
+    try:
+        array = numbers if isinstance(numbers, Tracer) else jnp.stack([*map(jnp.asarray, numbers)])
+    except (TypeError, ValueError):
+        return None
+    if array.ndim != 1 or not (isinstance(array, Tracer) and jnp.issubdtype(array.dtype, jnp.integer)):
+        return None
+    if np.shape(sides) not in ((), array.shape):
+        return None
+    return array.astype(np.int32)
 
 
 def integers(numbers: Any) -> list[int] | None:
-    """The numbers, if they are several integers."""
+    """The numbers, if they are several integers that are known."""
     try:
         return [operator.index(number) for number in numbers]
     except TypeError:
