@@ -131,3 +131,25 @@ def common_path(paths: Iterable[str]) -> str:
             break
         shared.append(parts[0])
     return "/".join(shared) or (split[0][0] if len(split) == 1 else "")
+
+
+def stacked_module(stacked: frozenset[str], paths: frozenset[str], around: str) -> str:
+    """The module that a scan runs over: the outermost one all of whose parameters it stacks.
+
+    Programs know arrays, not modules: ``blocks/conv/kernel`` may come from a stack of blocks or from a stacked
+    convolution. So the answer follows from the paths alone, alike in every framework.
+
+    Args:
+        stacked: paths of the parameters that the scan stacks.
+        paths: paths of all parameters.
+        around: module that the scan around this one runs over, or ""; the answer lies inside of it, if it can.
+    """
+    parts = common_path(stacked).split("/")
+    outer = around.split("/") if around else []
+    least = len(outer) + 1 if len(parts) > len(outer) and parts[: len(outer)] == outer else 1
+    while len(parts) > least:
+        inside = "/".join(parts[:-1]) + "/"
+        if not all(path in stacked for path in paths if path.startswith(inside)):
+            break
+        parts.pop()
+    return "/".join(parts)

@@ -99,7 +99,12 @@ def read(program: Program, *, root_scope: str = "") -> Reading:
         root_scope: outermost named scope, left out of names (Linen puts the class of the root there).
     """
     plan = Plan(program.jaxpr, program.consts)
-    reader = Reader(pathless=not any(program.paths), root=root_scope)
+    parameters = frozenset(
+        path
+        for var, path in zip(program.jaxpr.invars, program.paths)
+        if path and jnp.issubdtype(var.aval.dtype, jnp.inexact)
+    )
+    reader = Reader(pathless=not any(program.paths), root=root_scope, parameters=parameters)
     inputs = []
     sizes = {}
     for var, path in zip(program.jaxpr.invars, program.paths):

@@ -11,7 +11,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from stabjax._jaxpr import _axes
-from stabjax._jaxpr._flow import Entry, Flow, Frame, Operation, Plan, common_path, passive
+from stabjax._jaxpr._flow import Entry, Flow, Frame, Operation, Plan, passive, stacked_module
 from stabjax._jaxpr._primitives import (
     ACTIVATIONS,
     AFFINE,
@@ -242,7 +242,7 @@ class Reader(Regions):
         return results
 
     def _nested(self) -> "Reader":
-        nested = Reader(pathless=self.pathless, root=self.root)
+        nested = Reader(pathless=self.pathless, root=self.root, parameters=self.parameters)
         nested.clock = self.clock
         return nested
 
@@ -282,7 +282,8 @@ class Reader(Regions):
         for flow in flows:
             self.fire(flow)
         child = Plan(jaxpr, consts)
-        prefix = common_path(frozenset().union(*[flow.paths for flow in stacked if not flow.active]))
+        paths = frozenset().union(*[flow.paths for flow in stacked if not flow.active])
+        prefix = stacked_module(paths, self.parameters, place.frames[-1].prefix if place.frames else "")
         frame = Frame(prefix or "/".join((*place.scope, "scan")), params["length"], params["reverse"])
         inputs = [
             replace(flow, scalar=var.aval.size == 1)

@@ -36,9 +36,10 @@ class Place:
 class Regions:
     """What a reader has found so far, and the steps that grow, end and join elementwise regions."""
 
-    def __init__(self, *, pathless: bool, root: str = "") -> None:
+    def __init__(self, *, pathless: bool, root: str = "", parameters: frozenset[str] = frozenset()) -> None:
         self.pathless = pathless
         self.root = root
+        self.parameters = parameters
         self.clock = 0
         self.operations: list[Operation] = []
         self.hidden: list[Hidden] = []

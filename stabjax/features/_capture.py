@@ -19,8 +19,10 @@ class Tap:
     """One operation of a network whose value can be looked at.
 
     Attributes:
-        name: where it stands: the path of its parameters (``blocks/2/conv``; ``layers/0/conv`` inside a scan), or the
-            named scope and what it is (``relu_3``) if it has none. A module used again adds ``:1``.
+        name: where it stands: the path of its parameters (``blocks/2/conv``), or the named scope and what it is
+            (``relu_3``) if it has none. Inside a scan the iteration stands behind the module that is stacked, the
+            outermost one all of whose parameters the scan takes apart (``layers/0/conv``). A module used again adds
+            ``:1``.
         kind: ``conv`` or ``dense`` (with bias), ``norm`` (with scale and bias), ``activation``, ``pool``,
             ``residual``, ``other`` (gates, layer scales, softmax, products of activations), or ``output``.
         shape: of the activation, batch first.
