@@ -106,6 +106,17 @@ def convolution(equation: Any, axes: Axes) -> Axes:
     return tuple(result)
 
 
+def takes_channels_first(equation: Any, axes: Axes) -> int | None:
+    """The axis of a batch of images that a convolution takes for channels while it slides along their last one."""
+    numbers, window = equation.params["dimension_numbers"], equation.invars[1].aval.shape
+    feature, spatial = numbers.lhs_spec[1], numbers.lhs_spec[2:]
+    if role(axes[feature]) != "s" or not any(role(axes[axis]) == "c" for axis in spatial):
+        return None
+    # A window of one along a signal may mix its positions, as mixers do; that has two names for one thing in 1-D only.
+    wide = len(spatial) > 1 or window[numbers.rhs_spec[2]] > 1
+    return feature if wide else None
+
+
 def lookup(equation: Any, axes: Axes) -> Axes:
     """Axes of rows taken from a table: batch and space of the indices, then the channels of the table."""
     offset = equation.params["dimension_numbers"].offset_dims

@@ -43,12 +43,12 @@ def _at_site(site: Site, value: Value, sides: Sequence[int]) -> Seen:
         return tuple(_spans.nothing(len(site.shape) - 1, side) for side in sides)
     result = []
     for span in value:
-        if site.split != site.shape or site.batch_axis != 0:
+        if site.split != site.in_order or site.batch_axis != 0:
             shape = _split_back(site)
             span = _rearranged.reshape(span, shape, site.split)
             order = [site.batch_axis, *[k for k in range(len(site.split)) if k != site.batch_axis]]
-            span = _rearranged.reshape(_spans.permute(span, order), [site.split[k] for k in order], site.shape)
-        joined = [0] if site.channel_axis in (None, 0) else [0, site.channel_axis]
+            span = _rearranged.reshape(_spans.permute(span, order), [site.split[k] for k in order], site.in_order)
+        joined = [0] if site.channels_from in (None, 0) else [0, site.channels_from]
         result.append(_spans.told(_spans.reduce(span, joined)))
     return tuple(result)
 

@@ -24,10 +24,12 @@ class Site:
         name, kind: as in `stabjax.features.Tap`.
         operation: position of the operation in the reading; the iterations of a scan share one.
         iteration: where in the scans around it, outermost first.
-        shape, dtype: of the activation, batch first.
-        channel_axis: position of its channels, or None.
+        shape, dtype: of the activation as it is handed out, batch first and channels last.
+        channel_axis: position of its channels in that shape, the last, or None if they are not known.
         split, batch_axis: the shape in the program, with the batch told from what it was merged with, and where it
             stands there.
+        in_order, channels_from: the shape with the batch in front and all else in the order of the program, and the
+            position of the channels there, or None.
     """
 
     name: str
@@ -39,12 +41,16 @@ class Site:
     channel_axis: int | None
     split: tuple[int, ...]
     batch_axis: int
+    in_order: tuple[int, ...]
+    channels_from: int | None
 
     def arranged(self, value: Any) -> Any:
-        """The activation with its batch in front."""
-        if value.shape == self.shape and self.batch_axis == 0:
+        """The activation with its batch in front and its channels last."""
+        if value.shape != self.in_order or self.batch_axis != 0:
+            value = jnp.moveaxis(value.reshape(self.split), self.batch_axis, 0).reshape(self.in_order)
+        if self.channels_from is None or self.channels_from == self.channel_axis:
             return value
-        return jnp.moveaxis(value.reshape(self.split), self.batch_axis, 0).reshape(self.shape)
+        return jnp.moveaxis(value, self.channels_from, -1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,16 +164,16 @@ class _Names:
     def outputs(self, program: Program, flows: Sequence[Flow], start: int) -> list[Site]:
         """The outputs that are numbers; their operations count on from those of the taps."""
         return [
-            Site(
+            _site(
                 name=self.once(f"output/{name}" if name else "output"),
                 kind="output",
                 operation=start + k,
                 iteration=(),
-                shape=tuple(var.aval.shape),
                 dtype=var.aval.dtype,
-                channel_axis=_axes.channel(flow.axes) if flow.active else None,
                 split=tuple(var.aval.shape),
                 batch_axis=0,
+                in_order=tuple(var.aval.shape),
+                channels_from=_axes.channel(flow.axes) if flow.active else None,
             )
             for k, (var, flow, name) in enumerate(zip(program.jaxpr.outvars, flows, program.out_names))
             if jnp.issubdtype(var.aval.dtype, jnp.inexact)
@@ -183,16 +189,16 @@ class _Names:
         channel = _axes.channel(operation.axes)
         if channel is not None:
             channel += (channel < axis) + len(merged) * (channel > axis)
-        return Site(
+        return _site(
             name=self.name(operation, iteration),
             kind=operation.kind,
             operation=index,
             iteration=iteration,
-            shape=(self.batch, *shape[:axis], *merged, *shape[axis + 1 :]),
             dtype=aval.dtype,
-            channel_axis=channel,
             split=shape if whole else (*shape[:axis], before, self.batch, after, *shape[axis + 1 :]),
             batch_axis=0 if whole else axis + 1,
+            in_order=(self.batch, *shape[:axis], *merged, *shape[axis + 1 :]),
+            channels_from=channel,
         )
 
     def name(self, operation: Operation, iteration: tuple[int, ...]) -> str:
@@ -212,6 +218,14 @@ class _Names:
         """The name, with the number of times it was used before."""
         self.used[name] += 1
         return name if self.used[name] == 1 else f"{name}:{self.used[name] - 1}"
+
+
+def _site(*, in_order: tuple[int, ...], channels_from: int | None, **known: Any) -> Site:
+    """A tap whose channels are handed out last, if they are known and do not stand in place of the batch."""
+    shape, channel = in_order, channels_from
+    if channel:
+        shape, channel = (*in_order[:channel], *in_order[channel + 1 :], in_order[channel]), len(in_order) - 1
+    return Site(shape=shape, channel_axis=channel, in_order=in_order, channels_from=channels_from, **known)
 
 
 def _indexed(parts: list[str], frames: tuple[Frame, ...], iteration: tuple[int, ...]) -> str:

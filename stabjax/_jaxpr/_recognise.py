@@ -120,6 +120,15 @@ class Reader(Regions):
         if kernel.active:
             return [self._other(place, flows, "convolution")]
         self.fire(image)
+        first = not any(operation.kind in ("conv", "dense") for operation in self.operations)
+        channels = _axes.takes_channels_first(place.equation, image.axes) if first and self.outermost else None
+        if channels is not None:
+            raise ValueError(
+                "expected a network of images with channels last, (batch, *spatial, channels), got one whose first "
+                f"convolution takes its channels from axis {channels} and slides along the last: say so, "
+                "features.of(model, layout='channels_first'), and give images with channels last, "
+                "jnp.moveaxis(images, 1, -1)"
+            )
         axes = _axes.convolution(place.equation, image.axes)
         return [self._made(place, "conv", "conv", axes, paths=kernel.paths)]
 
@@ -244,6 +253,7 @@ class Reader(Regions):
     def _nested(self) -> "Reader":
         nested = Reader(pathless=self.pathless, root=self.root, parameters=self.parameters)
         nested.clock = self.clock
+        nested.outermost = False
         return nested
 
     def _inside(self, place: Place, inner: Jaxpr, flows: Sequence[Flow]) -> tuple[list[Flow], list[Operation]]:

@@ -40,6 +40,7 @@ class Regions:
         self.pathless = pathless
         self.root = root
         self.parameters = parameters
+        self.outermost = True
         self.clock = 0
         self.operations: list[Operation] = []
         self.hidden: list[Hidden] = []

@@ -25,9 +25,12 @@ class Tap:
             ``:1``.
         kind: ``conv`` or ``dense`` (with bias), ``norm`` (with scale and bias), ``activation``, ``pool``,
             ``residual``, ``other`` (gates, layer scales, softmax, products of activations), or ``output``.
-        shape: of the activation, batch first.
+        shape: of the activation as `capture` hands it out: batch first, and channels last wherever they are known,
+            whatever the layout of the network.
         dtype: of the activation.
-        channel_axis: position of the channels in ``shape``, or None where it cannot be known.
+        channel_axis: position of the channels in ``shape``, the last, or None where they cannot be known (a product of
+            activations, as in attention; heads that share the channels); the axes behind the batch then stand in the
+            order of the network.
     """
 
     name: str
@@ -79,8 +82,9 @@ class Capture:
 def capture(f: Any, *, select: Select = None, reduce: Callable[[Tap, Any], Any] | None = None) -> Capture:
     """A function that returns the activations of a network beside its outputs.
 
-    The network runs as it is: the outputs and their derivatives are those of ``f``. Inside ``jit``, pass the network
-    as an argument: ``jax.jit(lambda f, x: features.capture(f)(x))(f, x)``.
+    The network runs as it is: the outputs and their derivatives are those of ``f``. Activations have their batch in
+    front and their channels last, also those of networks that compute with channels first; see `Tap`. Inside ``jit``,
+    pass the network as an argument: ``jax.jit(lambda f, x: features.capture(f)(x))(f, x)``.
 
     Args:
         f: a network from `of`, or a plain function of a batch.

@@ -1,4 +1,8 @@
-"""Ways to make samples in rows of activations that are maps, ``(n, *spatial, channels)``."""
+"""Ways to make samples in rows of activations that are maps, ``(n, *spatial, channels)``.
+
+Maps of another layout come in with their ``channel_axis``; of a tap of `stabjax.features` it is ``tap.channel_axis``.
+Where that is None nobody knows which axis holds the channels, and every function here refuses.
+"""
 
 import math
 from collections.abc import Sequence
@@ -15,34 +19,46 @@ from stabjax.similarity._cca import CCA, of_bases
 from stabjax.similarity._units import together
 from stabjax.similarity._whiten import bases
 
-Maps = Float[AnyArray, "n *spatial channels"]
-Others = Float[AnyArray, "n *others channels_y"]
+Maps = Float[AnyArray, "n *spatial"]
+Others = Float[AnyArray, "n *others"]
 Convention = Literal["corners", "half_pixel"]
 
 
-def positions(maps: Maps, *, every: int = 1) -> Float[Array, "samples channels"]:
+def positions(maps: Maps, *, every: int = 1, channel_axis: int | None = -1) -> Float[Array, "samples channels"]:
     """Every position of every image as a sample, ``(n * positions, channels)``.
 
     Args:
         maps: ``(n, *spatial, channels)``.
         every: takes each so manyth position along every spatial axis, the first one first.
+        channel_axis: the axis of the channels, if it is not the last.
 
     Raises:
-        ValueError: if there is no spatial axis, or ``every < 1``.
+        ValueError: if there is no spatial axis, ``every < 1``, or the channels are not known.
     """
-    ndim = _ndim(maps)
+    maps = _channels_last(maps, channel_axis)
     if every < 1:
         raise ValueError(f"expected every >= 1, got {every}")
-    chosen = jnp.asarray(maps)[(slice(None), *[slice(None, None, every)] * ndim)]
+    chosen = maps[(slice(None), *[slice(None, None, every)] * (maps.ndim - 2))]
     return jnp.reshape(chosen, (-1, maps.shape[-1]))
 
 
-def average(maps: Maps) -> Float[Array, "n channels"]:
-    """The mean over positions of each image, ``(n, channels)``."""
-    return jnp.mean(jnp.asarray(maps), axis=tuple(range(1, 1 + _ndim(maps))))
+def average(maps: Maps, *, channel_axis: int | None = -1) -> Float[Array, "n channels"]:
+    """The mean over positions of each image, ``(n, channels)``.
+
+    Args:
+        maps: ``(n, *spatial, channels)``.
+        channel_axis: the axis of the channels, if it is not the last.
+
+    Raises:
+        ValueError: if there is no spatial axis, or the channels are not known.
+    """
+    maps = _channels_last(maps, channel_axis)
+    return jnp.mean(maps, axis=tuple(range(1, maps.ndim - 1)))
 
 
-def resized(maps: Maps, size: Sequence[int], *, convention: Convention = "corners") -> Float[Array, "n *size channels"]:
+def resized(
+    maps: Maps, size: Sequence[int], *, convention: Convention = "corners", channel_axis: int | None = -1
+) -> Float[Array, "n *size channels"]:
     """Maps brought to a common size by linear interpolation, ``(n, *size, channels)``.
 
     Args:
@@ -52,16 +68,17 @@ def resized(maps: Maps, size: Sequence[int], *, convention: Convention = "corner
             as the CCA tutorial of Raghu et al. has it; ``"half_pixel"``: `jax.image.resize` without antialiasing, whose
             pixels are squares with their centres half a pixel inside. They differ by a shift of ``(n/m - 1) / 2``
             pixels.
+        channel_axis: the axis of the channels, if it is not the last; in the result it is.
 
     Raises:
-        ValueError: if the numbers of axes differ, or for another convention.
+        ValueError: if the numbers of axes differ, for another convention, or if the channels are not known.
     """
-    ndim = _ndim(maps)
+    maps = _channels_last(maps, channel_axis)
+    ndim = maps.ndim - 2
     if len(size) != ndim or min(size) < 1:
         raise ValueError(f"expected a size >= 1 for each of {ndim} axes, got {tuple(size)}")
     if convention not in get_args(Convention):
         raise ValueError(f"expected convention to be one of {get_args(Convention)}, got {convention!r}")
-    maps = jnp.asarray(maps)
     if convention == "half_pixel":
         return jax.image.resize(maps, (len(maps), *size, maps.shape[-1]), "linear", antialias=False)
     for axis, new in enumerate(size, start=1):
@@ -75,7 +92,7 @@ def resized(maps: Maps, size: Sequence[int], *, convention: Convention = "corner
 
 
 @permit_nan()
-def fourier_cca(x: Maps, y: Others) -> CCA:
+def fourier_cca(x: Maps, y: Others, *, channel_axis: int | None = -1) -> CCA:
     """CCA of each spatial frequency of two layers alone, all frequencies together.
 
     Maps of both layers are transformed along their spatial axes, the larger ones cut to the lower frequencies that both
@@ -85,16 +102,17 @@ def fourier_cca(x: Maps, y: Others) -> CCA:
     Args:
         x: ``(n, *spatial, channels_x)``.
         y: ``(n, *spatial, channels_y)``, for the same images.
+        channel_axis: the axis of the channels in both, if it is not the last.
 
     Returns:
         the result of `cca` with axes ``*frequencies`` in front, in the order of `numpy.fft.fftfreq`; directions are
         complex.
 
     Raises:
-        ValueError: if the numbers of images or of axes differ.
+        ValueError: if the numbers of images or of axes differ, or the channels are not known.
     """
-    ndim = _ndim(x)
-    if len(x) != len(y) or ndim != _ndim(y) or len(x) < 2:
+    x, y = (_channels_last(maps, channel_axis) for maps in (x, y))
+    if len(x) != len(y) or x.ndim != y.ndim or len(x) < 2:
         raise ValueError(f"expected maps of the same images, at least two, got shapes {x.shape} and {y.shape}")
     size = tuple(min(a, b) for a, b in zip(x.shape[1:-1], y.shape[1:-1]))
     one, two = (_frequencies(z, size) for z in together(x, y))
@@ -117,7 +135,18 @@ def _frequencies(maps: Array, size: tuple[int, ...]) -> Array:
     return jnp.moveaxis(jnp.reshape(spectrum, (len(maps), math.prod(size), -1)), 1, 0)
 
 
-def _ndim(maps: AnyArray) -> int:
+def _channels_last(maps: AnyArray, channel_axis: int | None) -> Array:
+    """The maps with their channels last; raises where these are not known, or there is no position."""
     if maps.ndim < 3:
         raise ValueError(f"expected maps (n, *spatial, channels), got shape {maps.shape}")
-    return maps.ndim - 2
+    if channel_axis is None:
+        raise ValueError(
+            f"expected the axis of the channels in maps of shape {maps.shape}, got None, as of a tap whose channels "
+            "are not known (products in attention): take every entry as a unit, jnp.reshape(maps, (len(maps), -1))"
+        )
+    if not -maps.ndim < channel_axis < maps.ndim or channel_axis == 0:
+        raise ValueError(
+            f"expected channel_axis to be one of the axes behind the first of shape {maps.shape}, got {channel_axis}"
+        )
+    maps = jnp.asarray(maps)
+    return maps if channel_axis in (-1, maps.ndim - 1) else jnp.moveaxis(maps, channel_axis, -1)
