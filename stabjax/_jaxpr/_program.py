@@ -27,7 +27,8 @@ class Program:
     Attributes:
         jaxpr: the open program.
         consts: values of its constants.
-        paths: for each input, the path of the parameter it is, or None for the images.
+        paths: for each input, the path of the parameter it is, "" for an array that is no parameter of a module,
+            or None for the images.
         out_names: the name of each output, "" for a network with a single one.
         out_tree: structure of the outputs.
     """
@@ -58,7 +59,7 @@ def trace(apply: Callable[..., Any], leaves: Sequence[Any], paths: Sequence[str]
     Args:
         apply: network as a function of its parameters and a batch.
         leaves: parameters, concrete, traced or abstract.
-        paths: their paths.
+        paths: their paths, "" for one without.
         x: a batch, or its shape and dtype.
 
     Raises:

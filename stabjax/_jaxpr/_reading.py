@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from stabjax._jaxpr import _axes
 from stabjax._jaxpr._flow import Entry, Flow, Frame, Operation, Plan, common_path, passive
-from stabjax._jaxpr._program import Program, trace
+from stabjax._jaxpr._program import Program, path_name, trace
 from stabjax._jaxpr._recognise import Reader
 from stabjax._jaxpr._regions import Hidden
 
@@ -84,11 +84,17 @@ def read_network(variables: Any, adapter: Any, x: Any) -> Reading:
         x: a batch, ``(batch, *spatial, channels)``, or its shape and dtype.
 
     Raises:
-        TypeError: if JAX cannot trace the network.
+        TypeError: if JAX cannot trace the network, or ``x`` is no array.
         ValueError: if ``x`` is no batch.
     """
     shape = getattr(x, "shape", None)
-    if shape is None or len(shape) < 2:
+    if shape is None:
+        raise TypeError(
+            f"expected one batch of images, (batch, *spatial, channels), got {_described(x)}. A network is looked at "
+            "as a function of its images alone: hold all other inputs fixed, features.of(lambda images: model(...)), "
+            "or features.of(jax.tree_util.Partial(apply, others)) to have them as leaves of the network"
+        )
+    if len(shape) < 2:
         raise ValueError(f"expected a batch, (batch, *spatial, channels), got {shape}; put an axis in front: x[None]")
     leaves, treedef = jax.tree_util.tree_flatten(variables)
     program = trace(
@@ -116,6 +122,8 @@ def read(program: Program, *, root_scope: str = "") -> Reading:
     for var, path in zip(program.jaxpr.invars, program.paths):
         if path is None:
             inputs.append(Flow(entries=frozenset({Entry()}), start=(plan, var), axes=_axes.of_images(var.aval.shape)))
+        elif not path:
+            inputs.append(passive(var.aval))
         else:
             inputs.append(passive(var.aval, [Flow(active=False, paths=frozenset({path}))]))
             sizes[path] = var.aval.size
@@ -134,6 +142,15 @@ def read(program: Program, *, root_scope: str = "") -> Reading:
             kept.append((len(kept), operation, arrangement))
     sites = names.unrolled(kept) + names.outputs(program, outputs, len(kept))
     return Reading(program, plan, tuple(sites), len(kept), tuple(reader.hidden), tuple(reader.mixed_rows))
+
+
+def _described(x: Any) -> str:
+    """Several inputs by their names and shapes."""
+    found = [
+        f"{path_name(path) or 'itself'}: {getattr(leaf, 'shape', leaf)}"
+        for path, leaf in jax.tree_util.tree_flatten_with_path(x)[0]
+    ]
+    return f"a {type(x).__name__} of {', '.join(found) or 'nothing'}"
 
 
 _Found = tuple[int, Operation, tuple[int, int, int]]

@@ -16,6 +16,8 @@ from stabjax._jaxpr import path_name
 
 MODES = ("eval", "batch_statistics")
 LAYOUTS = ("channels_last", "channels_first")
+RNGS = " rngs"
+"""Stands for the random keys among the collections of a Linen module: before any of their names, and none of them."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,7 @@ class Adapter:
     Attributes:
         skeleton: what is left of the guest without its arrays.
         rebuild: puts the arrays back: ``rebuild(skeleton, variables)`` is the function of a batch or an example.
-        paths: path of each parameter.
+        paths: path of each parameter, in the order of the leaves; "" for what is no parameter of a module.
         root: outermost named scope, which names leave out.
         single, layout: what the guest takes.
         method, static: what is called, and its further arguments.
@@ -64,7 +66,7 @@ class Guest:
     on a batch, ``(batch, *spatial, channels)``, runs the network.
 
     Attributes:
-        variables: parameters and statistics by their paths (of a Linen module, its collections).
+        variables: parameters and statistics by their paths (of a Linen module, its collections and random keys).
         adapter: everything else, static.
     """
 
@@ -87,9 +89,13 @@ def of(
 ) -> Guest:
     """A network of any framework as a callable pytree; the guest itself is never changed.
 
-    * Flax NNX: the module. A copy is put into evaluation mode.
+    The arrays are copied, so that the network can be donated to ``jit``, and the guest trained on, each without the
+    other.
+
+    * Flax NNX: the module. The copy is put into evaluation mode.
     * Flax Linen: the bound module, ``module.bind(variables)``. Its mode is an argument of its own, passed on as
-      ``static``: ``of(module.bind(variables), train=False)``.
+      ``static``: ``of(module.bind(variables), train=False)``. Random keys it was bound with stay with it, as leaves,
+      and every call starts from them: ``of(module.bind(variables, rngs={"dropout": key}), train=True)``.
     * Equinox: the module, in inference mode; most take one example, hence ``single=True, layout="channels_first"``.
     * Any other callable pytree, such as ``jax.tree_util.Partial(apply, params)``.
     * A plain function: its arrays become constants, it compiles by itself, and its operations have no module names.
@@ -124,6 +130,7 @@ def of(
     except TypeError as error:
         raise TypeError(f"expected hashable keyword arguments, got {static}; arrays belong into the network") from error
     skeleton, rebuild, variables, paths, root = _taken_apart(model, mode)
+    variables = jax.tree_util.tree_map(_copied, variables)
     adapter = Adapter(
         skeleton=skeleton,
         rebuild=rebuild,
@@ -156,9 +163,14 @@ def _taken_apart(model: Any, mode: str) -> tuple[Any, Callable[..., Any], Any, t
                 f"expected a bound Linen module, got {type(model).__name__} without variables; "
                 "write features.of(module.bind(variables))"
             )
+        rngs = dict(model.scope.rngs)
         skeleton, variables = model.unbind()
         names = tuple(path.partition("/")[2] for path in _paths(variables, drop=("value",)))
-        return skeleton, _rebuild_linen, dict(variables), names, type(model).__name__
+        if not rngs:
+            return skeleton, _rebuild_linen, dict(variables), names, type(model).__name__
+        # In order of the leaves: keys are no parameters, and have no path.
+        variables = {RNGS: rngs, **variables}
+        return skeleton, _rebuild_linen, variables, ("",) * len(rngs) + names, type(model).__name__
     equinox = sys.modules.get("equinox")
     if equinox is not None and isinstance(model, equinox.Module):
         model = equinox.nn.inference_mode(model)
@@ -170,6 +182,11 @@ def _taken_apart(model: Any, mode: str) -> tuple[Any, Callable[..., Any], Any, t
         paths = _shortened(paths)
     paths = _distinct(paths)
     return (treedef, fixed, paths), _rebuild_tree, dict(zip(paths, arrays)), tuple(sorted(paths)), ""
+
+
+def _copied(leaf: Any) -> Any:
+    """An array of its own; what is traced or has a shape only stays as it is."""
+    return leaf.copy() if _is_array(leaf) and not isinstance(leaf, jax.core.Tracer) else leaf
 
 
 def _is_array(leaf: Any) -> bool:
@@ -217,10 +234,12 @@ def _rebuild_nnx(skeleton: Any, variables: Any, method: Any) -> Callable[..., An
 
 
 def _rebuild_linen(skeleton: Any, variables: Any, method: Any) -> Callable[..., Any]:
-    changing = [name for name in variables if name != "params"]
+    collections = {name: value for name, value in variables.items() if name != RNGS}
+    changing = [name for name in collections if name != "params"]
 
     def apply(x: Any, **static: Any) -> Any:
-        result = skeleton.apply(variables, x, method=method, mutable=changing or False, **static)
+        rngs = variables.get(RNGS)
+        result = skeleton.apply(collections, x, rngs=rngs, method=method, mutable=changing or False, **static)
         return result[0] if changing else result
 
     return apply
