@@ -5,7 +5,9 @@ The only place that touches JAX's tracing machinery.
 
 from stabjax._jaxpr._evaluate import evaluate
 from stabjax._jaxpr._extents import extents
+from stabjax._jaxpr._identity import hides_arrays, of_object, token
 from stabjax._jaxpr._interpret import Step, interpret
+from stabjax._jaxpr._lifted import Lifted, lift
 from stabjax._jaxpr._positive import positive
 from stabjax._jaxpr._program import path_name
 from stabjax._jaxpr._reading import Reading, Site, read_network
@@ -16,6 +18,7 @@ from stabjax._jaxpr._windows import entry
 
 __all__ = [
     "Hidden",
+    "Lifted",
     "Reading",
     "Site",
     "Span",
@@ -24,10 +27,14 @@ __all__ = [
     "entry",
     "evaluate",
     "extents",
+    "hides_arrays",
     "in_double",
     "interpret",
     "is_still",
+    "lift",
+    "of_object",
     "path_name",
     "positive",
     "read_network",
+    "token",
 ]

@@ -106,15 +106,20 @@ def convolution(equation: Any, axes: Axes) -> Axes:
     return tuple(result)
 
 
-def takes_channels_first(equation: Any, axes: Axes) -> int | None:
-    """The axis of a batch of images that a convolution takes for channels while it slides along their last one."""
+def check_channels_last(equation: Any, axes: Axes) -> None:
+    """Raises where the first convolution of a network takes positions for channels and slides along the channels."""
     numbers, window = equation.params["dimension_numbers"], equation.invars[1].aval.shape
     feature, spatial = numbers.lhs_spec[1], numbers.lhs_spec[2:]
     if role(axes[feature]) != "s" or not any(role(axes[axis]) == "c" for axis in spatial):
-        return None
+        return
     # A window of one along a signal may mix its positions, as mixers do; that has two names for one thing in 1-D only.
-    wide = len(spatial) > 1 or window[numbers.rhs_spec[2]] > 1
-    return feature if wide else None
+    if len(spatial) > 1 or window[numbers.rhs_spec[2]] > 1:
+        raise ValueError(
+            "expected a network of images with channels last, (batch, *spatial, channels), got one whose first "
+            f"convolution takes its channels from axis {feature} and slides along the last: say so, "
+            "features.of(model, layout='channels_first'), and give images with channels last, "
+            "jnp.moveaxis(images, 1, -1)"
+        )
 
 
 def lookup(equation: Any, axes: Axes) -> Axes:

@@ -120,15 +120,8 @@ class Reader(Regions):
         if kernel.active:
             return [self._other(place, flows, "convolution")]
         self.fire(image)
-        first = not any(operation.kind in ("conv", "dense") for operation in self.operations)
-        channels = _axes.takes_channels_first(place.equation, image.axes) if first and self.outermost else None
-        if channels is not None:
-            raise ValueError(
-                "expected a network of images with channels last, (batch, *spatial, channels), got one whose first "
-                f"convolution takes its channels from axis {channels} and slides along the last: say so, "
-                "features.of(model, layout='channels_first'), and give images with channels last, "
-                "jnp.moveaxis(images, 1, -1)"
-            )
+        if self.outermost and not any(operation.kind in ("conv", "dense") for operation in self.operations):
+            _axes.check_channels_last(place.equation, image.axes)
         axes = _axes.convolution(place.equation, image.axes)
         return [self._made(place, "conv", "conv", axes, paths=kernel.paths)]
 

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import jax
 
 from stabjax import _jaxpr
-from stabjax.features._network import Guest, of
+from stabjax.features._network import Guest, taken
 
 KINDS = ("conv", "norm", "activation", "pool", "dense", "residual", "other", "output")
 
@@ -148,7 +148,7 @@ def mixed_rows(f: Any, x: Any) -> tuple[str, ...]:
 
 
 def _network(f: Any) -> Guest:
-    return f if isinstance(f, Guest) else of(f)
+    return f if isinstance(f, Guest) else taken(f)
 
 
 def _listed(select: Any) -> tuple[str, ...]:

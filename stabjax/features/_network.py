@@ -3,16 +3,16 @@
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen, nnx
+from jax.core import Tracer
 
-from stabjax._jaxpr import path_name
+from stabjax._jaxpr import hides_arrays, of_object, path_name, token
 
 MODES = ("eval", "batch_statistics")
 LAYOUTS = ("channels_last", "channels_first")
@@ -31,6 +31,8 @@ class Adapter:
         root: outermost named scope, which names leave out.
         single, layout: what the guest takes.
         method, static: what is called, and its further arguments.
+        opaque: whether the guest may hold arrays besides its parameters.
+        seen: of an opaque one that is an argument of ``jit``, what it held when it was passed.
     """
 
     skeleton: Any
@@ -41,10 +43,13 @@ class Adapter:
     layout: str
     method: str | Callable[..., Any] | None
     static: tuple[tuple[str, Any], ...]
+    opaque: bool = field(compare=False)
+    seen: object = None
 
     def __hash__(self) -> int:
         # Without the skeleton: a layer may hold a list (a padding), which compares but has no hash.
-        return hash((self.rebuild, self.paths, self.root, self.single, self.layout, self.method, self.static))
+        mine = (self.rebuild, self.paths, self.root, self.single, self.layout, self.method, self.static, self.seen)
+        return hash(mine)
 
     def __call__(self, variables: Any, x: Any) -> Any:
         """The guest's outputs for a batch with its channels last."""
@@ -57,7 +62,7 @@ class Adapter:
         return function(x, **static)
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["variables"], meta_fields=["adapter"])
+@jax.tree_util.register_pytree_with_keys_class
 @dataclass(frozen=True, eq=False)
 class Guest:
     """A network as data, made by `stabjax.features.of`.
@@ -67,15 +72,29 @@ class Guest:
 
     Attributes:
         variables: parameters and statistics by their paths (of a Linen module, its collections and random keys).
-        adapter: everything else, static.
+        adapter: everything else, static: how to run it, ``adapter(variables, x)``.
     """
 
     variables: Any
-    adapter: Adapter
+    adapter: Any
 
     def __call__(self, x: Any, /) -> Any:
         """The outputs for a batch."""
         return self.adapter(self.variables, x)
+
+    def tree_flatten_with_keys(self) -> tuple[tuple[tuple[Any, Any], ...], Any]:
+        """The variables, and the adapter; with it what an opaque guest holds now, so that no program outlives it."""
+        adapter = self.adapter
+        if isinstance(adapter, Adapter) and adapter.opaque:
+            held = of_object((adapter.skeleton, adapter.method, adapter.static))
+            adapter = replace(adapter, seen=token(held))
+        return ((jax.tree_util.GetAttrKey("variables"), self.variables),), adapter
+
+    @classmethod
+    def tree_unflatten(cls, adapter: Any, children: Iterable[Any]) -> "Guest":
+        """The network of these variables."""
+        (variables,) = children
+        return cls(variables, adapter)
 
 
 def of(
@@ -98,7 +117,11 @@ def of(
       and every call starts from them: ``of(module.bind(variables, rngs={"dropout": key}), train=True)``.
     * Equinox: the module, in inference mode; most take one example, hence ``single=True, layout="channels_first"``.
     * Any other callable pytree, such as ``jax.tree_util.Partial(apply, params)``.
-    * A plain function: its arrays become constants, it compiles by itself, and its operations have no module names.
+    * Any other callable, such as a plain function or a Keras model. It holds its arrays itself, and its operations have
+      no module names. `stabjax.probe`, `stabjax.lipschitz` and `stabjax.receptive` trace it anew at every call and take
+      the arrays as arguments: what was changed in place is seen, and the same program compiles once. In a ``jit`` of
+      your own its arrays are constants, and it compiles again when one has changed, as far as they can be followed: in
+      attributes, items, closures, and globals that its own code names.
 
     Args:
         model: the guest.
@@ -117,6 +140,20 @@ def of(
         TypeError: if the guest is not callable, an unbound Linen module, or a keyword argument is not hashable.
         ValueError: for an unknown layout or mode.
     """
+    network = taken(model, method=method, single=single, layout=layout, mode=mode, **static)
+    return Guest(jax.tree_util.tree_map(_copied, network.variables), network.adapter)
+
+
+def taken(
+    model: Any,
+    *,
+    method: str | Callable[..., Any] | None = None,
+    single: bool = False,
+    layout: str = "channels_last",
+    mode: str = "eval",
+    **static: Any,
+) -> Guest:
+    """`of` with the arrays of the guest itself, for a use that changes none."""
     if layout not in LAYOUTS:
         raise ValueError(f"expected layout to be one of {LAYOUTS}, got {layout!r}")
     if mode not in MODES:
@@ -130,7 +167,6 @@ def of(
     except TypeError as error:
         raise TypeError(f"expected hashable keyword arguments, got {static}; arrays belong into the network") from error
     skeleton, rebuild, variables, paths, root = _taken_apart(model, mode)
-    variables = jax.tree_util.tree_map(_copied, variables)
     adapter = Adapter(
         skeleton=skeleton,
         rebuild=rebuild,
@@ -140,8 +176,17 @@ def of(
         layout=layout,
         method=method,
         static=tuple(sorted(static.items())),
+        opaque=_is_opaque(model, variables),
     )
     return Guest(variables, adapter)
+
+
+def _is_opaque(model: Any, variables: Any) -> bool:
+    """Whether a guest may hold arrays that are none of its parameters."""
+    equinox = sys.modules.get("equinox")
+    if isinstance(model, nnx.Module | linen.Module) or (equinox is not None and isinstance(model, equinox.Module)):
+        return hides_arrays(model, jax.tree_util.tree_leaves(variables))
+    return True
 
 
 def _taken_apart(model: Any, mode: str) -> tuple[Any, Callable[..., Any], Any, tuple[str, ...], str]:
@@ -186,7 +231,7 @@ def _taken_apart(model: Any, mode: str) -> tuple[Any, Callable[..., Any], Any, t
 
 def _copied(leaf: Any) -> Any:
     """An array of its own; what is traced or has a shape only stays as it is."""
-    return leaf.copy() if _is_array(leaf) and not isinstance(leaf, jax.core.Tracer) else leaf
+    return leaf.copy() if _is_array(leaf) and not isinstance(leaf, Tracer) else leaf
 
 
 def _is_array(leaf: Any) -> bool:

@@ -14,6 +14,7 @@ from stabjax import features
 from stabjax._arguments import as_key
 from stabjax._numerics import HIGHEST, permit_nan
 from stabjax._types import Images, PRNGKey, Scalar
+from stabjax.features._ready import ready
 
 
 @jax.tree_util.register_dataclass
@@ -92,8 +93,8 @@ def local(
         raise ValueError(f"expected a batch, (batch, *spatial, channels), got {x.shape}; put an axis in front: x[None]")
     if steps < 1:
         raise ValueError(f"expected at least one step, got {steps}")
-    network = f if isinstance(f, features.Guest) else features.of(f)
-    return _local(network, x, as_key(key), jnp.asarray(tolerance, _precise(x.dtype)), layer, steps)
+    pair = [] if layer is None or len(x) > 1 else [jax.ShapeDtypeStruct((2, *x.shape[1:]), x.dtype)]
+    return _local(ready(f, x, *pair), x, as_key(key), jnp.asarray(tolerance, _precise(x.dtype)), layer, steps)
 
 
 @partial(jax.jit, static_argnums=(4, 5))

@@ -9,8 +9,9 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float
 
-from stabjax import _jaxpr, features
+from stabjax import _jaxpr
 from stabjax._text import table
+from stabjax.features._ready import ready
 from stabjax.lipschitz._rules import at_tap, follow, is_followed
 from stabjax.lipschitz._slope import Slope, image, still, together
 
@@ -83,7 +84,7 @@ def network(f: Any, x: Any) -> NetworkBound:
     Example:
         >>> lipschitz.network(features.of(model), (1, 32, 32, 3)).value
     """
-    guest = f if isinstance(f, features.Guest) else features.of(f)
+    guest = ready(f)
     if isinstance(x, tuple | list):
         x = jax.ShapeDtypeStruct(tuple(x), jnp.result_type(float))
     reading = _jaxpr.read_network(guest.variables, guest.adapter, x)

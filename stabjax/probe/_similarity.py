@@ -11,6 +11,7 @@ from stabjax._images import Spatial, check_batch
 from stabjax._numerics import permit_nan
 from stabjax._sharding import without_explicit_axes
 from stabjax._types import AnyArray, Images
+from stabjax.features._ready import ready
 from stabjax.probe._compare import compare, way
 from stabjax.probe._layers import Units, deal_tiles, layers_of
 from stabjax.probe._rows import check_independent
@@ -91,11 +92,11 @@ def similarity(
             an activation does not have its batch in front; for canonical correlations of as many units as images.
     """
     same = g is f and others is None
-    networks = tuple(h if isinstance(h, features.Guest) else features.of(h) for h in ((f,) if same else (f, g)))
     both = (images,) if same else (images, images if others is None else others)
     for x in both:
         check_batch(x, spatial=spatial, vectors=True)
     _check(both, measure, units, batch_size, memory, confidence)
+    networks = tuple(ready(h) for h in ((f,) if same else (f, g)))
     if not (select is None or isinstance(select, str) or callable(select)):
         select = tuple(select)
     n = len(images)
@@ -104,13 +105,15 @@ def similarity(
     _check_networks(networks, shapes, layers, n, measure, together=batch_size >= n)
     # Of both networks: nothing keeps the compiler from running them side by side.
     bytes_of_image = sum(sum(each.sizes) for each in layers) * jnp.zeros(()).dtype.itemsize
+    steps = deal_tiles(n, batch_size, int(memory * 2**30 / bytes_of_image))
+    batches = [jax.ShapeDtypeStruct((steps.size, *x.shape[1:]), x.dtype) for x in both]
     return compare(
-        networks,
+        tuple(ready(h, batch) for h, batch in zip(networks, batches, strict=True)),
         without_explicit_axes(tuple(map(jnp.asarray, both))),
         layers=layers,
         measure=measure,
         by=way(layers, n),
-        steps=deal_tiles(n, batch_size, int(memory * 2**30 / bytes_of_image)),
+        steps=steps,
         units=units,
         select=select,
         confidence=float(confidence),

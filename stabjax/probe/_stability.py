@@ -10,6 +10,7 @@ from stabjax._images import Spatial, check_batch
 from stabjax._numerics import permit_nan
 from stabjax._sharding import without_explicit_axes
 from stabjax._types import Images, Perturbation, PRNGKey
+from stabjax.features._ready import Watched, ready
 from stabjax.probe._pass import Radius, measure
 from stabjax.probe._plan import deal
 from stabjax.stability import Stability
@@ -102,18 +103,18 @@ def stability(
         ValueError: for a shape that is wrong or leaves open which axis is which; for a wrong option; if rows of the
             network depend on each other and ``batch_size < n``; if an activation does not have its batch in front.
     """
-    f = f if isinstance(f, features.Guest) else features.of(f)
     _check(images, deformation, noise, radius, draws, average, batch_size, spatial)
     if not (select is None or isinstance(select, str) or callable(select)):
         select = tuple(select)
+    plan = deal(len(images), draws, batch_size)
     return measure(
-        f,
+        ready(f, jax.ShapeDtypeStruct((plan.rows, *images.shape[1:]), images.dtype)),
         without_explicit_axes(images),
         as_key(key),
         as_tree(deformation),
         as_tree(noise),
         radius=radius,
-        plan=deal(len(images), draws, batch_size),
+        plan=plan,
         average=average,
         select=select,
         confidence=float(confidence),
@@ -159,6 +160,6 @@ def check_perturbed(images: Any, deformation: Any, noise: Any, draws: int, spati
 
 
 def as_tree(perturbation: Any) -> Any:
-    """A perturbation as an argument of jit; a plain function is static."""
+    """A perturbation as an argument of jit; a plain function is static, and compiles again if what it holds changes."""
     plain = callable(perturbation) and jax.tree_util.all_leaves([perturbation])
-    return jax.tree_util.Partial(perturbation) if plain else perturbation
+    return Watched(perturbation) if plain else perturbation

@@ -10,7 +10,8 @@ from jaxtyping import Array, Float, Int
 
 from stabjax import features
 from stabjax._types import AnyArray, Images
-from stabjax.receptive._unit import Position, axes_of, counted, is_there, locate, marked, network_of, numbers_of
+from stabjax.features._ready import ready
+from stabjax.receptive._unit import Position, axes_of, counted, is_there, locate, marked, numbers_of
 
 
 def effective(
@@ -65,7 +66,8 @@ def effective(
     chosen = numbers_of(wanted if np.ndim(wanted) else [wanted], found.channels)
     if chosen is None or not len(chosen):
         raise ValueError(f"expected channels of {tap!r} within 0..{found.channels - 1}, got {channel!r}")
-    return _mean_gradient(network_of(f), images, found.place, chosen, tap, found.site.channel_axis, rows, batch_size)
+    network = ready(f, jax.ShapeDtypeStruct((rows, *images.shape[1:]), images.dtype))
+    return _mean_gradient(network, images, found.place, chosen, tap, found.site.channel_axis, rows, batch_size)
 
 
 def _checked(images: Any) -> Array:

@@ -13,6 +13,7 @@ from jaxtyping import Array, Int
 
 from stabjax import _jaxpr, features
 from stabjax._types import AnyArray
+from stabjax.features._ready import ready
 
 Position: TypeAlias = Sequence[int | np.integer | Int[AnyArray, ""]] | Int[AnyArray, " axes"]
 """Where a unit stands on the axes of its tap without batch and channels; may be traced."""
@@ -62,7 +63,7 @@ def is_there(numbers: Any, sides: Any) -> Array:
 
 def network_of(f: Any) -> features.Guest:
     """The network as data."""
-    return f if isinstance(f, features.Guest) else features.of(f)
+    return ready(f)
 
 
 def reading_of(f: Any, x: Any) -> _jaxpr.Reading:

@@ -1,0 +1,245 @@
+"""What a program computes, and what an object holds, as values that compare.
+
+Two traces of one function give programs that are equal in every step and the same object in none. Here they are equal:
+values count by their place, parameters by what they hold, rules of derivatives by their code and by what that closes
+over. Arrays count by themselves, or by their bytes where they can be changed in place. What is not known is equal to
+itself alone, so the answer may be that two programs differ although they do not, never the reverse.
+"""
+
+import functools
+import hashlib
+import weakref
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from types import CodeType, FunctionType, MethodType, ModuleType
+from typing import Any
+
+import jax
+import numpy as np
+from jax.core import Tracer
+
+from stabjax._jaxpr._program import is_literal, opened
+
+_PLAIN = (int, str, bytes, bool, type(None), type, CodeType, np.dtype)
+_LIBRARIES = ("jax", "jaxlib", "flax", "equinox", "keras", "numpy", "builtins", "functools", "stabjax")
+"""What functions of these close over and name globally is theirs; what is handed to them is looked at."""
+
+
+class Itself:
+    """A reference, equal to those to the same object. It keeps no array alive: one to what is gone is equal to none."""
+
+    def __init__(self, value: Any) -> None:
+        self.number = id(value)
+        try:
+            self.refer = weakref.ref(value)
+        except TypeError:
+            self.refer = lambda: value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Itself) and self.refer() is not None and other.refer() is self.refer()
+
+    def __hash__(self) -> int:
+        return self.number
+
+
+def of_program(jaxpr: Any) -> Hashable:
+    """What a program computes from its constants and inputs."""
+    return _Look().program(jaxpr, closed=False)
+
+
+def of_object(value: Any) -> Hashable:
+    """What an object holds, as far as it can be followed: attributes, items, what its functions close over."""
+    try:
+        return _Look().value(value)
+    except RecursionError:
+        return Itself(_Look())
+
+
+def hides_arrays(value: Any, known: Sequence[Any]) -> bool:
+    """Whether an object holds arrays besides these: in attributes, items, variables that its functions close over."""
+    look = _Look()
+    try:
+        look.value(value)
+    except RecursionError:
+        return True
+    ids = set(map(id, known))
+    return any(id(array) not in ids for array in look.arrays)
+
+
+@functools.lru_cache(maxsize=256)
+def token(identity: Hashable) -> object:
+    """One object for all identities that are equal: hashed and compared at once, which every call of a program does.
+
+    The cache holds what the identities refer to, so it forgets the oldest; those compile again.
+    """
+    return object()
+
+
+class _Look:
+    """One look at something; what it meets again is not followed again."""
+
+    def __init__(self) -> None:
+        self.met: dict[int, int] = {}
+        self.held: list[Any] = []
+        self.arrays: list[Any] = []
+
+    def program(self, jaxpr: Any, *, closed: bool = True) -> Hashable:
+        inner, consts = opened(jaxpr)
+        numbers: dict[Any, int] = {}
+
+        def atom(a: Any) -> Hashable:
+            if is_literal(a):
+                return "literal", _bytes(a.val), a.aval
+            return numbers.setdefault(a, len(numbers))
+
+        def made(variables: Any) -> Hashable:
+            return tuple((numbers.setdefault(var, len(numbers)), var.aval) for var in variables)
+
+        inputs = made((*inner.constvars, *inner.invars))
+        steps = tuple(
+            (
+                equation.primitive,
+                str(equation.source_info.name_stack),
+                tuple(map(atom, equation.invars)),
+                tuple((name, self.value(value)) for name, value in sorted(equation.params.items())),
+                made(equation.outvars),
+            )
+            for equation in inner.eqns
+        )
+        name = getattr(getattr(inner, "debug_info", None), "func_name", "") if closed else ""
+        held = tuple(map(self.value, consts)) if closed else ()
+        return name, inputs, steps, tuple(map(atom, inner.outvars)), held
+
+    def value(self, value: Any) -> Hashable:
+        """Anything that a parameter, an attribute or a variable can be."""
+        kind = type(value)
+        if isinstance(value, jax.Array | np.ndarray):
+            self.arrays.append(value)
+        if isinstance(value, Tracer | jax.Array):
+            return Itself(value)
+        if isinstance(value, _PLAIN):
+            return kind, value
+        if isinstance(value, float):
+            return kind, value.hex()
+        if isinstance(value, complex):
+            return kind, value.real.hex(), value.imag.hex()
+        if isinstance(value, np.ndarray | np.generic) or kind.__name__ == "TypedNdArray":
+            return _bytes(value)
+        if isinstance(value, jax.tree_util.PyTreeDef):
+            node = value.node_data() or (None, None)
+            return kind, node[0], self.value(node[1]), tuple(map(self.value, value.children()))
+        if isinstance(value, ModuleType):
+            return Itself(value)
+        if hasattr(opened(value)[0], "eqns"):
+            return self.program(value)
+        if isinstance(value, tuple):
+            return kind, tuple(map(self.value, value))
+        if id(value) in self.met:
+            return "met", self.met[id(value)]
+        self.met[id(value)] = len(self.met)
+        self.held.append(value)  # else another object could take its place in memory
+        if isinstance(value, list):
+            return kind, tuple(map(self.value, value))
+        if isinstance(value, set | frozenset):
+            return kind, frozenset(map(self.value, value))
+        if isinstance(value, Mapping):
+            return kind, tuple((self.value(key), self.value(item)) for key, item in value.items())
+        if _is_transformed(value):
+            done = [(self.value(rule), tuple(map(self.value, _data(given)))) for rule, given in value.transforms]
+            return kind, self.value(value.f), *done, self.value(value.params)
+        return self.callable(value) if callable(value) else self.object(value)
+
+    def callable(self, f: Any) -> Hashable:
+        """By the code and what it reads; wrappers by what they wrap."""
+        if isinstance(f, functools.partial):
+            return type(f), *map(self.value, (f.func, f.args, f.keywords))
+        if isinstance(f, MethodType):
+            return type(f), self.value(f.__func__), self.value(f.__self__)
+        if isinstance(f, FunctionType):
+            return FunctionType, f.__code__, *[(name, self.value(value)) for name, value in _read_by(f)]
+        wrapped = getattr(f, "__wrapped__", None)
+        if _is_of_library(type(f)) and wrapped is not None and not hasattr(f, "__self__"):
+            return type(f), self.value(wrapped)
+        return self.object(f)
+
+    def object(self, value: Any) -> Hashable:
+        """By its attributes; an object without any, and one of JAX, by its own equality."""
+        attributes = _attributes(value)
+        if not attributes or type(value).__module__.partition(".")[0] in ("jax", "jaxlib"):
+            try:
+                hash(value)
+            except TypeError:
+                return (type(value), self.value(value.val)) if hasattr(value, "val") else Itself(value)
+            return type(value), value
+        return type(value), tuple((name, self.value(item)) for name, item in attributes.items())
+
+
+def _attributes(value: Any) -> dict[str, Any]:
+    """Attributes of the object itself: one that stands for another would give those of the other."""
+    found = {}
+    for kind in type(value).__mro__:
+        names = kind.__dict__.get("__slots__", ())
+        for name in ("__dict__", *((names,) if isinstance(names, str) else names)):
+            try:
+                found[name] = object.__getattribute__(value, name)
+            except AttributeError:
+                continue
+    return {**found.pop("__dict__", {}), **found}
+
+
+def _bytes(value: Any) -> Hashable:
+    array = np.asarray(value)
+    if array.dtype == object:
+        return Itself(value)
+    data = array.tobytes()
+    return "array", array.dtype.str, array.shape, data if len(data) < 64 else hashlib.sha256(data).digest()
+
+
+def _is_of_library(f: Any) -> bool:
+    return str(getattr(f, "__module__", None)).partition(".")[0] in _LIBRARIES
+
+
+def _read_by(f: FunctionType) -> Iterator[tuple[str, Any]]:
+    """What a function finds outside of its arguments, by name.
+
+    Functions of JAX close over the trace they stand in too, which is another one every time: of what they hold, other
+    functions and plain data count.
+    """
+    variables = {}
+    for name, variable in zip(f.__code__.co_freevars, f.__closure__ or ()):
+        try:
+            variables[name] = variable.cell_contents
+        except ValueError:  # not bound yet
+            continue
+    if _is_of_library(f):
+        yield from ((name, value) for name, value in variables.items() if _counts(value))
+        return
+    yield "defaults", f.__defaults__
+    yield "keyword defaults", f.__kwdefaults__
+    yield from variables.items()
+    for name in _names(f.__code__):
+        value = f.__globals__.get(name)
+        if not isinstance(value, ModuleType | type) and not (callable(value) and _is_of_library(value)):
+            yield name, value
+
+
+def _names(code: CodeType) -> tuple[str, ...]:
+    inner = [name for constant in code.co_consts if isinstance(constant, CodeType) for name in _names(constant)]
+    return tuple(dict.fromkeys([*code.co_names, *inner]))
+
+
+def _counts(value: Any) -> bool:
+    if isinstance(value, tuple):
+        return all(map(_counts, value))
+    if isinstance(value, jax.custom_jvp | jax.custom_vjp):
+        return False  # the function it belongs to, whose program is known
+    plain = isinstance(value, (*_PLAIN, float, complex, np.ndarray, jax.Array))
+    return plain or callable(value) or _is_transformed(value)
+
+
+def _is_transformed(value: Any) -> bool:
+    """Whether it is a function inside of JAX, with what was done to it."""
+    return hasattr(value, "transforms") and hasattr(value, "f")
+
+
+def _data(given: tuple[Any, ...]) -> Iterator[Any]:
+    return (value for value in given if type(value).__name__ != "DebugInfo")
