@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from flax import linen, nnx
 
-from stabjax import features
+from stabjax import features, lipschitz, perturb, probe, receptive
 from tests import guests
 
 pytestmark = pytest.mark.usefixtures("relaxed_promotion")
@@ -169,3 +169,25 @@ def test_other_inputs_are_held_fixed_as_the_error_says(images):
     by_name = features.of(jax.tree_util.Partial(lambda others, x: model(x, others["kernel"]), {"kernel": other}))
     for network in (features.of(lambda x: model(x, other)), by_name):
         np.testing.assert_allclose(features.capture(network)(images)[0], images @ other, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_several_inputs_are_refused_at_every_entrance(images):
+    network = lambda x: x @ guests.normal(0, 3, 2)  # noqa: E731
+    key, two = jax.random.key(0), (images, images)
+    looks = (
+        lambda x: probe.stability(network, x, key=key, deformation=perturb.Translation(0.5)),
+        lambda x: probe.similarity(network, network, x),
+        lambda x: probe.similarity(network, network, images, others=x),
+        lambda x: lipschitz.local(network, x, key=key),
+        lambda x: lipschitz.network(network, x),
+        lambda x: receptive.effective(network, x, tap="dense_0"),
+        lambda x: receptive.extent(network, x),
+        lambda x: features.hidden(network, x),
+        lambda x: features.mixed_rows(network, x),
+    )
+    for look in looks:
+        for several in (two, list(two), {"0": images, "1": images}):
+            with pytest.raises(TypeError, match=r"one batch of images.*0: \(2, 4, 4, 3\), 1: \(2, 4, 4, 3\)"):
+                look(several)
+    assert lipschitz.network(network, list(images.shape)).certified

@@ -87,20 +87,32 @@ def read_network(variables: Any, adapter: Any, x: Any) -> Reading:
         TypeError: if JAX cannot trace the network, or ``x`` is no array.
         ValueError: if ``x`` is no batch.
     """
-    shape = getattr(x, "shape", None)
-    if shape is None:
-        raise TypeError(
-            f"expected one batch of images, (batch, *spatial, channels), got {_described(x)}. A network is looked at "
-            "as a function of its images alone: hold all other inputs fixed, features.of(lambda images: model(...)), "
-            "or features.of(jax.tree_util.Partial(apply, others)) to have them as leaves of the network"
-        )
-    if len(shape) < 2:
-        raise ValueError(f"expected a batch, (batch, *spatial, channels), got {shape}; put an axis in front: x[None]")
+    check_one_input(x)
+    if len(x.shape) < 2:
+        raise ValueError(f"expected a batch, (batch, *spatial, channels), got {x.shape}; put an axis in front: x[None]")
     leaves, treedef = jax.tree_util.tree_flatten(variables)
     program = trace(
         lambda leaves, x: adapter(jax.tree_util.tree_unflatten(treedef, leaves), x), leaves, adapter.paths, x
     )
     return read(program, root_scope=adapter.root)
+
+
+def check_one_input(x: Any) -> None:
+    """Raises a TypeError unless ``x`` is one array, or its shape and dtype: several inputs are named in the message."""
+    if hasattr(x, "shape") and hasattr(x, "dtype"):
+        return
+    found = [
+        f"{path_name(path) or 'itself'}: {getattr(leaf, 'shape', leaf)}"
+        for path, leaf in jax.tree_util.tree_flatten_with_path(x)[0]
+    ]
+    more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+    raise TypeError(
+        "expected one batch of images, (batch, *spatial, channels), got a "
+        f"{type(x).__name__} of {', '.join(found[:3]) or 'nothing'}{more}. A network is looked at as a function of its "
+        "images alone: hold all other inputs fixed, features.of(lambda images: model(...)), or "
+        "features.of(jax.tree_util.Partial(apply, others)) to have them as leaves of the network; single images "
+        "come in as jnp.stack(images)"
+    )
 
 
 def read(program: Program, *, root_scope: str = "") -> Reading:
@@ -142,15 +154,6 @@ def read(program: Program, *, root_scope: str = "") -> Reading:
             kept.append((len(kept), operation, arrangement))
     sites = names.unrolled(kept) + names.outputs(program, outputs, len(kept))
     return Reading(program, plan, tuple(sites), len(kept), tuple(reader.hidden), tuple(reader.mixed_rows))
-
-
-def _described(x: Any) -> str:
-    """Several inputs by their names and shapes."""
-    found = [
-        f"{path_name(path) or 'itself'}: {getattr(leaf, 'shape', leaf)}"
-        for path, leaf in jax.tree_util.tree_flatten_with_path(x)[0]
-    ]
-    return f"a {type(x).__name__} of {', '.join(found) or 'nothing'}"
 
 
 _Found = tuple[int, Operation, tuple[int, int, int]]

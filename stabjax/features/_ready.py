@@ -13,7 +13,10 @@ from typing import Any
 import jax
 
 from stabjax import _jaxpr
+from stabjax._jaxpr import check_one_input
 from stabjax.features._network import Adapter, Guest, taken
+
+__all__ = ["Watched", "Written", "check_one_input", "ready"]
 
 _Shape = tuple[tuple[int, ...], str]
 

@@ -14,7 +14,7 @@ from stabjax import features
 from stabjax._arguments import as_key
 from stabjax._numerics import HIGHEST, permit_nan
 from stabjax._types import Images, PRNGKey, Scalar
-from stabjax.features._ready import ready
+from stabjax.features._ready import check_one_input, ready
 
 
 @jax.tree_util.register_dataclass
@@ -86,6 +86,7 @@ def local(
         >>> local = lipschitz.local(network, images, key=key)
         >>> most_sensitive = images + radius * local.direction
     """
+    check_one_input(x)
     x = jnp.asarray(x)
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise TypeError(f"expected floating images, got {x.dtype}; convert them: images.astype(float) / 255")

@@ -85,7 +85,7 @@ def network(f: Any, x: Any) -> NetworkBound:
         >>> lipschitz.network(features.of(model), (1, 32, 32, 3)).value
     """
     guest = ready(f)
-    if isinstance(x, tuple | list):
+    if isinstance(x, tuple | list) and all(isinstance(side, int | np.integer) for side in x):
         x = jax.ShapeDtypeStruct(tuple(x), jnp.result_type(float))
     reading = _jaxpr.read_network(guest.variables, guest.adapter, x)
     sites = reading.sites

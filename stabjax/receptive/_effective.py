@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int
 
 from stabjax import features
 from stabjax._types import AnyArray, Images
-from stabjax.features._ready import ready
+from stabjax.features._ready import check_one_input, ready
 from stabjax.receptive._unit import Position, axes_of, counted, is_there, locate, marked, numbers_of
 
 
@@ -59,6 +59,7 @@ def effective(
         >>> of = lambda unit: receptive.effective(network, images, tap="features/5/conv", unit=unit)
         >>> fields = jax.vmap(of)(units)  # (64, h, w)
     """
+    check_one_input(images)
     images = _checked(images)
     reading, found = locate(f, jax.ShapeDtypeStruct((1, *images.shape[1:]), images.dtype), tap, unit)
     rows = reading.program.jaxpr.invars[-1].aval.shape[0]
