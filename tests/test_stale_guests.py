@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
+from flax import linen, nnx
 
-from stabjax import features, lipschitz, perturb, probe, receptive, sweep
+from stabjax import features, lipschitz, perturb, probe, receptive, sweep, train
 from stabjax._jaxpr import lift, of_object
 from stabjax.features._ready import ready
 from stabjax.lipschitz._local import _local
@@ -214,6 +214,76 @@ def test_arrays_beside_parameters_are_read_at_every_call(build, images):
     assert measure._cache_size() <= compiled + 1  # of the other network
     assert not np.isclose(stable(f, images), before, rtol=1e-3)
     assert features.taps(f, images)[0].name in ("conv", "conv_0", "first")
+
+
+SCALE = {"of all": 1.0}
+
+
+class Scaled(nnx.Module):
+    def __init__(self, values, scale):
+        self.first, self.second = map(nnx.Param, values)
+        self.scale = scale
+
+    def __call__(self, x):
+        scale = self.scale(x) if callable(self.scale) else self.scale["here"] * SCALE["of all"]
+        return scale * run(self.first[...], self.second[...], x)
+
+
+class LinenScaled(linen.Module):
+    scale: object
+
+    @linen.compact
+    def __call__(self, x):
+        return self.scale(x) * run(*(self.param(name, lambda *_: None) for name in ("first", "second")), x)
+
+
+class EquinoxScaled(eqx.Module):
+    first: jax.Array
+    second: jax.Array
+    scale: list = eqx.field(static=True)
+
+    def __call__(self, x):
+        return self.scale[0] * run(self.first, self.second, x)
+
+
+def scaled_modules():
+    """Modules of every framework with a factor out of sight, and how to set it."""
+    table = np.ones((), np.float32)
+    read = lambda x: jnp.asarray(table)  # noqa: E731
+    put = lambda size: table.__setitem__((), size)  # noqa: E731
+    values = dict(zip(("first", "second"), kernels(0), strict=True))
+    held, listed = {"here": 1.0}, [1.0]
+    yield Scaled(kernels(0), read), put
+    yield LinenScaled(read).bind({"params": values}), put
+    yield Scaled(kernels(0), held), lambda size: held.update(here=size)
+    yield Scaled(kernels(0), {"here": 1.0}), lambda size: SCALE.update({"of all": size})
+    yield EquinoxScaled(*kernels(0), listed), lambda size: listed.__setitem__(0, size)
+
+
+def test_what_changes_in_place_inside_of_modules_is_seen(images):
+    plain = perturb.SphericalNoise(1.0)
+    for model, put in scaled_modules():
+        numerators = []
+        for size in (1.0, 3.0):
+            put(size)
+            found = probe.stability(
+                model, images, key=KEY, deformation=DEFORMATION, noise=plain, batch_size=4, select="output"
+            )
+            numerators.append(float(found.pair_distance[-1]))
+        put(1.0)
+        np.testing.assert_allclose(numerators[1], 9 * numerators[0], rtol=1e-4, err_msg=str(type(model)))
+
+
+def test_an_evaluation_sees_what_changes_in_place(images):
+    held = {"here": 1.0}
+    model = Scaled(kernels(0), held)
+    labels = jnp.zeros(len(images), jnp.int32)
+    found = []
+    for size in (1.0, 3.0, 1.0):
+        held["here"] = size
+        found.append(train.evaluate(model, images, labels).loss)
+    logits = [-jax.nn.log_softmax(size * run(*kernels(0), images))[:, 0].mean() for size in (1.0, 3.0, 1.0)]
+    np.testing.assert_allclose(found, logits, rtol=1e-4)
 
 
 def test_names_of_a_plain_function_stay(images):

@@ -20,6 +20,7 @@ from jax.core import Tracer
 from stabjax._jaxpr._program import is_literal, opened
 
 _PLAIN = (int, str, bytes, bool, type(None), type, CodeType, np.dtype)
+_DATA = (int, float, complex, str, bytes, np.generic)
 _LIBRARIES = ("jax", "jaxlib", "flax", "equinox", "keras", "numpy", "builtins", "functools", "stabjax")
 """What functions of these close over and name globally is theirs; what is handed to them is looked at."""
 
@@ -46,23 +47,22 @@ def of_program(jaxpr: Any) -> Hashable:
     return _Look().program(jaxpr, closed=False)
 
 
-def of_object(value: Any) -> Hashable:
-    """What an object holds, as far as it can be followed: attributes, items, what its functions close over."""
+def of_object(value: Any, known: Sequence[Any] = ()) -> Hashable:
+    """What an object holds besides these arrays, as far as it can be followed: attributes, items, closures."""
     try:
-        return _Look().value(value)
+        return _Look(known).value(value)
     except RecursionError:
         return Itself(_Look())
 
 
-def hides_arrays(value: Any, known: Sequence[Any]) -> bool:
-    """Whether an object holds arrays besides these: in attributes, items, variables that its functions close over."""
-    look = _Look()
+def may_change(value: Any, known: Sequence[Any]) -> bool:
+    """Whether an object holds what can change in place besides these arrays: arrays, lists or objects of plain data."""
+    look = _Look(known)
     try:
         look.value(value)
     except RecursionError:
         return True
-    ids = set(map(id, known))
-    return any(id(array) not in ids for array in look.arrays)
+    return look.changing or bool(look.arrays)
 
 
 @functools.lru_cache(maxsize=256)
@@ -77,10 +77,13 @@ def token(identity: Hashable) -> object:
 class _Look:
     """One look at something; what it meets again is not followed again."""
 
-    def __init__(self) -> None:
+    def __init__(self, known: Sequence[Any] = ()) -> None:
+        self.known = set(map(id, known))
         self.met: dict[int, int] = {}
         self.held: list[Any] = []
         self.arrays: list[Any] = []
+        self.changing = False
+        self.private = 0  # inside of so many attributes that a library keeps for itself
 
     def program(self, jaxpr: Any, *, closed: bool = True) -> Hashable:
         inner, consts = opened(jaxpr)
@@ -113,6 +116,8 @@ class _Look:
         """Anything that a parameter, an attribute or a variable can be."""
         kind = type(value)
         if isinstance(value, jax.Array | np.ndarray):
+            if id(value) in self.known:
+                return "known"
             self.arrays.append(value)
         if isinstance(value, Tracer | jax.Array):
             return Itself(value)
@@ -137,6 +142,9 @@ class _Look:
             return "met", self.met[id(value)]
         self.met[id(value)] = len(self.met)
         self.held.append(value)  # else another object could take its place in memory
+        if isinstance(value, list | set | Mapping):
+            items = value.values() if isinstance(value, Mapping) else value
+            self.changing |= not self.private and any(isinstance(item, _DATA) for item in items)
         if isinstance(value, list):
             return kind, tuple(map(self.value, value))
         if isinstance(value, set | frozenset):
@@ -170,7 +178,18 @@ class _Look:
             except TypeError:
                 return (type(value), self.value(value.val)) if hasattr(value, "val") else Itself(value)
             return type(value), value
-        return type(value), tuple((name, self.value(item)) for name, item in attributes.items())
+        own = [base for base in type(value).__mro__[:-1] if not _is_of_library(base)]
+        library = len(own) < len(type(value).__mro__) - 1
+        if own and not library and any(isinstance(item, _DATA) for item in attributes.values()):
+            self.changing |= not self.private
+        found = []
+        for name, item in attributes.items():
+            hidden = library and name.startswith("_")
+            self.private += hidden
+            found.append((name, self.value(item)))
+            self.private -= hidden
+        methods = [getattr(f, "method", f) for base in own for f in vars(base).values()]
+        return type(value), *found, *[self.value(f) for f in methods if isinstance(f, FunctionType)]
 
 
 def _attributes(value: Any) -> dict[str, Any]:
@@ -195,7 +214,8 @@ def _bytes(value: Any) -> Hashable:
 
 
 def _is_of_library(f: Any) -> bool:
-    return str(getattr(f, "__module__", None)).partition(".")[0] in _LIBRARIES
+    module = f.__globals__.get("__name__") if isinstance(f, FunctionType) else getattr(f, "__module__", None)
+    return str(module).partition(".")[0] in _LIBRARIES
 
 
 def _read_by(f: FunctionType) -> Iterator[tuple[str, Any]]:

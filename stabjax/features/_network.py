@@ -12,7 +12,7 @@ import numpy as np
 from flax import linen, nnx
 from jax.core import Tracer
 
-from stabjax._jaxpr import hides_arrays, of_object, path_name, token
+from stabjax._jaxpr import may_change, of_object, path_name, token
 
 MODES = ("eval", "batch_statistics")
 LAYOUTS = ("channels_last", "channels_first")
@@ -182,10 +182,10 @@ def taken(
 
 
 def _is_opaque(model: Any, variables: Any) -> bool:
-    """Whether a guest may hold arrays that are none of its parameters."""
+    """Whether a guest may hold what changes in place and is none of its parameters."""
     equinox = sys.modules.get("equinox")
     if isinstance(model, nnx.Module | linen.Module) or (equinox is not None and isinstance(model, equinox.Module)):
-        return hides_arrays(model, jax.tree_util.tree_leaves(variables))
+        return may_change(model, jax.tree_util.tree_leaves(variables))
     return True
 
 

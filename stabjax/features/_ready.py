@@ -6,7 +6,7 @@ that the trace meets become leaves of the network, and what is left is compared 
 with other arrays does not compile again.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +16,7 @@ from stabjax import _jaxpr
 from stabjax._jaxpr import check_one_input
 from stabjax.features._network import Adapter, Guest, taken
 
-__all__ = ["Watched", "Written", "check_one_input", "ready"]
+__all__ = ["Watched", "Written", "check_one_input", "held", "ready"]
 
 _Shape = tuple[tuple[int, ...], str]
 
@@ -96,6 +96,14 @@ def ready(f: Any, *batches: Any) -> Guest:
     identity = _jaxpr.token((adapter.paths, adapter.root, treedef, steps))
     paths = (*adapter.paths, *[""] * len(hidden))
     return Guest((network.variables, tuple(hidden)), Written(adapter, programs, paths, identity))
+
+
+def held(model: Any, parameters: Sequence[Any]) -> object:
+    """What a module holds that can change in place besides its parameters, as one object for all that is equal.
+
+    None where there is no such thing, as in most modules.
+    """
+    return _jaxpr.token(_jaxpr.of_object(model, parameters)) if _jaxpr.may_change(model, parameters) else None
 
 
 @jax.tree_util.register_pytree_node_class

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 from stabjax import _jaxpr
 from stabjax._text import table
-from stabjax.features._ready import ready
+from stabjax.features._ready import check_one_input, ready
 from stabjax.lipschitz._rules import at_tap, follow, is_followed
 from stabjax.lipschitz._slope import Slope, image, still, together
 
@@ -85,7 +85,8 @@ def network(f: Any, x: Any) -> NetworkBound:
         >>> lipschitz.network(features.of(model), (1, 32, 32, 3)).value
     """
     guest = ready(f)
-    if isinstance(x, tuple | list) and all(isinstance(side, int | np.integer) for side in x):
+    if isinstance(x, tuple | list):
+        check_one_input(x if any(map(jnp.ndim, x)) else jax.ShapeDtypeStruct(x, jnp.result_type(float)))
         x = jax.ShapeDtypeStruct(tuple(x), jnp.result_type(float))
     reading = _jaxpr.read_network(guest.variables, guest.adapter, x)
     sites = reading.sites

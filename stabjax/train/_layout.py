@@ -10,6 +10,7 @@ import numpy as np
 from flax import nnx
 
 from stabjax._types import AnyArray
+from stabjax.features._ready import held
 
 Weights = Mapping[str, AnyArray]
 
@@ -32,6 +33,8 @@ class Layout:
     """Path of every variable (``blocks/0/conv/kernel``), in the order of the tree's leaves."""
     keys: tuple[tuple[str, str], ...]
     """Name and implementation of the variables that are random keys (of dropout)."""
+    held: object = None
+    """What the model holds that can change in place besides its variables: a layout of another program."""
 
     def __hash__(self) -> int:
         # Without the definitions: a layer may hold a list (a padding), which compares but has no hash.
@@ -44,7 +47,8 @@ class Layout:
         evaluation = nnx.split(in_mode(model, training=False))[0]
         weights = {name: jnp.array(leaf, copy=True) for name, leaf in named(state).items()}
         keys = tuple((k, str(jax.random.key_impl(v))) for k, v in weights.items() if is_key(v))
-        return cls(training, evaluation, jax.tree.structure(state), tuple(weights), keys), weights
+        hidden = held(model, jax.tree.leaves(nnx.state(model)))
+        return cls(training, evaluation, jax.tree.structure(state), tuple(weights), keys, hidden), weights
 
     def model(self, weights: Weights, *, training: bool) -> nnx.Module:
         """The module with these weights."""
