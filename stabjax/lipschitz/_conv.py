@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from stabjax._numerics import HIGHEST
 from stabjax._types import AnyArray
-from stabjax.lipschitz import _torus
+from stabjax.lipschitz import _reads, _torus
 from stabjax.lipschitz._bound import Bound
 from stabjax.lipschitz._frequencies import Way, largest
 from stabjax.lipschitz._gram import scaled
@@ -33,10 +33,13 @@ def conv(
 
     On a torus, a convolution is one small matrix ``K(w)`` for each frequency, and its norm the largest of theirs
     (Sedghi, Gupta, Long 2019, arXiv 1805.10408). With stride ``s``, the ``s`` frequencies that land on the same one
-    stand in one matrix, over ``sqrt(s)``. Circular padding is that, exactly, if the stride divides the size; otherwise
-    the norm without stride bounds it. Zeros around the image are bounded by a larger torus, of side ``n + k // 2``
-    for padding ``k // 2``: at the side of the image the circular norm may be too small. That is close for images much
-    larger than the window, and loose for smaller ones (by a factor 1.8 for a random 5 x 5 window on 2 x 2 pixels).
+    stand in one matrix, over ``sqrt(s)``. Circular padding is that, exactly, if the stride divides the size. Axes of
+    which it does not are written out as a matrix, which is as exact, as long as the iteration on it takes at most
+    ``2^35`` multiplications (a second's work: both axes of an image with a thousand entries in all, one axis of much
+    larger ones); along those that are left, the norm without stride bounds it. Zeros around the image are bounded by a
+    larger torus, of side ``n + k // 2`` for padding ``k // 2``: at the side of the image the circular norm may be too
+    small. That is close for images much larger than the window, and loose for smaller ones (by a factor 1.8 for a
+    random 5 x 5 window on 2 x 2 pixels).
 
     ``"gram"``: from above, by Gram iteration on every ``K(w)``, as in `dense` (Delattre et al. 2023, arXiv 2305.16173).
     Certified at every step; the rounding of the ``K(w)`` counts too. ``"exact"``: by their singular values, where the
@@ -94,6 +97,14 @@ def conv(
         if method == "power":
             value = _by_power(kernel, sizes, strides, pads, dilations, wraps, groups, steps)
             return bound(value, method)
+        if wraps and method == "gram" and not all(axis.exact for axis in axes):
+            rings = tuple(map(_reads.circular, sizes, window, strides, dilations))
+            # After few steps that on the torus is closer: its matrices are smaller.
+            either = (
+                _reads.norm_of_reads(kernel, rings, groups, steps),
+                largest(kernel, Way(axes, groups, method, steps)),
+            )
+            return bound(jnp.minimum(*either), method)
     if method != "gram" and (size is None or not all(axis.exact for axis in axes)):
         raise ValueError(
             f"expected method 'gram' for this padding, stride and size, got {method!r}: {_why(method, size)}"
