@@ -18,7 +18,8 @@ _STEEP = 1e5
 _TOLERANCE = 1e-4
 _CELLS = 2**16
 
-_Line = tuple[str, tuple[int, ...], int | None, tuple[float, float] | None]
+Line = tuple[str, tuple[int, ...], int | None, tuple[float, float] | None]
+Lines = tuple[Line, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,10 +38,10 @@ class Curve:
     exponent: int | None = None
     constant: tuple[float, float] | None = None
 
-    def lines(self) -> tuple[_Line, ...]:
+    def lines(self) -> Lines:
         """The function as a program: operation, lines of its operands, exponent, constant; equal for equal ones."""
         places: dict[int, int] = {}
-        lines: list[_Line] = []
+        lines: list[Line] = []
 
         def write(curve: Curve) -> int:
             if id(curve) not in places:
@@ -72,7 +73,7 @@ def steepest(curve: Curve) -> float:
 
 
 @lru_cache(maxsize=1024)
-def _steepest(lines: tuple[_Line, ...]) -> float:
+def _steepest(lines: Lines) -> float:
     near = np.linspace(0, 8, 129)
     edges = np.concatenate([near, 2.0 ** np.arange(4, _REACH + 1)])
     edges = np.concatenate([-edges[:0:-1], edges])
@@ -101,7 +102,7 @@ def _steepest(lines: tuple[_Line, ...]) -> float:
     return bound
 
 
-def _over(lines: tuple[_Line, ...], low: np.ndarray, high: np.ndarray) -> Over:
+def _over(lines: Lines, low: np.ndarray, high: np.ndarray) -> Over:
     """The function over cells."""
     made: list[Over] = []
     with np.errstate(all="ignore"):

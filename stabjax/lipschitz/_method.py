@@ -10,7 +10,7 @@ from stabjax.lipschitz._bound import Bound, Kind
 
 Method: TypeAlias = Literal["gram", "exact", "power"]
 
-_STEPS: dict[Method, int] = {"gram": 6, "exact": 0, "power": 100}
+STEPS: dict[Method, int] = {"gram": 6, "exact": 0, "power": 100}
 _KIND: dict[Method, Kind] = {"gram": "upper", "exact": "exact", "power": "lower"}
 
 
@@ -21,7 +21,7 @@ def steps_of(method: Method, steps: int | None) -> int:
     if steps is not None and (method == "exact" or isinstance(steps, bool) or steps < 0):
         takes = "none for method 'exact', which does not iterate" if method == "exact" else "a number >= 0"
         raise ValueError(f"expected steps to be {takes}, got {steps}")
-    return _STEPS[method] if steps is None else steps
+    return STEPS[method] if steps is None else steps
 
 
 def wide(kernel: AnyArray) -> Array:

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 from stabjax import _jaxpr
 from stabjax._text import table
 from stabjax.features._ready import check_one_input, ready
+from stabjax.lipschitz._rules import at_output, at_tap, follow, is_followed
 from stabjax.lipschitz._rules import at_tap, follow, is_followed
 from stabjax.lipschitz._slope import Slope, image, still, together
 
@@ -28,7 +29,7 @@ class NetworkBound:
         factor: what each layer does to the bound of what it is made from, ``(layers,)``: its own constant, from above.
             Of a sum or a concatenation, 1.
         bound: from above, of each layer as a function of the image, ``(layers,)``: ``|f_k(x) - f_k(y)| <= bound_k |x -
-            y|`` for all images.
+            y|`` for all images. Infinite where there is none, as of the exponentials in a softmax written by hand.
         value: of the outputs, ``()``.
         certified: whether ``bound`` and ``value`` are never below the constants, their own rounding included.
     """
@@ -58,8 +59,12 @@ def network(f: Any, x: Any) -> NetworkBound:
     The program of the network is followed operation by operation, and the constants of the operations are multiplied
     along each path: of dense layers and convolutions the norm, as in `dense` and `conv`; of a convolution or dense
     layer with the normalisation behind it that of both as one map; of activations the steepest slope, found by interval
-    arithmetic, whatever they are written like; of pools how often a pixel counts. Branches add up where they meet in a
-    sum, and their squares where they stand side by side. Bounds of this kind grow with depth and are mostly far above
+    arithmetic, whatever they are written like, also with slopes of their own per channel; of softmax 1/2; of pools how
+    often a pixel counts. Slices of one value that are joined again are one value: a roll or a channel shuffle is 1, a
+    convolution behind circular or mirrored padding counts with it as one map (close to the norm where the axes with
+    such a padding can be written out in ``2^35`` multiplications, and at most the root of how often a pixel counts
+    above it elsewhere). Branches add up where they meet in a sum, and their squares where they stand side by side.
+    Bounds of this kind grow with depth and are mostly far above
     what a network does, see `local`.
 
     It is a statement about the function that the parameters define, in exact arithmetic: rounding of the bound itself
@@ -78,8 +83,8 @@ def network(f: Any, x: Any) -> NetworkBound:
         TypeError: if JAX cannot trace the network.
         ValueError: for an operation that cannot be bounded: the error names it and where it stands. Products of
             activations (attention, gates), normalisation by statistics of the batch or the image at hand, functions
-            steeper than any number (exponentials, squares, steps). Also if rows of the batch are mixed, or ``x`` is no
-            batch.
+            steeper than any number (exponentials outside of a softmax, squares, steps). Also if rows of the batch are
+            mixed, or ``x`` is no batch.
 
     Example:
         >>> lipschitz.network(features.of(model), (1, 32, 32, 3)).value
@@ -112,7 +117,7 @@ def network(f: Any, x: Any) -> NetworkBound:
         tapped=at_tap,
     )
     values = [value if is_followed(value) else still(dtype) for value in found]
-    values = [at_tap(value, "the output") if site.kind == "output" else value for site, value in zip(sites, values)]
+    values = [at_output(value) if site.kind == "output" else value for site, value in zip(sites, values)]
     known = [(site, value) for site, value in zip(sites, values) if isinstance(value, Slope)]
     bounds, factors = zip(*[value.tap for _, value in known])
     return NetworkBound(

@@ -15,10 +15,14 @@ import numpy as np
 from jaxtyping import Array
 
 from stabjax import _jaxpr
-from stabjax.lipschitz._curve import Curve
 from stabjax.lipschitz._dense import dense
+from stabjax.lipschitz._entries import entrywise
 from stabjax.lipschitz._intervals import RULES as ENTRYWISE
 from stabjax.lipschitz._kernels import Axes, by_channel, norm_of_convolution, norm_of_transposed
+from stabjax.lipschitz._method import STEPS
+from stabjax.lipschitz._moves import MOVES, handed_on, side_by_side
+from stabjax.lipschitz._reads import norm_of_reads, reads
+from stabjax.lipschitz._selection import along_axes, most
 from stabjax.lipschitz._slope import (
     Layer,
     Root,
@@ -27,23 +31,22 @@ from stabjax.lipschitz._slope import (
     UnboundedError,
     after,
     largest,
-    number,
-    scaled,
+    leading,
+    selection_of,
     settled,
     tapped,
     together,
-    total,
 )
+from stabjax.lipschitz._softmax import found as part_of_softmax
 
 Values = list[Any]
 
 _SAME = frozenset("copy copy_p stop_gradient reduce_precision optimization_barrier name".split())
 
-_MOVES = frozenset(
-    "reshape transpose squeeze expand_dims rev slice split unstack sort reduce_max reduce_min "
-    "device_put sharding_constraint layout_constraint pvary pbroadcast reshard".split()
+_KEEPS = frozenset(
+    "sort reduce_max reduce_min device_put sharding_constraint layout_constraint pvary pbroadcast reshard".split()
 )
-"""What hands on every entry at most once, in another place, or of several the largest."""
+"""What hands on every entry at most once, or of several the largest."""
 
 _STATISTICS = "a normalisation by statistics of the batch or of the image"
 
@@ -70,12 +73,18 @@ def follow(step: _jaxpr.Step, operands: Values) -> Values:
         if isinstance(operand, Unbounded):
             raise operand.error
     try:
+        found = part_of_softmax(step, operands)
+        if found is not None:
+            return [found]
         if step.name in ENTRYWISE:
-            found = _entrywise(step, operands)
+            found = entrywise(step, operands)
         elif step.name in _SAME:
             return operands
-        elif step.name in _MOVES and len(operands) == 1:
-            return [after(operands[0], 1.0) for _ in step.results]
+        elif step.name in _KEEPS and len(operands) == 1:
+            key = step.name, str(step.params), operands[0].curve.lines()
+            found = after(operands[0], 1.0, operands[0].root.made.setdefault(key, Root()))
+        elif step.name in MOVES and len(_followed(operands[:1])) == len(_followed(operands)) == 1:
+            return handed_on(step, operands)
         else:
             rule = _RULES.get(step.name)
             found = None if rule is None else rule(step, operands)
@@ -96,14 +105,17 @@ def is_followed(value: Any) -> bool:
     return isinstance(value, Slope | Unbounded)
 
 
-def at_tap(value: Any, where: str) -> Any:
-    """The value at a tap; raises as `follow` does."""
-    if isinstance(value, Unbounded):
-        return value
+def at_tap(value: Any, _: str) -> Any:
+    """The value at a tap; if it is too steep it may be bounded later on, as exponentials by the logarithm of a sum."""
+    return value if isinstance(value, Unbounded) else tapped(value)
+
+
+def at_output(value: Any) -> Any:
+    """The value at a tap where nothing follows; raises as `follow` does."""
     try:
-        return tapped(value)
+        return value if isinstance(value, Unbounded) else tapped(settled(value))
     except UnboundedError as error:
-        raise _too_steep(error, where) from None
+        raise _too_steep(error, "at the output") from None
 
 
 def _followed(operands: Sequence[Any]) -> list[Slope]:
@@ -125,63 +137,18 @@ def _refused(names: Sequence[str], what: str, usual: str | None, where: str) -> 
     )
 
 
-def _entrywise(step: _jaxpr.Step, operands: Values) -> Slope | None:
-    """A function of one root stays one; what else meets is added, scaled, or chosen from."""
-    name, shape = step.name, step.results[0].shape
-    active = _followed(operands)
-    aligned = all(step.shapes[k] == shape for k, operand in enumerate(operands) if isinstance(operand, Slope))
-    if aligned and all(value.root is active[0].root for value in active):
-        curve = _curve(step, operands)
-        if curve is not None:
-            keeps = len(active) == 1 and name in ("add", "sub")
-            first = active[0]
-            return Slope(first.bound, first.factor, first.root, curve, first.layer if keeps else None)
-    spread = [
-        value if step.shapes[k] == shape else after(value, sqrt(prod(shape) / prod(step.shapes[k])))
-        for k, value in enumerate(operands)
-        if isinstance(value, Slope)
-    ]
-    if name in ("add", "add_any", "sub"):
-        return total(spread) if len(spread) > 1 else _shifted(spread[0])
-    if name == "mul" and len(spread) == 1:
-        return scaled(spread[0], next(operand for operand in operands if not isinstance(operand, Slope)))
-    if name == "div" and not isinstance(operands[1], Slope):
-        return scaled(spread[0], 1 / jnp.asarray(operands[1]))
-    if name == "select_n" and not isinstance(operands[0], Slope):
-        return together(spread) if step.shapes[0] else largest(spread)
-    return together(spread) if name in ("max", "min", "clamp") else None
-
-
-def _curve(step: _jaxpr.Step, operands: Values) -> Curve | None:
-    """The operation as a function of one number, if the other operands are numbers."""
-    curves = []
-    for operand in operands:
-        constant = None if isinstance(operand, Slope) else number(operand)
-        if isinstance(operand, Slope):
-            curves.append(operand.curve)
-        elif constant is None:
-            return None
-        else:
-            curves.append(Curve(constant=(constant, constant)))
-    rounds = step.name == "convert_element_type" and not jnp.issubdtype(step.results[0].dtype, jnp.floating)
-    return None if rounds else Curve(step.name, tuple(curves), step.params.get("y"))
-
-
-def _shifted(value: Slope) -> Slope:
-    """The value plus numbers, which may differ from entry to entry."""
-    value = settled(value)
-    return Slope(value.bound, value.factor, Root(), layer=value.layer)
-
-
-def _of_layer(before: Slope, axis: int | None, norm: Callable[[Any], Array]) -> Slope:
+def _of_layer(before: Slope, axis: int | None, norm: Callable[[Any], Array], bound: Array | None = None) -> Slope:
+    """A linear layer, also of what ``before`` was made from, with this ``bound``, if ``norm`` is that of both."""
     before = settled(before)
-    dtype = before.bound.dtype
+    start = before.bound if bound is None else bound
+    dtype = start.dtype
 
     def rounded(scale: Any) -> Array:
         return norm(scale).astype(dtype)
 
-    made = after(before, rounded(1.0))
-    layer = None if axis is None else Layer(before.bound, axis, rounded)
+    made = after(Slope(start, before.factor, Root()), rounded(1.0))
+    made = made if bound is None else leading(before, made.bound, Root())
+    layer = None if axis is None else Layer(start, axis, rounded)
     return Slope(made.bound, made.factor, made.root, layer=layer)
 
 
@@ -200,9 +167,33 @@ def _convolution(step: _jaxpr.Step, operands: Values) -> Slope | None:
         tuple(params["lhs_dilation"]),
         tuple(params["rhs_dilation"]),
     )
+    groups = params["feature_group_count"]
+    lines = _lines(image, step, numbers.lhs_spec)
+    if lines is not None:
+        window = tuple(
+            reads(line, k, *rest)
+            for line, k, *rest in zip(lines, kernel.shape, axes.strides, axes.padding, axes.spread, axes.dilation)
+        )
+        bound = selection_of(image, step.shapes[0]).bound
+
+        def joint(scale: Any) -> Array:
+            return norm_of_reads(by_channel(kernel, scale), window, groups, STEPS["gram"])
+
+        return _of_layer(image, numbers.out_spec[1], joint, bound)
     transposed = max(axes.spread) > 1 and max(axes.strides) == 1
     norm = partial(norm_of_transposed if transposed else norm_of_convolution, kernel, axes)
-    return _of_layer(image, numbers.out_spec[1], partial(norm, params["feature_group_count"]))
+    return _of_layer(image, numbers.out_spec[1], partial(norm, groups))
+
+
+def _lines(image: Slope, step: _jaxpr.Step, spec: Sequence[int]) -> list[np.ndarray] | None:
+    """For a convolution that reads some entries twice, as behind a padding with them, which stand along its axes."""
+    selection = image.root.selection
+    if selection is None or selection.once:
+        return None
+    lines = along_axes(selection)
+    if lines is None or any((lines[axis] < 0).any() or most(lines[axis]) > 1 for axis in spec[:2]):
+        return None
+    return [lines[axis] for axis in spec[2:]]
 
 
 def _product(step: _jaxpr.Step, operands: Values) -> Slope | None:
@@ -270,25 +261,6 @@ def _accumulated(step: _jaxpr.Step, operands: Values) -> Slope | None:
     return after(operands[0], _norm(np.tri(step.shapes[0][step.params["axis"]])))
 
 
-def _repeated(step: _jaxpr.Step, operands: Values) -> Slope | None:
-    return after(operands[0], sqrt(prod(step.results[0].shape) / prod(step.shapes[0])))
-
-
-def _looked_up(step: _jaxpr.Step, operands: Values) -> Slope | None:
-    """An entry counts as often as it is read: what reading gives, transposed, finds on it."""
-    value, places = operands
-    if isinstance(places, Slope):
-        return None
-    dtype = value.bound.dtype
-    struct = jax.ShapeDtypeStruct(step.shapes[0], dtype)
-    (counts,) = jax.linear_transpose(lambda x: step.apply(x, places), struct)(jnp.ones(step.results[0].shape, dtype))
-    return after(value, jnp.sqrt(jnp.max(counts)))
-
-
-def _side_by_side(step: _jaxpr.Step, operands: Values) -> Slope | None:
-    return together(_followed(operands))
-
-
 def _placed(arrays: int) -> Callable[[_jaxpr.Step, Values], Slope | None]:
     """Arrays of which every entry is handed on at most once, at places that the images have no part in."""
 
@@ -311,13 +283,8 @@ _RULES: dict[str, Callable[[_jaxpr.Step, Values], Slope | None]] = {
     "reduce_window_sum": _sums_of_windows,
     "reduce_window_max": _largest_of_windows,
     "reduce_window_min": _largest_of_windows,
-    "broadcast_in_dim": _repeated,
-    "tile": _repeated,
-    "gather": _looked_up,
-    "concatenate": _side_by_side,
-    "stack": _side_by_side,
-    "pad": _placed(1),
-    "dynamic_slice": _placed(1),
+    "concatenate": side_by_side,
+    "stack": side_by_side,
     "dynamic_update_slice": _placed(2),
     "scatter": _written,
     "branches": lambda step, operands: largest(_followed(operands)),

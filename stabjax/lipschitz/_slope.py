@@ -1,7 +1,7 @@
 """What is known of a value while a network is followed: how far it may move when the image moves by one."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import isfinite
 from typing import Any
 
@@ -12,10 +12,25 @@ from jax.core import Tracer
 from jaxtyping import Array, Float
 
 from stabjax.lipschitz._curve import NUMBER, Curve, steepest
+from stabjax.lipschitz._rays import Rays
+from stabjax.lipschitz._selection import Selection, whole
 
 
+@dataclass(eq=False)
 class Root:
-    """A value whose entries may be any numbers; compared by identity."""
+    """A value whose entries may be any numbers, compared by identity, and what is known of where they come from.
+
+    Attributes:
+        selection: the entries of another value that it is.
+        rays: functions with a kink at zero that its entries are, of values before it.
+        form: what it is in a softmax, see `stabjax.lipschitz._softmax`.
+        made: what some operations make of it, so that the same made twice is one.
+    """
+
+    selection: Selection | None = None
+    rays: tuple[Rays, ...] = ()
+    form: Any = None
+    made: dict[Any, "Root"] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,6 +106,9 @@ def settled(value: Slope) -> Slope:
 
 def tapped(value: Slope) -> Slope:
     """The value at a tap, where a new factor begins; as a function of its root it goes on."""
+    if not isfinite(steepest(value.curve)):
+        endless = jnp.full_like(value.bound, jnp.inf)
+        return replace(value, tap=(endless, endless))
     here = settled(value)
     steep = steepest(value.curve)
     if steep == 0:
@@ -98,13 +116,13 @@ def tapped(value: Slope) -> Slope:
     return replace(value, factor=jnp.full_like(here.factor, 1 / steep), tap=(here.bound, here.factor))
 
 
-def after(value: Slope, factor: Any) -> Slope:
-    """The value after an operation of this Lipschitz constant."""
-    return _grown(settled(value), factor)
+def after(value: Slope, factor: Any, root: Root | None = None) -> Slope:
+    """The value after an operation of this Lipschitz constant, with what is known of the outcome."""
+    return _grown(settled(value), factor, root)
 
 
-def _grown(value: Slope, factor: Any) -> Slope:
-    return Slope(_times(value.bound, factor), _times(value.factor, factor), Root())
+def _grown(value: Slope, factor: Any, root: Root | None = None) -> Slope:
+    return Slope(_times(value.bound, factor), _times(value.factor, factor), root or Root())
 
 
 def _times(bound: Array, factor: Any) -> Array:
@@ -118,26 +136,47 @@ def _above(roundings: int, bound: Array) -> float:
     return 1 + roundings * float(jnp.finfo(bound.dtype).eps)
 
 
-def scaled(value: Slope, factors: Any) -> Slope:
+def scaled(value: Slope, factors: Any, rays: tuple[Rays, ...] = ()) -> Slope:
     """The value times numbers of its rank, or one number; a layer and the scale of its channels are one linear map."""
     value = settled(value)
     factors = jnp.abs(jnp.asarray(factors, value.bound.dtype))
-    plain = _grown(value, jnp.max(factors))
+    plain = _grown(value, jnp.max(factors), Root(rays=rays))
     layer = value.layer
     if layer is None or not factors.ndim:
         return plain
     channels = jnp.max(factors, axis=tuple(axis for axis in range(factors.ndim) if axis != layer.axis))
     layer = replace(layer, scale=layer.scale * channels)
     bound = jnp.minimum(plain.bound, _times(layer.before, layer.norm(layer.scale)))
-    gain = bound / jnp.where(plain.bound > 0, plain.bound, 1)
-    factor = jnp.where(plain.bound > 0, plain.factor * gain, plain.factor)
-    return Slope(bound, factor, Root(), layer=layer)
+    return replace(leading(plain, bound, plain.root), layer=layer)
 
 
-def total(values: Sequence[Slope]) -> Slope:
+def selection_of(value: Slope, shape: tuple[int, ...]) -> Selection:
+    """The value as entries of another, or of itself."""
+    found = value.root.selection or whole(value.root, value.bound, shape)
+    if value.curve is NUMBER:
+        return found
+    factor = steepest(value.curve)
+    if not isfinite(factor):
+        raise UnboundedError(value.curve.names)
+    return replace(found, key=(*found.key, value.curve.lines()), bound=_times(found.bound, factor))
+
+
+def selected(value: Slope, selection: Selection, norm: float) -> Slope:
+    """A selection of this norm that was made of a value, among others; functions of its entries stay functions."""
+    return leading(value, _times(selection.bound, norm), Root(selection=selection), value.curve)
+
+
+def leading(value: Slope, bound: Array, root: Root, curve: Curve = NUMBER) -> Slope:
+    """What has this bound, and was made from a value."""
+    positive = value.bound > 0
+    gain = bound / jnp.where(positive, value.bound, 1)
+    return Slope(bound, jnp.where(positive, value.factor * gain, value.factor), root, curve)
+
+
+def total(values: Sequence[Slope], form: Any = None) -> Slope:
     """Paths that meet in a sum."""
     bounds = _bounds(values)
-    return _beginning(jnp.sum(bounds), len(bounds))
+    return replace(_beginning(jnp.sum(bounds), len(bounds)), root=Root(form=form))
 
 
 def together(values: Sequence[Slope]) -> Slope:
