@@ -121,6 +121,26 @@ def check_batch(
         )
 
 
+def as_batch(
+    x: Any, *, spatial: Spatial = None, vectors: bool = False
+) -> jax.Array | np.ndarray | jax.ShapeDtypeStruct:
+    """Return a batch of which the shape alone matters: an array, its shape and dtype, or its shape as numbers.
+
+    Args:
+        x: What was given.
+        spatial: See `check_batch`.
+        vectors: See `check_batch`.
+
+    Raises:
+        TypeError: If this is no array and no shape.
+        ValueError: See `check_batch`.
+    """
+    if isinstance(x, tuple | list) and x and all(isinstance(side, int | np.integer) for side in x):
+        x = jax.ShapeDtypeStruct(tuple(map(int, x)), jax.dtypes.canonicalize_dtype(float))
+    check_batch(x, spatial=spatial, vectors=vectors, abstract=True)
+    return x
+
+
 def check_image(image: Any, *, spatial: Spatial = None, made_for: str = "", vector: bool = False) -> None:
     """Raise unless this is one floating image, ``(*spatial, channels)``, whose axes are known.
 
@@ -167,13 +187,38 @@ def check_image(image: Any, *, spatial: Spatial = None, made_for: str = "", vect
 
 def check_array(images: Any, name: str, *, integers: bool = False, abstract: bool = False) -> None:
     """Raise ``TypeError`` unless this is an array of floating numbers, or what else will do, see `check_batch`."""
-    if not isinstance(images, jax.Array | np.ndarray) and not (abstract and isinstance(images, jax.ShapeDtypeStruct)):
-        raise TypeError(f"expected {name} as an array, got {type(images).__name__}: give np.asarray(...) of it")
+    check_numbers(images, name, abstract=abstract)
     if jnp.issubdtype(images.dtype, jnp.floating) or (integers and jnp.issubdtype(images.dtype, jnp.integer)):
         return
     article, noun = ("a ", "image") if name == "an image" else ("", "images")
     kind = f"{article}{'uint8 or ' if integers else ''}floating {noun}"
     raise TypeError(f"expected {kind}, got {images.dtype}: divide by 255 and normalize first")
+
+
+def check_numbers(images: Any, name: str, *, abstract: bool = True) -> None:
+    """Raise ``TypeError`` unless this is one array of numbers of any kind, or its shape and dtype."""
+    if not isinstance(images, jax.Array | np.ndarray) and not (abstract and isinstance(images, jax.ShapeDtypeStruct)):
+        several = _several_inputs(images)
+        if several:
+            raise TypeError(
+                f"expected one batch of images, (n, h, w, channels), got {several}. A network is looked at as a "
+                "function of its images alone: hold all other inputs fixed, features.of(lambda images: model(...)), or "
+                "features.of(jax.tree_util.Partial(apply, others)) to have them as leaves of the network; single "
+                "images come in as jnp.stack(images)"
+            )
+        raise TypeError(f"expected {name} as an array, got {type(images).__name__}: give np.asarray(...) of it")
+    if images.dtype == object or not jnp.issubdtype(images.dtype, np.generic) or images.dtype.kind in "SUMm":
+        raise TypeError(f"expected {name} of numbers, got an array of {images.dtype}: convert it, x.astype(np.float32)")
+
+
+def _several_inputs(tree: Any) -> str:
+    """What a tuple, list or dictionary of arrays holds; nothing for what holds no array."""
+    named = jax.tree_util.tree_leaves_with_path(tree) if isinstance(tree, tuple | list | dict) else []
+    if not any(isinstance(leaf, jax.Array | np.ndarray) for _, leaf in named):
+        return ""
+    found = [f"{jax.tree_util.keystr(path, simple=True, separator='/')}: {np.shape(leaf)}" for path, leaf in named]
+    more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+    return f"a {type(tree).__name__} of {', '.join(found[:3])}{more}"
 
 
 def _check_word(shape: tuple[int, ...], word: int | tuple[int, ...] | None, made_for: str, name: str) -> None:

@@ -10,7 +10,7 @@ from stabjax._jaxpr._interpret import Step, interpret
 from stabjax._jaxpr._lifted import Lifted, lift
 from stabjax._jaxpr._positive import positive
 from stabjax._jaxpr._program import path_name
-from stabjax._jaxpr._reading import Reading, Site, check_one_input, read_network
+from stabjax._jaxpr._reading import Reading, Site, read_network
 from stabjax._jaxpr._regions import Hidden
 from stabjax._jaxpr._reuse import in_double
 from stabjax._jaxpr._spans import Span, clipped, is_still
@@ -23,7 +23,6 @@ __all__ = [
     "Site",
     "Span",
     "Step",
-    "check_one_input",
     "clipped",
     "entry",
     "evaluate",

@@ -9,9 +9,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from stabjax._images import check_numbers
 from stabjax._jaxpr import _axes
 from stabjax._jaxpr._flow import Entry, Flow, Frame, Operation, Plan, common_path, passive
-from stabjax._jaxpr._program import Program, path_name, trace
+from stabjax._jaxpr._program import Program, trace
 from stabjax._jaxpr._recognise import Reader
 from stabjax._jaxpr._regions import Hidden
 
@@ -87,7 +88,7 @@ def read_network(variables: Any, adapter: Any, x: Any) -> Reading:
         TypeError: if JAX cannot trace the network, or ``x`` is no array.
         ValueError: if ``x`` is no batch.
     """
-    check_one_input(x)
+    check_numbers(x, "images")
     if len(x.shape) < 2:
         raise ValueError(f"expected a batch, (batch, *spatial, channels), got {x.shape}; put an axis in front: x[None]")
     leaves, treedef = jax.tree_util.tree_flatten(variables)
@@ -95,24 +96,6 @@ def read_network(variables: Any, adapter: Any, x: Any) -> Reading:
         lambda leaves, x: adapter(jax.tree_util.tree_unflatten(treedef, leaves), x), leaves, adapter.paths, x
     )
     return read(program, root_scope=adapter.root)
-
-
-def check_one_input(x: Any) -> None:
-    """Raises a TypeError unless ``x`` is one array, or its shape and dtype: several inputs are named in the message."""
-    if hasattr(x, "shape") and hasattr(x, "dtype"):
-        return
-    found = [
-        f"{path_name(path) or 'itself'}: {getattr(leaf, 'shape', leaf)}"
-        for path, leaf in jax.tree_util.tree_flatten_with_path(x)[0]
-    ]
-    more = f" and {len(found) - 3} more" if len(found) > 3 else ""
-    raise TypeError(
-        "expected one batch of images, (batch, *spatial, channels), got a "
-        f"{type(x).__name__} of {', '.join(found[:3]) or 'nothing'}{more}. A network is looked at as a function of its "
-        "images alone: hold all other inputs fixed, features.of(lambda images: model(...)), or "
-        "features.of(jax.tree_util.Partial(apply, others)) to have them as leaves of the network; single images "
-        "come in as jnp.stack(images)"
-    )
 
 
 def read(program: Program, *, root_scope: str = "") -> Reading:

@@ -13,10 +13,10 @@ from typing import Any
 import jax
 
 from stabjax import _jaxpr
-from stabjax._jaxpr import check_one_input
+from stabjax._sharding import without_explicit_axes
 from stabjax.features._network import Adapter, Guest, taken
 
-__all__ = ["Watched", "Written", "check_one_input", "held", "ready"]
+__all__ = ["Watched", "Written", "held", "ready"]
 
 _Shape = tuple[tuple[int, ...], str]
 
@@ -76,6 +76,7 @@ def ready(f: Any, *batches: Any) -> Guest:
         TypeError: if it is no network, or JAX cannot trace it.
     """
     network = f if isinstance(f, Guest) else taken(f)
+    network = Guest(without_explicit_axes(network.variables), network.adapter)
     adapter = network.adapter
     if not batches or not (isinstance(adapter, Adapter) and adapter.opaque):
         return network

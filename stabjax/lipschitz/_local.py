@@ -12,9 +12,11 @@ from jaxtyping import Array, Bool, Float
 
 from stabjax import features
 from stabjax._arguments import as_key
+from stabjax._images import Spatial, check_batch
 from stabjax._numerics import HIGHEST, permit_nan
+from stabjax._sharding import without_explicit_axes
 from stabjax._types import Images, PRNGKey, Scalar
-from stabjax.features._ready import check_one_input, ready
+from stabjax.features._ready import ready
 
 
 @jax.tree_util.register_dataclass
@@ -53,6 +55,7 @@ def local(
     layer: str | None = None,
     tolerance: Scalar = 1e-3,
     steps: int = 40,
+    spatial: Spatial = None,
 ) -> LocalNorm:
     """Local Lipschitz constant: the largest singular value of the Jacobian of a network at each image.
 
@@ -73,6 +76,8 @@ def local(
             order in the tolerance. Only where a random start has missed the largest singular value is it larger: by
             more than 1 % for 2 of 1000 matrices of random spectra, at ten times the tolerance for 13.
         steps: the most steps to take.
+        spatial: number of spatial axes of the images, or their sides, where the shape leaves open which axis is which:
+            ``(n, 28, 28)`` may be gray images without channels, or (``spatial=1``) signals of 28 channels.
 
     Returns:
         the norms; those of images that reached the tolerance no longer change while others go on.
@@ -86,12 +91,8 @@ def local(
         >>> local = lipschitz.local(network, images, key=key)
         >>> most_sensitive = images + radius * local.direction
     """
-    check_one_input(x)
-    x = jnp.asarray(x)
-    if not jnp.issubdtype(x.dtype, jnp.floating):
-        raise TypeError(f"expected floating images, got {x.dtype}; convert them: images.astype(float) / 255")
-    if x.ndim < 2 or not x.size:
-        raise ValueError(f"expected a batch, (batch, *spatial, channels), got {x.shape}; put an axis in front: x[None]")
+    check_batch(x, spatial=spatial, vectors=True)
+    x = without_explicit_axes(jnp.asarray(x))
     if steps < 1:
         raise ValueError(f"expected at least one step, got {steps}")
     pair = [] if layer is None or len(x) > 1 else [jax.ShapeDtypeStruct((2, *x.shape[1:]), x.dtype)]

@@ -10,10 +10,10 @@ from jax.core import Tracer
 from jaxtyping import Array, Float
 
 from stabjax import _jaxpr
+from stabjax._images import Spatial, as_batch
 from stabjax._text import table
-from stabjax.features._ready import check_one_input, ready
+from stabjax.features._ready import ready
 from stabjax.lipschitz._rules import at_output, at_tap, follow, is_followed
-from stabjax.lipschitz._rules import at_tap, follow, is_followed
 from stabjax.lipschitz._slope import Slope, image, still, together
 
 
@@ -53,7 +53,7 @@ class NetworkBound:
         return table(title, rows)
 
 
-def network(f: Any, x: Any) -> NetworkBound:
+def network(f: Any, x: Any, *, spatial: Spatial = None) -> NetworkBound:
     """Certified bound on the Lipschitz constant of a network, in Euclidean norms of one image and one row of values.
 
     The program of the network is followed operation by operation, and the constants of the operations are multiplied
@@ -75,6 +75,8 @@ def network(f: Any, x: Any) -> NetworkBound:
     Args:
         f: a network from `features.of`, or a plain function of a batch.
         x: a batch, ``(batch, *spatial, channels)``, its `jax.ShapeDtypeStruct`, or its shape alone.
+        spatial: number of spatial axes of the images, or their sides, where the shape leaves open which axis is which:
+            ``(n, 28, 28)`` may be gray images without channels, or (``spatial=1``) signals of 28 channels.
 
     Returns:
         the bounds, from the first layer to the outputs.
@@ -90,9 +92,7 @@ def network(f: Any, x: Any) -> NetworkBound:
         >>> lipschitz.network(features.of(model), (1, 32, 32, 3)).value
     """
     guest = ready(f)
-    if isinstance(x, tuple | list):
-        check_one_input(x if any(map(jnp.ndim, x)) else jax.ShapeDtypeStruct(x, jnp.result_type(float)))
-        x = jax.ShapeDtypeStruct(tuple(x), jnp.result_type(float))
+    x = as_batch(x, spatial=spatial, vectors=True)
     reading = _jaxpr.read_network(guest.variables, guest.adapter, x)
     sites = reading.sites
     shapes = [site.shape for site in sites if site.kind == "output"]

@@ -11,7 +11,7 @@ from stabjax._images import Spatial, check_batch
 from stabjax._numerics import permit_nan
 from stabjax._sharding import without_explicit_axes
 from stabjax._types import AnyArray, Images
-from stabjax.features._ready import check_one_input, ready
+from stabjax.features._ready import ready
 from stabjax.probe._compare import compare, way
 from stabjax.probe._layers import Units, deal_tiles, layers_of
 from stabjax.probe._rows import check_independent
@@ -94,7 +94,6 @@ def similarity(
     same = g is f and others is None
     both = (images,) if same else (images, images if others is None else others)
     for x in both:
-        check_one_input(x)
         check_batch(x, spatial=spatial, vectors=True)
     _check(both, measure, units, batch_size, memory, confidence)
     networks = tuple(ready(h) for h in ((f,) if same else (f, g)))

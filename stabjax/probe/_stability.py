@@ -10,7 +10,7 @@ from stabjax._images import Spatial, check_batch
 from stabjax._numerics import permit_nan
 from stabjax._sharding import without_explicit_axes
 from stabjax._types import Images, Perturbation, PRNGKey
-from stabjax.features._ready import Watched, check_one_input, ready
+from stabjax.features._ready import Watched, ready
 from stabjax.probe._pass import Radius, measure
 from stabjax.probe._plan import deal
 from stabjax.stability import Stability
@@ -103,7 +103,6 @@ def stability(
         ValueError: for a shape that is wrong or leaves open which axis is which; for a wrong option; if rows of the
             network depend on each other and ``batch_size < n``; if an activation does not have its batch in front.
     """
-    check_one_input(images)
     _check(images, deformation, noise, radius, draws, average, batch_size, spatial)
     if not (select is None or isinstance(select, str) or callable(select)):
         select = tuple(select)

@@ -9,11 +9,14 @@ from jax.core import Tracer
 from jaxtyping import Array, Float64
 
 from stabjax import _jaxpr
+from stabjax._images import Spatial, as_batch
 from stabjax._types import AnyArray
 from stabjax.receptive._unit import Position, Unit, axes_of, is_there, locate, marked, parameters_of
 
 
-def constant_weight(f: Any, x: Any, *, tap: str, unit: Position | None = None) -> Float64[AnyArray, "*spatial"]:
+def constant_weight(
+    f: Any, x: Any, *, tap: str, unit: Position | None = None, spatial: Spatial = None
+) -> Float64[AnyArray, "*spatial"]:
     """Map of one unit of the same network with all weights one: how many paths lead from a pixel to the unit.
 
     Every spatial weight is one unless a mask makes it zero, channels and the inputs of a dense layer are averaged,
@@ -30,12 +33,16 @@ def constant_weight(f: Any, x: Any, *, tap: str, unit: Position | None = None) -
 
     Args:
         f: a network from `features.of`, or a plain function of a batch.
-        x: a batch, ``(n, *spatial, channels)``, or its `jax.ShapeDtypeStruct`; only its shape matters. Two images pass
+        x: a batch, ``(n, *spatial, channels)``, its shape and dtype, or its shape. Two images pass
             where the network takes any number, else as many as there are.
         tap: name of an operation, as in `features.taps`.
         unit: position of the unit on the axes of the tap without batch and channels; by default the centre,
             ``side // 2`` on each axis. All units of a tap share one compiled program. It may be traced: the maps of
             many units are those of a `jax.vmap` over it.
+        spatial: number of spatial axes of the images, or their sides, where the shape leaves open which axis is which:
+            ``(n, 28, 28)`` may be gray images without channels, or (``spatial=1``) signals of 28 channels.
+        spatial: number of spatial axes of the images, or their sides, where the shape leaves open which axis is which:
+            ``(n, 28, 28)`` may be gray images without channels, or (``spatial=1``) signals of 28 channels.
 
     Returns:
         the map, of the shape of an image without channels, averaged over the channels of the unit and summed over those
@@ -48,8 +55,7 @@ def constant_weight(f: Any, x: Any, *, tap: str, unit: Position | None = None) -
         ValueError: if ``x`` is no batch; for a name that is no operation of the network, or a unit that it does not
             have.
     """
-    if getattr(x, "ndim", 0) < 2:
-        raise ValueError(f"expected a batch, (batch, *spatial, channels), or its shape, got {x!r}")
+    x = as_batch(x, spatial=spatial, vectors=True)
     reading, found = _found(f, jax.ShapeDtypeStruct(x.shape, x.dtype), tap, unit)
     image = reading.program.jaxpr.invars[-1].aval
     shape, channel_axis = found.site.shape, found.site.channel_axis

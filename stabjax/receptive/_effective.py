@@ -9,8 +9,10 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from stabjax import features
+from stabjax._images import Spatial, check_batch
+from stabjax._sharding import without_explicit_axes
 from stabjax._types import AnyArray, Images
-from stabjax.features._ready import check_one_input, ready
+from stabjax.features._ready import ready
 from stabjax.receptive._unit import Position, axes_of, counted, is_there, locate, marked, numbers_of
 
 
@@ -22,6 +24,7 @@ def effective(
     unit: Position | None = None,
     channel: int | np.integer | Int[AnyArray, ""] | Position | None = None,
     batch_size: int = 8,
+    spatial: Spatial = None,
 ) -> Float[Array, "*spatial"]:
     """Expected size of the gradient of a unit with respect to the image: its effective receptive field.
 
@@ -41,6 +44,8 @@ def effective(
             each image. They may be traced, too.
         batch_size: images whose backward passes run at once, each for all channels and, under a `jax.vmap`, for all
             units; it bounds the memory.
+        spatial: number of spatial axes of the images, or their sides, where the shape leaves open which axis is which:
+            ``(n, 28, 28)`` may be gray images without channels, or (``spatial=1``) signals of 28 channels.
 
     Returns:
         the map, of the shape of an image without channels; in single precision for images in half. NaN for a traced
@@ -59,8 +64,12 @@ def effective(
         >>> of = lambda unit: receptive.effective(network, images, tap="features/5/conv", unit=unit)
         >>> fields = jax.vmap(of)(units)  # (64, h, w)
     """
-    check_one_input(images)
-    images = _checked(images)
+    if isinstance(images, jax.ShapeDtypeStruct):
+        raise TypeError(
+            "expected images, got a shape: gradients take numbers; the map of a shape is that of constant_weight"
+        )
+    check_batch(images, spatial=spatial, vectors=True)
+    images = without_explicit_axes(jnp.asarray(images))
     reading, found = locate(f, jax.ShapeDtypeStruct((1, *images.shape[1:]), images.dtype), tap, unit)
     rows = reading.program.jaxpr.invars[-1].aval.shape[0]
     wanted: Any = range(found.channels) if channel is None else channel
@@ -69,20 +78,6 @@ def effective(
         raise ValueError(f"expected channels of {tap!r} within 0..{found.channels - 1}, got {channel!r}")
     network = ready(f, jax.ShapeDtypeStruct((rows, *images.shape[1:]), images.dtype))
     return _mean_gradient(network, images, found.place, chosen, tap, found.site.channel_axis, rows, batch_size)
-
-
-def _checked(images: Any) -> Array:
-    """A batch that has gradients."""
-    if isinstance(images, jax.ShapeDtypeStruct):
-        raise TypeError("expected images, got a shape; gradients take numbers, the map of a shape is constant_weight")
-    images = jnp.asarray(images)
-    if not jnp.issubdtype(images.dtype, jnp.floating):
-        raise TypeError(f"expected floating images, got {images.dtype}; convert them: images.astype(float) / 255")
-    if images.ndim < 2 or not len(images):
-        raise ValueError(
-            f"expected a batch, (batch, *spatial, channels), got {images.shape}; an average takes an image"
-        )
-    return images
 
 
 @partial(jax.jit, static_argnums=(4, 5, 6, 7))

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from stabjax import _jaxpr
+from stabjax._images import Spatial, as_batch
 from stabjax.receptive._unit import integers, parameters_of, reading_of
 
 
@@ -76,7 +77,7 @@ class Extent:
         return tuple((int(low), int(high) + 1) for low, high in found)
 
 
-def extent(f: Any, x: Any) -> dict[str, Extent]:
+def extent(f: Any, x: Any, *, spatial: Spatial = None) -> dict[str, Extent]:
     """Size, stride and start of the receptive fields of every tap of a network; nothing is computed.
 
     The traced program is followed with boxes of pixels in place of numbers: a window joins the boxes that it reads, a
@@ -106,19 +107,22 @@ def extent(f: Any, x: Any) -> dict[str, Extent]:
 
     Args:
         f: a network from `features.of`, or a plain function of a batch.
-        x: a batch, ``(n, *spatial, channels)``, or its `jax.ShapeDtypeStruct`.
+        x: a batch, ``(n, *spatial, channels)``, its `jax.ShapeDtypeStruct`, or its shape alone.
+        spatial: number of spatial axes of the images, or their sides, where the shape leaves open which axis is which:
+            ``(n, 28, 28)`` may be gray images without channels, or (``spatial=1``) signals of 28 channels.
 
     Returns:
         one extent for each tap, by name as in `features.taps`; sizes are 0 for a tap that does not see the image.
 
     Raises:
-        TypeError: if JAX cannot trace the network.
-        ValueError: if ``x`` is no batch.
+        TypeError: if JAX cannot trace the network, or ``x`` is no array and no shape.
+        ValueError: if ``x`` is no batch, or leaves open which axis is which.
 
     Example:
         >>> receptive.extent(network, jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32))["block4_unit3/add_0"].size
         (483, 483)
     """
+    x = as_batch(x, spatial=spatial, vectors=True)
     result = {}
     reading, parameters = reading_of(f, x), parameters_of(f)
     for name, spans in _jaxpr.extents(reading, parameters).items():
