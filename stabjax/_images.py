@@ -121,9 +121,7 @@ def check_batch(
         )
 
 
-def as_batch(
-    x: Any, *, spatial: Spatial = None, vectors: bool = False
-) -> jax.Array | np.ndarray | jax.ShapeDtypeStruct:
+def as_batch(x: Any, *, spatial: Spatial = None, vectors: bool = False) -> Any:
     """Return a batch of which the shape alone matters: an array, its shape and dtype, or its shape as numbers.
 
     Args:

@@ -196,7 +196,7 @@ def test_one_compilation_for_networks_of_one_architecture(key):
 
 BAD = {
     "integers": (TypeError, lambda x: x, jnp.ones((1, 2), int), {}, None),
-    "no images": (ValueError, lambda x: x, jnp.ones((0, 2)), {}, "expected a batch"),
+    "no images": (ValueError, lambda x: x, jnp.ones((0, 2)), {}, "at least one image"),
     "no steps": (ValueError, lambda x: x, jnp.ones((1, 2)), {"steps": 0}, "expected at least one step"),
     "no such layer": (
         ValueError,

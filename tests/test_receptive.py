@@ -104,7 +104,7 @@ def compare(f, sides, channels=3, *, exact=True, folds=False):
     are told: the same where the padding has no part; ``folds`` is for padding that shows a part of the image.
     """
     shape = shape_of(2, *sides, channels)
-    found, inner = receptive.extent(f, shape), boxes_of(f, shape)
+    found, inner = receptive.extent(f, shape, spatial=sides), boxes_of(f, shape)
     for name, (first, last) in reach(f, sides, channels).items():
         extent, seen = found[name], np.isfinite(first).all(-1)
         blank = np.zeros(seen.shape, bool)
@@ -182,7 +182,7 @@ def test_kernel_three_stride_two():
             x = conv(x, 3, 2, "VALID")
         return x
 
-    assert [extent.size for extent in receptive.extent(chain, shape_of(1, 64, 1)).values()][:4] == [
+    assert [extent.size for extent in receptive.extent(chain, (1, 64, 1), spatial=1).values()][:4] == [
         (3,),
         (7,),
         (15,),
@@ -209,7 +209,7 @@ def test_chains_keep_the_recursion(layers):
         return x
 
     pixels = 500
-    extent = receptive.extent(chain, shape_of(1, pixels, 1))["output"]
+    extent = receptive.extent(chain, (1, pixels, 1), spatial=1)["output"]
     size, stride, start = 1, 1, 0
     for side, step, dilation, padding in reversed(layers):
         size = step * size + (side - 1) * dilation + 1 - step
@@ -392,7 +392,7 @@ def test_signals_and_volumes(ndim):
     def f(x):
         return conv(max_pool(conv(x), 2, 2), 3, dilation=2) * 1.0
 
-    found = receptive.extent(f, image_shape(sides=sides))["conv_1"]
+    found = receptive.extent(f, image_shape(sides=sides), spatial=ndim)["conv_1"]
     assert (found.size, found.stride, found.start) == ((12,) * ndim, (2,) * ndim, (-5,) * ndim)
     assert receptive.extent(jnp.tanh, shape_of(2, 7))["output"] == receptive.Extent((), (), (), True, True)
 
@@ -598,7 +598,7 @@ def test_box():
 
 
 def test_extent_refuses_what_is_no_batch():
-    with pytest.raises(ValueError, match="expected a batch"):
+    with pytest.raises(ValueError, match="expected images"):
         receptive.extent(jnp.tanh, jnp.ones(3))
     with pytest.raises(TypeError, match="JAX can trace"):
         receptive.extent(lambda x: x if x.sum() > 0 else -x, image_shape())
@@ -617,7 +617,7 @@ def test_path_counts():
             x = jax.nn.relu(conv(x, 3, 2, "VALID")) + 0.5
         return x
 
-    counts = [middle(receptive.constant_weight(chain, shape_of(1, 127, 1), tap=f"conv_{k}")) for k in range(4)]
+    counts = [middle(receptive.constant_weight(chain, (1, 127, 1), tap=f"conv_{k}", spatial=1)) for k in range(4)]
     assert counts[0] == [1, 1, 1]
     assert counts[1] == [1, 1, 2, 1, 2, 1, 1]
     assert counts[2] == [1, 1, 2, 1, 3, 2, 3, 1, 3, 2, 3, 1, 2, 1, 1]
@@ -739,8 +739,9 @@ def test_effective_fields_grow_like_the_root_of_the_depth():
         return x
 
     shape, depths = shape_of(1, 41, 1), np.arange(1, 13)
-    extents = receptive.extent(chain, shape)
-    widths = [receptive.width(receptive.constant_weight(chain, shape, tap=f"conv_{k}"))[0] for k in (0, 3, 7, 11)]
+    extents = receptive.extent(chain, shape, spatial=1)
+    maps = [receptive.constant_weight(chain, shape, tap=f"conv_{k}", spatial=1) for k in (0, 3, 7, 11)]
+    widths = [receptive.width(paths)[0] for paths in maps]
     np.testing.assert_allclose(np.square(widths), depths[[0, 3, 7, 11]] * 2 / 3, rtol=1e-5)
     assert abs(receptive.growth(depths[[0, 3, 7, 11]], jnp.stack(widths)).power - 0.5) < 1e-4
     reach = np.array([extents[f"conv_{k}"].size[0] - 1.0 for k in range(12)])

@@ -309,10 +309,10 @@ def test_what_is_refused(unchecked):
         effective(images.astype(np.uint8))
     with pytest.raises(TypeError, match="expected images, got a shape"):
         effective(shape_of(2, *SIDES, 3))
-    with pytest.raises(ValueError, match=r"expected a batch, .* got \(0, 12, 10, 3\)"):
+    with pytest.raises(ValueError, match=r"expected at least one image, got 0, shape \(0, 12, 10, 3\)"):
         effective(images[:0])
-    with pytest.raises(ValueError, match=r"expected a batch, .* got \[1, 2\]"):
-        receptive.constant_weight(conv, [1, 2], tap="conv_0")
+    with pytest.raises(ValueError, match=r"expected images .* got shape \(3,\)"):
+        receptive.constant_weight(conv, [3], tap="conv_0")
     with pytest.raises(TypeError, match="expected a map as an array, got list"):
         receptive.centre([1.0, 2.0])
     with pytest.raises(ValueError, match="expected a width for each of 3 depths, got 2"):
