@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key, UInt32
 
 AnyArray: TypeAlias = jax.Array | np.ndarray
-PRNGKey: TypeAlias = Key[Array, ""] | UInt32[AnyArray, " words"]  # typed, or raw: see `_arguments.as_key`
+PRNGKey: TypeAlias = Key[Array, ""] | UInt32[Array, " words"]  # typed, or raw: see `_arguments.as_key`
 Scalar: TypeAlias = float | int | Float[AnyArray, ""] | Int[AnyArray, ""] | np.number
 Image: TypeAlias = Float[AnyArray, " *spatial channels"]
 Images: TypeAlias = Float[AnyArray, " batch *spatial channels"]
