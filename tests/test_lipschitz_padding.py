@@ -80,6 +80,36 @@ def test_slices_that_are_joined_are_one_value(name, relaxed_promotion):
     assert float(change) <= expected * (1 + 1e-5) * float(jnp.linalg.norm(step))
 
 
+@pytest.mark.parametrize("axis", [0, pytest.param(2, marks=pytest.mark.slow)])
+def test_images_that_do_not_come_first(axis, relaxed_promotion):
+    """The batch may stand on any axis, and the space on the first."""
+
+    def network(x):
+        x = jnp.moveaxis(x, 1, axis)
+        around = jnp.concatenate([jax.lax.slice_in_dim(x, 5, 6, axis=axis), x], axis)
+        return jnp.moveaxis(around, axis, 1)
+
+    np.testing.assert_allclose(bound_of(network, (2, 6, 3)), 2**0.5, rtol=1e-5)
+
+    def convolved(x):
+        x = jnp.pad(x.transpose(1, 0, 2), ((1, 1), (0, 0), (0, 0)), mode="wrap")
+        return jax.lax.conv_general_dilated(x, KERNEL[0], (1,), "VALID", dimension_numbers=("HNC", "HIO", "NHC"))
+
+    exact = lipschitz.conv(KERNEL[0], 6, padding="circular", method="exact").value
+    np.testing.assert_allclose(bound_of(convolved, (2, 6, 3)), exact, rtol=1e-2)
+    softmax = bound_of(lambda x: jax.nn.softmax(x.T, 0).T + jax.nn.log_softmax(x.T, 0).T, (2, 4))
+    np.testing.assert_allclose(softmax, 2.5, rtol=1e-5)
+
+
+def test_any_number_of_images(relaxed_promotion):
+    """The bound is that of one image, however many are passed."""
+
+    def network(x):
+        return convolve(pad(x, (1, 1), (1, 1), "reflect"), KERNEL[..., :2, :1])
+
+    np.testing.assert_allclose(bound_of(network, (4000, 7, 7, 2)), bound_of(network, (1, 7, 7, 2)), rtol=1e-6)
+
+
 def test_places_that_are_traced_are_counted():
     """Where an index is only known when the program runs, its own counts are taken."""
     found = jax.jit(lambda index: lipschitz.network(lambda x: jnp.take(x, index, 1), (2, 4, 3)).value)

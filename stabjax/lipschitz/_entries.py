@@ -142,11 +142,13 @@ def _chosen(step: _jaxpr.Step, operands: Values) -> Slope | None:
     """Entries of one value, chosen by what the images have no part in."""
     which, *cases = operands
     shape = step.results[0].shape
-    if isinstance(which, Slope | Tracer) or np.shape(which) != shape:
+    if isinstance(which, Slope | Tracer) or np.shape(which) != shape or not shape:
         return None
     index = np.asarray(which).astype(int)
+    alike = bool((index == index[:1]).all())
+    index = index[:1] if alike else index
     parts = [selection_of(case, shape) if isinstance(case, Slope) else None for case in cases]
-    found = joined(parts, [shape] * len(cases), shape, lambda *places: np.choose(index, places))
+    found = joined(parts, [shape] * len(cases), shape, lambda *places: np.choose(index, places), by_rows=alike)
     first = next(case for case in cases if isinstance(case, Slope))
     return None if found is None else selected(settled(first), found[1], found[0])
 

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array
 
 from stabjax import _jaxpr
-from stabjax.lipschitz._selection import joined, moved, moves, whole
+from stabjax.lipschitz._selection import Places, joined, moved, moves, whole
 from stabjax.lipschitz._slope import Slope, after, selected, selection_of, settled, together
 
 Values = list[Any]
@@ -25,8 +25,8 @@ MOVES = frozenset(
 def handed_on(step: _jaxpr.Step, operands: Values) -> list[Slope]:
     """Entries of a value in other places; where these are known, how often each is there counts."""
     value = operands[0]
-    makes = moves(step, operands[1:])
-    if makes is None:
+    known = moves(step, operands[1:])
+    if known is None:
         return [after(value, _repeats(step, operands)) for _ in step.results]
     if step.name in ("pad", "gather"):
         # The new entries are no function of the old ones.
@@ -35,8 +35,9 @@ def handed_on(step: _jaxpr.Step, operands: Values) -> list[Slope]:
         begun = value.root.selection or whole(value.root, value.bound, step.shapes[0])
     once = step.name not in ("gather", "broadcast_in_dim", "tile")
     results = []
-    for make, result in zip(makes, step.results, strict=True):
-        found = moved(begun, tuple(result.shape), make, once=once)
+    for make, result in zip(known.makes, step.results, strict=True):
+        places = Places(tuple(result.shape), make, (begun.places,), known.by_rows)
+        found = moved(begun, places, once=once)
         count = found.count()
         if count is None:
             results.append(after(value, _repeats(step, operands)))
@@ -62,7 +63,7 @@ def _looked_up(step: _jaxpr.Step, value: Slope, places: Any) -> Array:
 
 def side_by_side(step: _jaxpr.Step, operands: Values) -> Slope:
     """Values side by side, and constants; what comes of one value counts as one."""
-    axis = step.params["dimension" if step.name == "concatenate" else "axis"]
+    axis = int(step.params["dimension" if step.name == "concatenate" else "axis"])
     put = partial(np.concatenate if step.name == "concatenate" else np.stack, axis=axis)
     active = [operand for operand in operands if isinstance(operand, Slope)]
     if len(active) == 1:
@@ -76,6 +77,8 @@ def side_by_side(step: _jaxpr.Step, operands: Values) -> Slope:
     for key in kinds:
         several = [part if part is not None and part.key == key else None for part in parts]
         values = [operand for operand, part in zip(operands, several) if part is not None]
-        found = joined(several, step.shapes, tuple(step.results[0].shape), lambda *places: put(places))
+        found = joined(
+            several, step.shapes, tuple(step.results[0].shape), lambda *places: put(places), by_rows=axis > 0
+        )
         groups.append(together(values) if found is None else selected(settled(values[0]), found[1], found[0]))
     return groups[0] if len(groups) == 1 else together(groups)

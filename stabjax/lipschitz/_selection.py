@@ -7,6 +7,7 @@ value that are joined again are one value. Only where something is joined or rep
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import pairwise
 from math import prod, sqrt
 from typing import Any, NamedTuple
@@ -29,34 +30,51 @@ class Places:
 
     Attributes:
         shape: of the value.
-        make: the places, from those of the parts.
+        make: the places, from those of the parts; without parts, from how many rows there are to be.
         parts: what it is made from.
+        by_rows: whether all rows of the value are made alike, each from its own row of the parts.
     """
 
     shape: tuple[int, ...]
     make: Callable[..., np.ndarray]
     parts: tuple["Places", ...] = ()
+    by_rows: bool = True
 
-    def written(self) -> np.ndarray | None:
-        """The places, of this shape; None if they are too many."""
+    @cached_property
+    def alike(self) -> bool:
+        """Whether a row of ``x``, which is that of an image, is all that a row sees, and all rows are alike."""
+        return bool(self.by_rows and self.shape) and all(part.alike for part in self.parts)
+
+    def written(self, *, alike: bool | None = None) -> np.ndarray | None:
+        """The places; of the first row alone, if rows are ``alike``; None if they are too many."""
+        alike = self.alike if alike is None else alike
         made: dict[int, np.ndarray] = {}
 
         def write(places: Places) -> np.ndarray:
             if id(places) not in made:
-                made[id(places)] = places.make(*map(write, places.parts))
+                rows = 1 if alike or not places.shape else places.shape[0]
+                made[id(places)] = places.make(*(map(write, places.parts) if places.parts else [rows]))
             return made[id(places)]
 
-        return None if self._largest() > _ENTRIES else write(self)
+        return None if self._largest(alike) > _ENTRIES else write(self)
 
-    def _largest(self) -> int:
+    def _largest(self, alike: bool) -> int:
         waiting, seen, found = [self], {id(self)}, 0
         while waiting:
             place = waiting.pop()
-            found = max(found, prod(place.shape))
+            found = max(found, prod(place.shape[int(alike) :]))
             fresh = [part for part in place.parts if id(part) not in seen]
             seen.update(map(id, fresh))
             waiting += fresh
         return found
+
+
+def written(*several: Places, alike: bool = True) -> list[np.ndarray] | None:
+    """All of them, of the first row if that is wanted and stands for all; None if one is too large."""
+    alike = alike and all(places.alike for places in several) and len({places.shape[0] for places in several}) == 1
+    made = [places.written(alike=alike) for places in several]
+    found = [places for places in made if places is not None]
+    return found if len(found) == len(made) else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,47 +111,74 @@ def most(places: np.ndarray) -> int:
 
 def whole(root: Any, bound: Array, shape: tuple[int, ...]) -> Selection:
     """All entries of a root, in order."""
-    places = Places(shape, lambda: np.arange(prod(shape), dtype=np.int32).reshape(shape))
-    return Selection((root,), bound, prod(shape), places)
+
+    def make(rows: int) -> np.ndarray:
+        made = (rows, *shape[1:]) if shape else ()
+        return np.arange(prod(made), dtype=np.int32).reshape(made)
+
+    return Selection((root,), bound, prod(shape), Places(shape, make))
 
 
-def moves(step: _jaxpr.Step, known: Sequence[Any]) -> list[Callable[[np.ndarray], np.ndarray]] | None:
-    """What an operation that hands entries on does to the places of its first operand, for each output.
+class Moves(NamedTuple):
+    """What an operation does to the places of its first operand, for each output, and whether row by row."""
 
-    None if it is not known, such as where the places are traced. ``known`` are the other operands.
+    makes: list[Callable[[np.ndarray], np.ndarray]]
+    by_rows: bool
+
+
+def moves(step: _jaxpr.Step, known: Sequence[Any]) -> Moves | None:
+    """What an operation that hands entries on does; ``known`` are its other operands.
+
+    None if it is not known, such as where the places are traced.
     """
     if any(isinstance(other, Tracer) for other in known):
         return None
-    params, shape = step.params, step.results[0].shape
+    params, old, shape = step.params, step.shapes[0], step.results[0].shape
+    kept = bool(old) and bool(shape) and old[0] == shape[0]
     if step.name in ("reshape", "squeeze", "expand_dims"):
-        return [lambda x: x.reshape(shape)] if params.get("dimensions") is None or step.name != "reshape" else None
+        if step.name == "reshape" and params.get("dimensions") is not None:
+            return None
+        return Moves([lambda x: x.reshape(_like(x, shape, kept))], kept)
     if step.name == "transpose":
-        return [lambda x: x.transpose(params["permutation"])]
+        return Moves([lambda x: x.transpose(params["permutation"])], params["permutation"][:1] == (0,))
     if step.name == "rev":
-        return [lambda x: np.flip(x, params["dimensions"])]
+        return Moves([lambda x: np.flip(x, params["dimensions"])], 0 not in params["dimensions"])
     if step.name == "slice" and params:
-        steps = params["strides"] or (1,) * len(shape)
-        cut = tuple(map(slice, params["start_indices"], params["limit_indices"], steps))
-        return [lambda x: x[cut]]
+        cut = map(slice, params["start_indices"], params["limit_indices"], params["strides"] or (1,) * len(shape))
+        return _cut(tuple(cut), kept)
     if step.name == "split":
-        ends = np.cumsum([0, *params["sizes"]]).tolist()
-        axis = params["axis"]
-        return [lambda x, a=a, b=b: x[(slice(None),) * axis + (slice(a, b),)] for a, b in pairwise(ends)]
+        ends, axis = np.cumsum([0, *params["sizes"]]).tolist(), int(params["axis"])
+        cuts = [(slice(None),) * axis + (slice(a, b),) for a, b in pairwise(ends)]
+        return Moves([lambda x, cut=cut: x[cut] for cut in cuts], axis > 0)
     if step.name == "unstack":
-        return [lambda x, k=k: np.take(x, k, params["axis"]) for k in range(len(step.results))]
+        axis = int(params["axis"])
+        return Moves([lambda x, k=k: np.take(x, k, axis) for k in range(len(step.results))], axis > 0)
     if step.name == "dynamic_slice":
-        first = [int(np.clip(a, 0, n - m)) for a, n, m in zip(known, step.shapes[0], shape)]
-        window = tuple(slice(a, a + m) for a, m in zip(first, shape))
-        return [lambda x: x[window]]
+        first = [int(np.clip(a, 0, n - m)) for a, n, m in zip(known, old, shape)]
+        return _cut(tuple(slice(a, a + m) for a, m in zip(first, shape)), kept)
     if step.name == "pad":
-        return [lambda x: _padded(x, shape, params["padding_config"])]
+        config = params["padding_config"]
+        rows = bool(config) and tuple(config[0]) == (0, 0, 0)
+        return Moves([lambda x: _padded(x, _like(x, shape, rows), config)], rows)
     if step.name == "broadcast_in_dim":
-        kept = params["broadcast_dimensions"]
-        sides = [step.shapes[0][kept.index(axis)] if axis in kept else 1 for axis in range(len(shape))]
-        return [lambda x: np.broadcast_to(x.reshape(sides), shape)]
+        into = params["broadcast_dimensions"]
+        rows = kept and into[:1] == (0,)
+        sides = [old[into.index(axis)] if axis in into else 1 for axis in range(len(shape))]
+        return Moves([lambda x: np.broadcast_to(x.reshape(_like(x, sides, rows)), _like(x, shape, rows))], rows)
     if step.name in ("gather", "tile"):
-        return [lambda x: _computed(step, x, known)]
+        return Moves([lambda x: _computed(step, x, known)], False)
     return None
+
+
+def _like(x: np.ndarray, shape: Sequence[int], by_rows: bool) -> tuple[int, ...]:
+    """The shape, of as many rows as there are."""
+    return (len(x), *shape[1:]) if by_rows else tuple(shape)
+
+
+def _cut(window: tuple[slice, ...], by_rows: bool) -> Moves:
+    """A window; of all rows, if their number stays."""
+    window = (slice(None), *window[1:]) if by_rows else window
+    return Moves([lambda x: x[window]], by_rows)
 
 
 def _padded(x: np.ndarray, shape: tuple[int, ...], config: Any) -> np.ndarray:
@@ -154,13 +199,18 @@ def _computed(step: _jaxpr.Step, x: np.ndarray, known: Sequence[Any]) -> np.ndar
         return np.maximum(np.asarray(step.apply(jnp.asarray(x), *known)), -1)
 
 
-def moved(selection: Selection, shape: tuple[int, ...], make: Callable[..., np.ndarray], *, once: bool) -> Selection:
+def moved(selection: Selection, places: Places, *, once: bool) -> Selection:
     """The entries in other places; ``once``: if none was there twice, none is now."""
-    return replace(selection, places=Places(shape, make, (selection.places,)), once=selection.once and once)
+    return replace(selection, places=places, once=selection.once and once)
 
 
 def joined(
-    parts: Sequence[Selection | None], shapes: Sequence[tuple[int, ...]], shape: tuple[int, ...], make: Callable
+    parts: Sequence[Selection | None],
+    shapes: Sequence[tuple[int, ...]],
+    shape: tuple[int, ...],
+    make: Callable[..., np.ndarray],
+    *,
+    by_rows: bool,
 ) -> tuple[float, Selection] | None:
     """Selections of one value made into one, ``make`` being given the places of all parts, and the norm of it.
 
@@ -169,14 +219,13 @@ def joined(
     several = [part for part in parts if part is not None]
     if any(part.key != several[0].key for part in several):
         return None
-    constants = [Places(s, lambda s=s: np.full(s, -1, np.int32)) for s in shapes]
-    places = Places(
-        shape, make, tuple(none if part is None else part.places for part, none in zip(parts, constants, strict=True))
-    )
-    written = places.written()
-    if written is None:
+    constants = [Places(s, lambda rows, s=s: np.full((rows, *s[1:]) if s else (), -1, np.int32)) for s in shapes]
+    given = tuple(none if part is None else part.places for part, none in zip(parts, constants, strict=True))
+    places = Places(shape, make, given, by_rows)
+    places_of_all = places.written()
+    if places_of_all is None:
         return None
-    count = most(written)
+    count = most(places_of_all)
     return sqrt(count), replace(several[0], places=places, once=count <= 1)
 
 
@@ -192,9 +241,10 @@ def in_pairs(one: Selection, two: Selection) -> Pairs | None:
     """Two selections of one value side by side; None if they are of several, or if an entry is there twice."""
     if one.key != two.key:
         return None
-    a, b = one.places.written(), two.places.written()
-    if a is None or b is None or a.shape != b.shape or (a < 0).any() or (b < 0).any():
+    both = written(one.places, two.places)
+    if both is None or (np.stack(both) < 0).any():
         return None
+    a, b = both
     first, second = np.minimum(a, b), np.maximum(a, b)
     if most(np.stack([first, second])) > 1:
         return None
@@ -208,8 +258,16 @@ def of_pairs(selection: Selection, root: Any, pairs: Pairs, *, larger: bool) -> 
     That is a permutation of the value that depends on it, hence 1-Lipschitz: the larger are where the first ends were,
     the smaller where the second were.
     """
-    ends = pairs.first if larger else pairs.second
-    return Selection((root,), selection.bound, selection.entries, Places(ends.shape, lambda: ends))
+    ends, shape = pairs.first if larger else pairs.second, selection.places.shape
+    each = selection.entries // shape[0]
+
+    def make(rows: int) -> np.ndarray:
+        if rows <= len(ends):
+            return ends
+        return ends + each * np.arange(rows, dtype=np.int32).reshape(-1, *[1] * (ends.ndim - 1))
+
+    places = Places(shape, make, by_rows=len(ends) == 1)
+    return Selection((root,), selection.bound, selection.entries, places)
 
 
 def along_axes(selection: Selection) -> list[np.ndarray] | None:
@@ -235,4 +293,6 @@ def along_axes(selection: Selection) -> list[np.ndarray] | None:
         return None
     numbered = [np.where(line < 0, -1, np.searchsorted(np.unique(line[line >= 0]), line)) for line in lines]
     kinds = prod(int(line.max()) + 1 for line in numbered)
-    return numbered if len(np.unique(places[places >= 0])) == kinds else None
+    if len(np.unique(places[places >= 0])) != kinds:
+        return None
+    return [np.arange(selection.places.shape[0]), *numbered[1:]] if selection.places.alike else numbered

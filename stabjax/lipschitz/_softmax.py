@@ -22,7 +22,7 @@ import numpy as np
 
 from stabjax import _jaxpr
 from stabjax.lipschitz._curve import NUMBER, Curve, steepest
-from stabjax.lipschitz._selection import Places, whole
+from stabjax.lipschitz._selection import Places, whole, written
 from stabjax.lipschitz._slope import Root, Slope, after, selected
 
 Shape = tuple[int, ...]
@@ -118,11 +118,8 @@ def _same(one: Slope, two: Slope) -> bool:
         return False
     (key, places), (other_key, other_places) = (_places(form.other, form.other_shape) for form in (first, second))
     same = first.other_shape == second.other_shape and key == other_key and _same(first.value, second.value)
-    return same and _equal(places.written(), other_places.written())
-
-
-def _equal(one: np.ndarray | None, two: np.ndarray | None) -> bool:
-    return one is not None and two is not None and np.array_equal(one, two)
+    both = written(places, other_places) if same else None
+    return both is not None and np.array_equal(both[0], both[1])
 
 
 def _logarithm(value: Slope) -> Slope | None:
@@ -154,9 +151,13 @@ def _places(value: Slope, shape: Shape) -> tuple[Any, Places]:
     return (selection.key, value.curve.lines()), selection.places
 
 
-def _spread(places: Places, shape: Shape) -> np.ndarray | None:
-    written = places.written()
-    return None if written is None or written.ndim != len(shape) else np.broadcast_to(written, shape)
+def _spread(places: Places, shape: Shape, axes: tuple[int, ...]) -> np.ndarray | None:
+    """The places spread over a value of this shape; over its first row alone, if that stands for all."""
+    alike = places.alike and places.shape[0] == shape[0] and 0 not in axes
+    made = places.written(alike=alike)
+    if made is None or made.ndim != len(shape):
+        return None
+    return np.broadcast_to(made, (1, *shape[1:]) if alike else shape)
 
 
 def _exponential(value: Slope) -> Slope | None:
@@ -178,7 +179,7 @@ def _summed(value: Slope, shape: Shape, axes: tuple[int, ...], result: Shape) ->
     form = LogSumExp(exponent, shape, axes, exponent)
     less = exponent.root.form if exponent.curve is NUMBER else None
     if isinstance(less, Difference):
-        places = _spread(_places(less.other, less.other_shape)[1], shape)
+        places = _spread(_places(less.other, less.other_shape)[1], shape, axes)
         if places is not None and all((places == places.take([0], axis)).all() for axis in axes):
             form = LogSumExp(exponent, shape, axes, less.value, less.other, less.other_shape)
     log = _with_form(after(exponent, 1.0), form)
@@ -194,9 +195,11 @@ def _log_softmax(value: Slope, log: Slope, shapes: Any, shape: Shape) -> Slope |
         return None
     if not _same(form.exponent, value):
         return None
-    kept = [1 if axis in form.axes else side for axis, side in enumerate(shape)]
-    expected = np.broadcast_to(np.arange(prod(kept)).reshape(kept), shape)
-    if not _equal(_spread(_places(log, shapes[1])[1], shape), expected):
+    found = _spread(_places(log, shapes[1])[1], shape, form.axes)
+    if found is None:
+        return None
+    kept = [1 if axis in form.axes else side for axis, side in enumerate(found.shape)]
+    if not np.array_equal(found, np.broadcast_to(np.arange(prod(kept)).reshape(kept), found.shape)):
         return None
     made = after(form.value, sqrt(form.entries) if form.entries > 1 else 0.0)
     return _with_form(made, LogSoftmax(form.value, form.entries))
@@ -208,9 +211,14 @@ def _given_back(log: Slope, other: Slope, shape: Shape) -> Slope | None:
     if not isinstance(form, LogSumExp) or form.other is None:
         return None
     (key, places), (taken, before) = _places(other, shape), _places(form.other, form.other_shape)
-    groups, given, sums = _spread(before, form.shape), places.written(), _places(log, shape)[1].written()
-    if key != taken or groups is None or given is None or sums is None:
+    written_out = written(before, places, _places(log, shape)[1], alike=0 not in form.axes)
+    if key != taken or written_out is None:
         return None
+    groups, given, sums = written_out
+    if groups.ndim != len(form.shape):
+        return None
+    rows = len(groups) if 0 not in form.axes else form.shape[0]
+    groups = np.broadcast_to(groups, (rows, *form.shape[1:]))
     for axis in form.axes:
         groups = groups.take([0], axis)
     if not np.array_equal(groups.ravel()[sums], given):
