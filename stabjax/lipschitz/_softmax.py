@@ -78,13 +78,15 @@ class Softmax:
 def found(step: _jaxpr.Step, operands: list[Any]) -> Slope | None:
     """The output of an operation that is part of a softmax; None if it is none."""
     active = [operand for operand in operands if isinstance(operand, Slope)]
+    if not active or not step.results:
+        return None
     name, shape = step.name, step.results[0].shape
     if name == "exp":
         return _exponential(operands[0])
     if name == "log":
         return _logarithm(operands[0])
     if name == "reduce_sum":
-        return _summed(operands[0], step.shapes[0], tuple(step.params["axes"]), shape)
+        return _summed(operands[0], step.shapes[0], tuple(map(int, step.params["axes"])), shape)
     if len(active) != 2 or len(operands) != 2:
         return None
     one, two = operands
