@@ -372,7 +372,7 @@ def test_bounds_of_500_random_networks(name, key):
 
 BOUNDED = {
     "nnx residual", "nnx wrapped", "nnx tied", "equinox perceptron", "plain convolutional", "plain sliced",
-    "partial windowed", "partial scanned",
+    "partial windowed", "partial scanned", "plain odd",
 }  # fmt: skip
 
 
