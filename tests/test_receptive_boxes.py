@@ -120,8 +120,14 @@ BOXES = {
     "uneven rows": (lambda x: conv(x)[:, np.array([3, 5, 9])], (12, 5)),
 }
 
+QUICK = ("repeat", "linear", "transposed, overlap", "uneven", "transposed, holes", "smaller", "tokens", "signal")
 
-@pytest.mark.parametrize("name", DECODERS)
+
+def quick(names):
+    return [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in names]
+
+
+@pytest.mark.parametrize("name", quick(DECODERS))
 def test_boxes_of_a_decoder(name):
     found = compare_boxes(lambda x: decoded(x, DECODERS[name]), (10, 12), linear=name == "linear")["output"]
     assert found.exact
@@ -129,7 +135,7 @@ def test_boxes_of_a_decoder(name):
     assert not found.regular
 
 
-@pytest.mark.parametrize("name", BOXES)
+@pytest.mark.parametrize("name", quick(BOXES))
 def test_boxes_of_units(name):
     compare_boxes(*BOXES[name], linear=name in ("linear, uneven", "smaller"))
 

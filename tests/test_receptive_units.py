@@ -163,7 +163,7 @@ def test_single_examples_with_channels_in_front(images, jacobian):
     np.testing.assert_allclose(paths, counted((2, 3)))
 
 
-@pytest.mark.parametrize("ndim", [1, 3])
+@pytest.mark.parametrize("ndim", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_signals_and_volumes(ndim):
     sides = (5,) * ndim
     images = jax.random.normal(jax.random.key(1), (2, *sides, 2))
@@ -211,7 +211,7 @@ def test_units_whose_extent_is_not_exact(images):
     np.testing.assert_array_equal(np.argwhere(paths), [[7, 0], [7, 0]][:1])
 
 
-@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+@pytest.mark.parametrize("dtype", [jnp.float16, pytest.param(jnp.bfloat16, marks=pytest.mark.slow)])
 def test_half_precision(images, dtype, relaxed_promotion):
     f = lambda x: jnp.tanh(conv(x.astype(np.float32), channels=2)).astype(dtype)  # noqa: E731
     found = receptive.effective(f, images.astype(dtype), tap="tanh_0", unit=(3, 3))

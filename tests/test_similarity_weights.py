@@ -55,10 +55,8 @@ def google(x, y):
 def test_anatome_weighs_by_activations_as_they_are(x64):
     np.testing.assert_allclose(similarity.pwcca(X, Y, weights="anatome"), 0.7461613, atol=1e-6)
     np.testing.assert_allclose(similarity.pwcca(X, Y), 0.7262402, atol=1e-6)
-    for x, y in ((X, Y), (Y, X), drawn(0), drawn(1, units=(4, 4))):
-        for offset in (0.0, 3.0):
-            found = similarity.pwcca(x + offset, y, weights="anatome")
-            np.testing.assert_allclose(found, anatome(x + offset, y), rtol=1e-9)
+    for x, y in ((X, Y), (Y, X), [z + 3 for z in drawn(0)]):
+        np.testing.assert_allclose(similarity.pwcca(x, y, weights="anatome"), anatome(x, y), rtol=1e-9)
 
 
 @pytest.mark.parametrize("dead", [[], [0, 3]])
