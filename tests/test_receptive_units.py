@@ -115,6 +115,9 @@ def test_units_and_channels_that_are_not_there(images, unchecked):
     for channel in (2, -3, [0, 2], [], 1.0, [[0]]):
         with pytest.raises(ValueError, match=r"expected channels of 'tanh_1' within 0\.\.1"):
             effective(images, channel=channel)
+    for batch_size in (0, -1, 1.5):
+        with pytest.raises(ValueError, match="expected batch_size as a number of images"):
+            effective(images, batch_size=batch_size)
 
 
 def test_numbers_of_a_program_are_looked_at_again():

@@ -13,7 +13,7 @@ from stabjax._images import Spatial, check_batch
 from stabjax._sharding import without_explicit_axes
 from stabjax._types import AnyArray, Images
 from stabjax.features._ready import ready
-from stabjax.receptive._unit import Position, axes_of, counted, is_there, locate, marked, numbers_of
+from stabjax.receptive._unit import Position, axes_of, counted, integers, is_there, locate, marked, numbers_of
 
 
 def effective(
@@ -53,8 +53,8 @@ def effective(
 
     Raises:
         TypeError: for images that are not floating, or a shape in place of images.
-        ValueError: for a name that is no operation of the network, a unit or channel that it does not have, or a batch
-            without images.
+        ValueError: for a name that is no operation of the network, a unit or channel that it does not have, a batch
+            without images, or a ``batch_size`` below one.
 
     Example:
         >>> box = receptive.extent(network, images)["features/5/conv"]
@@ -70,6 +70,8 @@ def effective(
         )
     check_batch(images, spatial=spatial, vectors=True)
     images = without_explicit_axes(jnp.asarray(images))
+    if integers([batch_size]) is None or batch_size < 1:
+        raise ValueError(f"expected batch_size as a number of images, at least one, got {batch_size!r}")
     reading, found = locate(f, jax.ShapeDtypeStruct((1, *images.shape[1:]), images.dtype), tap, unit)
     rows = reading.program.jaxpr.invars[-1].aval.shape[0]
     wanted: Any = range(found.channels) if channel is None else channel
