@@ -18,18 +18,21 @@ class Lifted:
     """A function for inputs of one shape, written out.
 
     Attributes:
-        jaxpr: the open program; its constants are the arrays that the function holds.
+        jaxpr: the open program. Arrays that the function holds are its constants, or inputs behind the parameters.
+        constants: how many of them are constants; they come first.
         out_tree: structure of the outputs.
         identity: equal for functions that compute the same from these arrays and their inputs.
     """
 
     jaxpr: Jaxpr
+    constants: int
     out_tree: Any
     identity: Hashable
 
     def __call__(self, hidden: Sequence[Any], leaves: Sequence[Any], x: Any) -> Any:
         """The outputs, from the arrays that the function held, its parameters and the images."""
-        return jax.tree_util.tree_unflatten(self.out_tree, eval_jaxpr(self.jaxpr, hidden, *leaves, x))
+        constants, inputs = hidden[: self.constants], hidden[self.constants :]
+        return jax.tree_util.tree_unflatten(self.out_tree, eval_jaxpr(self.jaxpr, constants, *leaves, *inputs, x))
 
 
 def lift(apply: Callable[..., Any], leaves: Sequence[Any], x: Any) -> tuple[Lifted, list[Any]]:
@@ -54,13 +57,13 @@ def lift(apply: Callable[..., Any], leaves: Sequence[Any], x: Any) -> tuple[Lift
             inputs, outer_held, inner_held = held[: len(leaves)], held[len(leaves) :][: len(outer)], held[len(leaves) :]
             return _inlined(program.jaxpr, outer_held, [*inputs, x], iter(inner_held[len(outer) :]))
 
-        written = trace(flat, [*leaves, *map(_as_array, outer), *map(_as_array, inner)], [], x)
-        jaxpr, hidden = _with_constants(written.jaxpr, len(leaves), len(outer) + len(inner)), [*outer, *inner]
-        hidden = [*written.consts, *hidden]
+        held = [*map(_as_array, outer), *map(_as_array, inner)]
+        written = trace(flat, [*leaves, *held], [""] * (len(leaves) + len(held)), x)
     else:
-        jaxpr, hidden = program.jaxpr, list(program.consts)
-    identity = _identity.of_program(jaxpr), program.out_tree
-    return Lifted(jaxpr, program.out_tree, identity), list(map(_as_array, hidden))
+        held, written = [], program
+    identity = _identity.of_program(written.jaxpr), program.out_tree
+    lifted = Lifted(written.jaxpr, len(written.consts), program.out_tree, identity)
+    return lifted, [*map(_as_array, written.consts), *held]
 
 
 def _calls_with_constants(jaxpr: Jaxpr) -> Iterator[Any]:
@@ -99,14 +102,6 @@ def _inlined(jaxpr: Jaxpr, consts: Sequence[Any], inputs: Sequence[Any], held: I
         values.update(zip(equation.outvars, outputs, strict=True))
     run(jaxpr, waiting, values)
     return [operand(atom) for atom in jaxpr.outvars]
-
-
-def _with_constants(jaxpr: Jaxpr, start: int, count: int) -> Jaxpr:
-    """The program with some of its inputs as constants."""
-    moved = jaxpr.invars[start : start + count]
-    kept = [*jaxpr.invars[:start], *jaxpr.invars[start + count :]]
-    info = jaxpr.debug_info._replace(arg_names=("",) * len(kept))
-    return jaxpr.replace(constvars=[*jaxpr.constvars, *moved], invars=kept, debug_info=info)
 
 
 def _as_array(value: Any) -> Any:
