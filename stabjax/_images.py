@@ -11,15 +11,17 @@ or their sides. A perturbation made for a shape carries that word itself. Two re
 Only their sides, ``spatial=(3, 32)``, say that they are what they look unlike.
 """
 
+import contextlib
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+Integers: TypeAlias = Literal[False, "bytes", "any"]
 Spatial: TypeAlias = int | Sequence[int] | None
 """Number of spatial axes, or their sides; None says nothing."""
 
@@ -64,7 +66,7 @@ def check_batch(
     made_for: Mapping[str, Spatial] = MappingProxyType({}),
     least: int = 1,
     vectors: bool = False,
-    integers: bool = False,
+    integers: Integers = False,
     abstract: bool = False,
 ) -> None:
     """Raise unless this is a batch of images, ``(n, *spatial, channels)``, whose axes are known.
@@ -75,7 +77,7 @@ def check_batch(
         made_for: What was made for images of such axes, ``{"deformation": (32, 32)}``; None where it does not say.
         least: Fewest images that will do.
         vectors: Whether ``(n, units)``, images without spatial axes, will do.
-        integers: Whether integers will do, which are divided by 255.
+        integers: Whether bytes, or integers of any size, will do, which are divided by 255.
         abstract: Whether a `jax.ShapeDtypeStruct` will do.
 
     Raises:
@@ -139,6 +141,21 @@ def as_batch(x: Any, *, spatial: Spatial = None, vectors: bool = False) -> Any:
     return x
 
 
+@contextlib.contextmanager
+def explain_batch(x: Any) -> Iterator[None]:
+    """Add to an error of a network, which knows nothing of what a batch is here, what it was called with."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(
+            f"expected a network that takes a batch (n, h, w, channels), got this error from one called with "
+            f"{tuple(np.shape(x))}: the channels come last, and gray images have one, x[..., None]; a network that "
+            "wants them first comes in by features.of(model, layout='channels_first'), one of single examples by "
+            "features.of(model, single=True)"
+        )
+        raise
+
+
 def check_image(image: Any, *, spatial: Spatial = None, made_for: str = "", vector: bool = False) -> None:
     """Raise unless this is one floating image, ``(*spatial, channels)``, whose axes are known.
 
@@ -183,10 +200,11 @@ def check_image(image: Any, *, spatial: Spatial = None, made_for: str = "", vect
         )
 
 
-def check_array(images: Any, name: str, *, integers: bool = False, abstract: bool = False) -> None:
+def check_array(images: Any, name: str, *, integers: Integers = False, abstract: bool = False) -> None:
     """Raise ``TypeError`` unless this is an array of floating numbers, or what else will do, see `check_batch`."""
     check_numbers(images, name, abstract=abstract)
-    if jnp.issubdtype(images.dtype, jnp.floating) or (integers and jnp.issubdtype(images.dtype, jnp.integer)):
+    allowed = {False: (), "bytes": (np.uint8,), "any": (np.integer,)}[integers]
+    if any(jnp.issubdtype(images.dtype, kind) for kind in (jnp.floating, *allowed)):
         return
     article, noun = ("a ", "image") if name == "an image" else ("", "images")
     kind = f"{article}{'uint8 or ' if integers else ''}floating {noun}"

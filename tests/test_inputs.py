@@ -29,6 +29,7 @@ MODEL = nnx.Sequential(
     lambda x: jnp.mean(x, (1, 2)),
     nnx.Linear(4, 2, rngs=nnx.Rngs(1)),
 )
+EVALUATED = nnx.view(MODEL, use_running_average=True)
 RECIPE = train.Recipe(epochs=1, batch_size=6, crop=0, flip=False)
 
 
@@ -48,6 +49,11 @@ class Column:
     batch: Any
     image: Any
     right: Any = None
+
+    @property
+    def right_image(self):
+        """Of the right batch, the image that stands where the wrong one does."""
+        return None if self.right is None else self.right[0]
 
 
 def _spoiled(images):
@@ -80,22 +86,44 @@ COLUMNS = {
 }
 
 
-def batch_entrance(call):
-    return lambda column: (call, column.batch, column.right)
+@dataclass
+class Entrance:
+    """A call; whether it takes one image; and another way to the right number, where it takes more than images."""
+
+    call: Any
+    single: bool = False
+    other_way: Any = None
+
+    def expected(self, given, right):
+        """The right number, or None where there is none."""
+        if self.other_way is not None:
+            return self.other_way(given)
+        return None if right is None else self.call(right)
+
+
+def batch_entrance(call, other_way=None):
+    return Entrance(call, other_way=other_way)
 
 
 def image_entrance(call):
-    def of(column):
-        right = column.right
-        return call, column.image, None if right is None else right[-1 if column is COLUMNS["an image with NaN"] else 0]
+    return Entrance(call, single=True)
 
-    return of
+
+def labels_of(images):
+    return LABELS[: np.shape(images)[0] if np.ndim(images) else None]
+
+
+def normalized(images):
+    """Of images of any shape with three channels last."""
+    unit = 255 if np.asarray(images).dtype == np.uint8 else 1
+    stats = data.STATISTICS["cifar10"]
+    return (np.asarray(images) / unit - np.array(stats.mean)) / np.array(stats.deviation)
 
 
 ENTRANCES = {
-    "data.arrays": batch_entrance(lambda x: data.arrays(x, LABELS[: len(x)])[0]),
+    "data.arrays": batch_entrance(lambda x: data.arrays(x, labels_of(x))[0]),
     "data.statistics": batch_entrance(lambda x: data.statistics(x).mean),
-    "data.normalize": batch_entrance(lambda x: data.normalize(x, "cifar10")),
+    "data.normalize": batch_entrance(lambda x: data.normalize(x, "cifar10"), normalized),
     "train.fit": batch_entrance(lambda x: train.fit(MODEL, (x, LABELS), key=KEY, recipe=RECIPE).last),
     "train.evaluate": batch_entrance(lambda x: train.evaluate(MODEL, x, LABELS).loss),
     "train.calibrate": batch_entrance(lambda x: nnx.state(train.calibrate(MODEL, x), nnx.BatchStat)),
@@ -112,8 +140,7 @@ ENTRANCES = {
     ),
     "probe.perturbed": batch_entrance(lambda x: probe.perturbed(x, key=KEY, deformation=DEFORMATION)[0][0]),
     "probe.similarity": batch_entrance(lambda x: probe.similarity(MODEL, MODEL, x, select="output").matrix),
-    "features.capture": batch_entrance(lambda x: features.capture(MODEL)(x)[0]),
-    "features.taps": batch_entrance(lambda x: [tap.shape[1:] for tap in features.taps(MODEL, x)]),
+    "features.capture": batch_entrance(lambda x: features.capture(MODEL)(x)[0], lambda x: EVALUATED(x)),
     "receptive.extent": batch_entrance(lambda x: [extent.size for extent in receptive.extent(MODEL, x).values()][:2]),
     "receptive.effective": batch_entrance(lambda x: receptive.effective(MODEL, x, tap="layers/0")),
     "receptive.constant_weight": batch_entrance(lambda x: receptive.constant_weight(MODEL, x, tap="layers/0")),
@@ -124,27 +151,30 @@ ENTRANCES = {
 
 def outcome(entrance, column):
     """One word for what happens: refused, right, NaN; or a text that says what is wrong."""
-    call, given, right = ENTRANCES[entrance](COLUMNS[column])
+    call, column = ENTRANCES[entrance], COLUMNS[column]
+    given, right = (column.image, column.right_image) if call.single else (column.batch, column.right)
     try:
-        found = call(given)
+        found = call.call(given)
     except (ValueError, TypeError) as error:
         message = "\n".join([str(error), *getattr(error, "__notes__", ())])
         helpful = re.search(r"expected .*got .*([:;]|\buse\b) ?.+", message, re.DOTALL)
         return "refused" if helpful else f"refused without help: {type(error).__name__}: {message}"
     except Exception as error:
         return f"crash: {type(error).__name__}: {error}"
-    found = [np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(found)]
-    if right is None:
+    found = [np.asarray(leaf, np.complex128) for leaf in jax.tree.leaves(found)]
+    expected = call.expected(given, right)
+    if expected is None:
         return f"taken, though there is no right number: {[leaf.shape for leaf in found]}"
-    expected = [np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(call(right))]
-    if column == "an image with NaN":
-        if any(np.isnan(leaf).any() for leaf in found):
+    expected = [np.asarray(leaf, np.complex128) for leaf in jax.tree.leaves(expected)]
+    missing = any(np.isnan(leaf).any() for leaf in found)
+    if column is COLUMNS["an image with NaN"]:
+        if missing:
             return "NaN"
         found = [leaf[: len(other)] if leaf.ndim else leaf for leaf, other in zip(found, expected)]
     same = len(found) == len(expected) and all(
-        a.shape == b.shape and np.allclose(a, b, rtol=1e-4, atol=1e-5) for a, b in zip(found, expected)
+        a.shape == b.shape and np.allclose(a, b, rtol=1e-4, atol=1e-5, equal_nan=True) for a, b in zip(found, expected)
     )
-    return "right" if same else f"wrong: {found} for {expected}"
+    return ("NaN" if missing else "right") if same else f"wrong: {found} for {expected}"
 
 
 HEAD = """# Wrong input, entrance by entrance

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
-import numpy as np
 from jax.core import eval_jaxpr
 from jax.extend import core as jex
+
+from stabjax._images import explain_batch
 
 Jaxpr = Any
 Equation = Any
@@ -67,7 +68,8 @@ def trace(apply: Callable[..., Any], leaves: Sequence[Any], paths: Sequence[str]
         TypeError: if JAX cannot trace the network.
     """
     try:
-        closed, shapes = jax.make_jaxpr(apply, return_shape=True)(list(leaves), x)
+        with explain_batch(x):
+            closed, shapes = jax.make_jaxpr(apply, return_shape=True)(list(leaves), x)
     except (jax.errors.JAXTypeError, jax.errors.JAXIndexError) as error:
         reason = str(error).strip().splitlines()[0]
         raise TypeError(
@@ -75,15 +77,6 @@ def trace(apply: Callable[..., Any], leaves: Sequence[Any], paths: Sequence[str]
             f"({type(error).__name__}: {reason}); replace `if`, `float()` or NumPy calls on activations by their "
             "jax.numpy and jax.lax counterparts"
         ) from error
-    except Exception as error:
-        # An error of the network's own, which knows nothing of what a batch is here.
-        error.add_note(
-            f"expected a network that takes a batch (n, h, w, channels), got this error from one called with "
-            f"{tuple(np.shape(x))}: the channels come last and gray images have one, x[..., None]; a network that "
-            "wants them first comes in by features.of(model, layout='channels_first'), one of single examples by "
-            "features.of(model, single=True)"
-        )
-        raise
     outputs, out_tree = jax.tree_util.tree_flatten_with_path(shapes)
     jaxpr, consts = opened(closed)
     return Program(

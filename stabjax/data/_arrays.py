@@ -10,7 +10,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Float32, Int32, Num, Shaped
 
-from stabjax._images import Spatial, check_batch
+from stabjax._images import Spatial, check_array, check_batch
 from stabjax._numerics import extremes
 from stabjax._types import AnyArray
 from stabjax.data._images import to_float
@@ -77,10 +77,12 @@ def normalize(
         if stats not in STATISTICS:
             raise ValueError(f"expected statistics of {', '.join(STATISTICS)} or a Statistics, got {stats!r}")
         stats = STATISTICS[stats]
+    check_array(images, "images", integers="bytes")
     if images.ndim == 0 or images.shape[-1] != len(stats.mean):
-        raise ValueError(f"expected images with {len(stats.mean)} channels last, got shape {images.shape}")
-    if images.dtype != np.uint8 and not jnp.issubdtype(images.dtype, jnp.floating):
-        raise TypeError(f"expected uint8 or floating images, got {images.dtype}; convert them to floats in [0, 1]")
+        raise ValueError(
+            f"expected images with {len(stats.mean)} channels last, got shape {images.shape}: move the channels to the "
+            "end, gray images x[..., None], or take other statistics"
+        )
     _check_range(images, value_range, slack=max(0.25 / 255, _spacing(images)))
     wide = np.float64 if images.dtype == np.float64 else np.float32
     dtype = np.float32 if images.dtype == np.uint8 else images.dtype
@@ -111,9 +113,7 @@ def statistics(
             NaN pixels pass: the mean and deviation of their channel are NaN.
         TypeError: integers other than bytes.
     """
-    check_batch(images, spatial=spatial, integers=True)
-    if images.dtype != np.uint8 and not jnp.issubdtype(images.dtype, jnp.floating):
-        raise TypeError(f"expected uint8 or floating images, got {images.dtype}; convert them to floats in [0, 1]")
+    check_batch(images, spatial=spatial, integers="bytes")
     _check_range(images, value_range, slack=max(0.25 / 255, _spacing(images)))
     # Shifted by the first pixel, so that a channel of one value has a deviation of exactly zero.
     shift = np.asarray(images[:1]).astype(np.float64).reshape(-1, images.shape[-1])[0]
@@ -152,15 +152,17 @@ def arrays(
         TypeError: images that are neither bytes nor floats, labels that are not integers.
     """
     pixels, classes = np.asarray(images), np.asarray(labels)
-    check_batch(pixels, spatial=spatial, integers=True)
+    check_batch(pixels, spatial=spatial, integers="bytes")
     if classes.shape != pixels.shape[:1]:
         raise ValueError(f"expected one label per image, ({len(pixels)},), got shape {classes.shape}")
     if not np.issubdtype(classes.dtype, np.integer):
         raise TypeError(f"expected integer labels, got {classes.dtype}; one-hot labels need argmax first")
+    if classes.size and not -(2**31) <= classes.min() <= classes.max() < 2**31:
+        raise ValueError(
+            f"expected labels of 32 bits, got {classes.min()} to {classes.max()}: number the classes from 0"
+        )
     if pixels.dtype == np.uint8:
         return to_float(pixels), classes.astype(np.int32)
-    if not jnp.issubdtype(pixels.dtype, jnp.floating):
-        raise TypeError(f"expected uint8 or floating images, got {pixels.dtype}")
     pixels = pixels.astype(np.float32)
     _check_range(pixels, value_range)
     return pixels, classes.astype(np.int32)

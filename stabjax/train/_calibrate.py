@@ -9,7 +9,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Num
 
-from stabjax._images import Spatial, check_batch
+from stabjax._images import Spatial, check_batch, explain_batch
 from stabjax._types import AnyArray
 from stabjax.train._layout import in_mode
 from stabjax.train._prepare import check_values, normalise
@@ -43,7 +43,7 @@ def calibrate(
         ValueError: no images, or images that do not go with ``mean`` and ``deviation`` (see `normalise`); or a
             normalisation is used more than once in a pass, or with a mask.
     """
-    check_batch(images, spatial=spatial, vectors=True, integers=True)
+    check_batch(images, spatial=spatial, vectors=True, integers="any")
     check_values(images, mean=mean, deviation=deviation)
     model = in_mode(model, training=False)
     norms = {path: node for path, node in nnx.iter_graph(model) if isinstance(node, nnx.BatchNorm)}
@@ -65,7 +65,8 @@ def calibrate(
     # The statistics of layers run by one scan are stacked, and settle one after the other too.
     passes = 1 if len(parts) == 1 else sum(math.prod(norm.mean.shape[:-1]) for norm in norms.values())
     for _ in range(passes):
-        found = [moments(nnx.state(probe), jnp.asarray(part)) for part in parts]
+        with explain_batch(images):
+            found = [moments(nnx.state(probe), jnp.asarray(part)) for part in parts]
         for k, (name, listener) in enumerate(zip(names, listeners)):
             calls = int(np.max(found[0][k][2]))
             if calls > 1:

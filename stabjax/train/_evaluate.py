@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Int, Num
 
-from stabjax._images import Spatial, check_batch
+from stabjax._images import Spatial, check_batch, explain_batch
 from stabjax._sharding import without_explicit_axes
 from stabjax._types import AnyArray
 from stabjax.train._layout import Layout, Weights
@@ -84,7 +84,7 @@ def on_device(
     made_for: Mapping[str, Spatial] = MappingProxyType({}),
 ) -> tuple[jax.Array, jax.Array]:
     """Both on the device, checked: byte images stay bytes, labels become int32."""
-    check_batch(images, spatial=spatial, made_for=made_for, vectors=True, integers=True)
+    check_batch(images, spatial=spatial, made_for=made_for, vectors=True, integers="any")
     if not isinstance(labels, (np.ndarray, jax.Array)):
         raise TypeError(f"expected labels as an array, got {type(labels).__name__}: give np.asarray(...) of it")
     if len(images) != len(labels):
@@ -128,7 +128,8 @@ def check_outputs(
     """
     check_values(images, mean=mean, deviation=deviation)
     two = jax.ShapeDtypeStruct((2, *images.shape[1:]), images.dtype)
-    shape = _tried(layout, loss, mean, deviation).eval_shape(weights, two).shape
+    with explain_batch(two):
+        shape = _tried(layout, loss, mean, deviation).eval_shape(weights, two).shape
     if loss == "cross-entropy" and np.max(labels) >= shape[1]:
         raise ValueError(f"expected labels below {shape[1]}, the number of outputs, got {np.max(labels)}")
     return math.prod(shape[1:])
