@@ -112,14 +112,14 @@ def test_any_number_of_images(relaxed_promotion):
 
 def test_places_that_are_traced_are_counted():
     """Where an index is only known when the program runs, its own counts are taken."""
-    found = jax.jit(lambda index: lipschitz.network(lambda x: jnp.take(x, index, 1), (2, 4, 3)).value)
+    found = jax.jit(lambda index: lipschitz.network(lambda x: jnp.take(x, index, 1), (2, 4, 3), spatial=1).value)
     np.testing.assert_allclose(found(jnp.array([0, 2, 2, 2])), 3**0.5, rtol=1e-5)
 
 
 def test_constants_of_a_roll_leave_the_factors(relaxed_promotion):
     """What a layer does is told from the layer before it, whatever lies between."""
     one, two = normal(0, 4, 4), normal(1, 4, 4)
-    found = lipschitz.network(lambda x: jnp.roll(x @ one, 1, 1) @ two, (2, 5, 4))
+    found = lipschitz.network(lambda x: jnp.roll(x @ one, 1, 1) @ two, (2, 5, 4), spatial=1)
     np.testing.assert_allclose(jnp.prod(found.factor), found.value, rtol=1e-5)
     np.testing.assert_allclose(found.factor[:2], [np.linalg.norm(k, 2) for k in (one, two)], rtol=0.01)
 

@@ -383,7 +383,11 @@ def test_scanned_layers_and_windows(images):
 def test_half_precision_images_and_signals(key):
     signals = jax.random.normal(key, (20, 16, 2)).astype(jnp.bfloat16)
     result = probe.stability(
-        lambda x: jnp.sum(jnp.square(x), axis=1), signals, key=key, deformation=perturb.Translation(0.7), batch_size=7
+        lambda x: jnp.sum(jnp.square(x), axis=1),
+        signals,
+        key=key,
+        deformation=perturb.Translation(0.7, spatial=1),
+        batch_size=7,
     )
     assert result.relative.dtype == jnp.float32
     assert result.valid.all()

@@ -34,7 +34,7 @@ def compare_boxes(f, sides, channels=3, *, folds=False, linear=False):
     for padding that shows a part of the image: there, only boxes inside the image tell. ``linear`` for products with a
     matrix of weights, which a NaN passes where a weight is zero: then the output alone is compared.
     """
-    extents = receptive.extent(f, shape_of(2, *sides, channels))
+    extents = receptive.extent(f, shape_of(2, *sides, channels), spatial=sides)
     reached = {"output": raised(f, sides, channels)} if linear else reach(f, sides, channels)
     for name, (first, last) in reached.items():
         extent = extents[name]
@@ -174,6 +174,6 @@ def test_units_that_have_no_box():
     holes = receptive.extent(transposed(1, 2), shape_of(1, 4, 4, 3))["output"]
     assert holes.box((1, 0)) == ((0, 0), (0, 0))
     bare = receptive.Extent((1,), (0.5,), (0,), exact=True, regular=False)
-    assert bare == receptive.extent(doubled, shape_of(1, 6, 3))["output"]
+    assert bare == receptive.extent(doubled, (1, 6, 3), spatial=1)["output"]
     with pytest.raises(ValueError, match="irregular, and are not given one by one"):
         bare.box((0,))

@@ -172,8 +172,9 @@ def test_signals_and_volumes(ndim):
     images = jax.random.normal(jax.random.key(1), (2, *sides, 2))
     f = lambda x: jnp.tanh(conv(x, channels=2))  # noqa: E731
     units = np.array([[0] * ndim, [2] * ndim, [4] * ndim])
-    fields = jax.vmap(lambda unit: receptive.effective(f, images, tap="tanh_0", unit=unit))(units)
-    paths = np.asarray(jax.vmap(lambda unit: receptive.constant_weight(f, images, tap="tanh_0", unit=unit))(units))
+    fields = jax.vmap(lambda unit: receptive.effective(f, images, tap="tanh_0", unit=unit, spatial=ndim))(units)
+    paths = jax.vmap(lambda unit: receptive.constant_weight(f, images, tap="tanh_0", unit=unit, spatial=ndim))(units)
+    paths = np.asarray(paths)
     for k, (low, high) in enumerate(((0, 2), (1, 4), (3, 5))):
         for field in (fields[k], paths[k]):
             places = np.argwhere(field)

@@ -91,8 +91,8 @@ QUICK = ("one block", "batch apart", "windows of four", "signals", "two blocks",
 @pytest.mark.parametrize("name", WINDOWS)
 def test_windows_are_alike_along_all_axes(name):
     network, sides, *expected = WINDOWS[name]
-    every = receptive.extent(network, shape_of(1, *sides, 3))
-    others = receptive.extent(network, shape_of(2, *sides, 3))
+    every = receptive.extent(network, shape_of(1, *sides, 3), spatial=sides)
+    others = receptive.extent(network, shape_of(2, *sides, 3), spatial=sides)
     assert all(repr(extent) == repr(others[tap]) for tap, extent in every.items())
     found = every["output"]
     assert [{*values} for values in (found.size, found.stride, found.start)] == [{value} for value in expected]
