@@ -380,6 +380,19 @@ def test_scanned_layers_and_windows(images):
     np.testing.assert_allclose(result.relative[k], result.relative[-1], rtol=1e-4)
 
 
+@pytest.mark.parametrize("batch_size", [4, 64])
+def test_no_strength_is_no_change_in_any_layer(key, batch_size):
+    """Not even by rounding, which differs from row to row: a ratio of roundings would pass for a number."""
+    images = jax.random.normal(key, (9, 12, 12, 3))
+    network = lambda x: jax.nn.relu(x @ jnp.ones((3, 5))).mean((1, 2))  # noqa: E731
+    deformation = perturb.Diffeomorphism(0.0, 3.0, max_cutoff=3)
+    result = probe.stability(network, images, key=key, deformation=deformation, batch_size=batch_size)
+    np.testing.assert_array_equal(result.deformation, 0)
+    np.testing.assert_array_equal(result.noise, 0)
+    assert np.isnan(result.relative).all()
+    assert not result.valid.any()
+
+
 def test_half_precision_images_and_signals(key):
     signals = jax.random.normal(key, (20, 16, 2)).astype(jnp.bfloat16)
     result = probe.stability(

@@ -75,7 +75,11 @@ def measure(
         share = jnp.sum(weights) / jnp.maximum(seen, 1)
         shifts = {name: row.mean - means[name] for name, row in rows.items()}
         means = {name: means[name] + shift * share.astype(shift.dtype) for name, shift in shifts.items()}
-        found = {name: (row.changes, row.distances, jnp.sum(jnp.square(shifts[name]))) for name, row in rows.items()}
+        moved = _moved(versions, plan)
+        found = {
+            name: (jnp.where(moved, row.changes, 0), row.distances, jnp.sum(jnp.square(shifts[name])))
+            for name, row in rows.items()
+        }
         radii = jax.vmap(_distances, (0, None))(pairs[1], clean)
         return (seen, means), (found, radii, finite[None], weights)
 
@@ -159,6 +163,16 @@ def noise_rule(noise: Perturbation | None) -> Callable[..., AnyArray]:
     if noise is None:
         return lambda key, image, deformed: perturb.noise_like(key, image, deformed, spatial=image.shape[:-1])
     return lambda key, image, deformed: noise(key, image)
+
+
+def _moved(versions: Float[Array, "versions size *image"], plan: Plan) -> Bool[Array, "_ _"]:
+    """Whether each perturbed image differs from the clean one at all.
+
+    Where it does not, no layer changes: what one shows then is rounding, which differs from row to row of a batch. With
+    batch statistics an image changes with the others of its batch, so there it is the whole batch that counts.
+    """
+    differs = jnp.reshape(versions[1:] != versions[:1], (plan.versions - 1, plan.size, -1))
+    return jnp.any(differs, axis=(1, 2))[:, None] if plan.separate else jnp.any(differs, axis=2)
 
 
 def _distances(x: Float[AnyArray, " size *image"], y: Float[AnyArray, " size *image"]) -> Float[Array, " size"]:
