@@ -181,6 +181,7 @@ def test_patches_are_in_reading_order():
     images = np.arange(2 * 4 * 6 * 3, dtype=np.float32).reshape(2, 4, 6, 3)
     found = np.asarray(conv.patches(images, 2))
     assert found.shape == (2, 6, 12)
+    assert conv.patches(images[:0], 2).shape == (0, 6, 12)
     for k, (row, column) in enumerate(itertools.product(range(2), range(3))):
         cut = images[:, 2 * row : 2 * row + 2, 2 * column : 2 * column + 2]
         np.testing.assert_array_equal(found[:, k], cut.reshape(2, -1))

@@ -4,6 +4,7 @@
 as every neural network has it. Images are ``(batch, *spatial, channels)``, kernels ``(*window, in, out)``.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Literal, TypeAlias, get_args
 
@@ -188,7 +189,7 @@ def patches(images: Images, size: Sizes) -> Float[Array, "batch patches entries"
     if any(n % p for n, p in zip(spatial, sides)):
         raise ValueError(f"expected sides of patches that divide those of the images, got {sides} and {spatial}")
     cut = unfold(images, sides, stride=sides)
-    return jnp.reshape(cut, (len(images), -1, cut.shape[-1]))
+    return jnp.reshape(cut, (len(images), math.prod(cut.shape[1:-1]), cut.shape[-1]))
 
 
 def edge_kernels() -> dict[str, Float[np.ndarray, "window window 1 1"]]:

@@ -17,6 +17,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int, Integer, UInt64
 
 from stabjax._arguments import as_key
+from stabjax._images import check_image
 from stabjax._types import AnyArray, PRNGKey, Scalar
 from stabjax.data._pairs import ROUNDS, pair, shuffled
 
@@ -288,10 +289,16 @@ class LocalTranslation:
     task: ScaleTask
     value: Scalar | None = None
 
+    @property
+    def spatial(self) -> tuple[int, ...]:
+        """The sides of the images it is for."""
+        return self.task.shape
+
     def __call__(self, key: PRNGKey, image: Float[AnyArray, "*shape 1"]) -> Float[Array, "*shape 1"]:
         """The image with its two points moved, same shape and dtype."""
-        if image.shape != (*self.task.shape, 1):
-            raise ValueError(f"expected an image {(*self.task.shape, 1)}, got {image.shape}")
+        check_image(image, spatial=self.spatial, made_for="task")
+        if image.shape[-1] != 1:
+            raise ValueError(f"expected an image of one channel, got shape {image.shape}: give those of the task")
         points = lit_points(image)
         moved = translate_points(points, translation_steps(key, (2,), ndim=points.shape[-1]), self.task)
         lit = jnp.asarray(self.task.value if self.value is None else self.value, image.dtype)
