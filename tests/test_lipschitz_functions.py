@@ -161,6 +161,20 @@ def test_softmax_comes_close_to_its_bound(name, key, relaxed_promotion):
     assert 0.5 * expected <= local <= expected * (1 + 1e-4) + 1e-6
 
 
+def rest(x):
+    return x - x.max(-1, keepdims=True)
+
+
+def first_and(x, number):
+    """The first entry, and numbers in place of the others."""
+    return jnp.pad(x[..., :1], ((0, 0), (0, 0), (0, 0), (0, 2)), constant_values=number)
+
+
+def filled(x):
+    """The first and the third entry, and a number that could be the place of one."""
+    return x.at[..., jnp.array([0, 2, 9])].get(mode="fill", fill_value=2)
+
+
 def test_softmax_in_half_precision():
     x = jax.ShapeDtypeStruct((2, 5), jnp.bfloat16)
     np.testing.assert_allclose(lipschitz.network(jax.nn.softmax, x).value, 0.5, rtol=1e-5)
@@ -175,6 +189,11 @@ def test_softmax_in_half_precision():
         lambda x: jnp.exp(x) / jnp.roll(jnp.exp(x).sum(1, keepdims=True), 1, 2),
         lambda x: jnp.exp(x) / jnp.exp(x - x.max(-1, keepdims=True)).sum(-1, keepdims=True),
         lambda x: jnp.exp(x).sum(-1) / jnp.exp(x).sum(-1),
+        lambda x: jnp.exp(rest(x))[:, ::-1] / jnp.exp(rest(x)).sum(-1, keepdims=True),
+        lambda x: jnp.exp(rest(x)[:, ::-1]) / jnp.exp(rest(x)).sum(-1, keepdims=True),
+        lambda x: jnp.exp(rest(x)).swapaxes(2, 3) / jnp.exp(rest(x)).sum(-1, keepdims=True),
+        lambda x: jnp.exp(x - first_and(x, -5)) / jnp.exp(x - first_and(x, 0)).sum(-1, keepdims=True),
+        lambda x: jnp.exp(x - filled(x)) / jnp.exp(x - x[..., jnp.array([0, 2, 2])]).sum(-1, keepdims=True),
     ],
 )
 def test_quotients_that_are_no_softmax(function):
@@ -186,6 +205,33 @@ def test_a_shift_that_is_not_given_back():
     """Of the logarithm of a sum, a shift of one entry by another counts."""
     found = bound_of(lambda x: jnp.log(jnp.exp(x - x[..., ::-1]).sum(-1)) + x.max(-1), (2, 4))
     assert found >= 2.9
+
+
+def test_the_logarithm_of_no_softmax():
+    """Each row less what belongs to another: twice the change of one entry, and of the largest besides."""
+    x = jnp.full((2, 4), -10.0).at[:, 0].set(0.0)
+    function = lambda x: rest(x)[:, ::-1] - jnp.log(jnp.exp(rest(x)).sum(-1, keepdims=True))  # noqa: E731
+    slope = np.linalg.norm(np.reshape(jax.jacobian(lambda x: function(x[None])[0])(x), (8, 8)), 2)
+    assert bound_of(function, (2, 2, 4)) >= slope
+
+
+def test_entries_that_are_filled_in():
+    """They are no entries of the image, whatever their number."""
+    index = jnp.array([0, 7, 9])
+    fill = lambda x, number: x.at[:, index].get(mode="fill", fill_value=number)  # noqa: E731
+    for number in (3, 2.5, -1, None):
+        found = bound_of(lambda x, n=number: jnp.concatenate([x, fill(x, n)], 1), (2, 4))
+        np.testing.assert_allclose(found, 2**0.5, rtol=1e-5)
+
+
+def test_slopes_in_half_precision(relaxed_promotion):
+    """Not rounded to it: the inverse of 11 is 4e-4 larger than the nearest number, the product below 1e-4."""
+    eleven, slopes = jnp.array([11.0, 12.0], jnp.float16), jnp.array([1.001, 0.1], jnp.float16)
+    x = jax.ShapeDtypeStruct((1, 2), jnp.float16)
+    true = 1 / 11
+    assert true <= lipschitz.network(lambda x: x / eleven, x).value <= true * (1 + 1e-5)
+    true = float(slopes[0]) ** 2
+    assert true <= lipschitz.network(lambda x: slopes * jnp.where(x > 0, x, x * slopes), x).value <= true * (1 + 1e-5)
 
 
 def test_a_layer_too_steep_by_itself():

@@ -51,3 +51,8 @@ def test_rings_too_large_to_be_written_out(monkeypatch):
     found = lipschitz.conv(kernel, 9, stride=2, padding="circular").value
     np.testing.assert_allclose(found, lipschitz.conv(kernel, 9, padding="circular").value, rtol=1e-4)
     _reads.norm_of_reads.clear_cache()
+
+
+def test_both_axes_of_a_thousand_entries_are_written_out():
+    ring = _reads.circular(32, 3, 3, 1)
+    assert _reads._chosen((ring, ring), (8, 8), 1, 6) == (0, 1)

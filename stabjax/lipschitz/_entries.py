@@ -62,7 +62,7 @@ def entrywise(step: _jaxpr.Step, operands: Values) -> Slope | None:
     if name == "mul" and len(spread) == 1:
         return scaled(spread[0], next(operand for operand in operands if not isinstance(operand, Slope)), rays)
     if name == "div" and not isinstance(operands[1], Slope):
-        return scaled(spread[0], 1 / jnp.asarray(operands[1]), rays)
+        return scaled(spread[0], 1 / _wide(operands[1]), rays)
     if name == "select_n" and not isinstance(operands[0], Slope):
         return together(spread) if step.shapes[0] else largest(spread)
     return together(spread) if name in ("max", "min", "clamp") else None
@@ -123,8 +123,15 @@ def _expressed(value: Slope, key: Any) -> Known:
 
 def _side(value: Any) -> Side:
     """A constant, on both sides."""
-    known = None if value.dtype == bool else number(value)
-    return Side(value, value) if known is None else Side(known, known)
+    if value.dtype == bool:
+        return Side(value, value)
+    known = number(value)
+    return Side(_wide(value), _wide(value)) if known is None else Side(known, known)
+
+
+def _wide(value: Any) -> Any:
+    """In the precision to compute with: half precision would round what is made of it."""
+    return jnp.asarray(value, jnp.promote_types(value.dtype, jnp.float32))
 
 
 def _ordered(step: _jaxpr.Step, active: list[Slope]) -> Slope | None:

@@ -24,7 +24,7 @@ from stabjax.lipschitz._gram import above, frobenius, product, rounding, scaled
 WORK = 2**35
 """So many multiplications may be spent on axes that are written out."""
 
-_WRITTEN = 2**22
+_WRITTEN = 2**23
 """So many entries may a matrix have."""
 
 

@@ -33,12 +33,14 @@ class Places:
         make: the places, from those of the parts; without parts, from how many rows there are to be.
         parts: what it is made from.
         by_rows: whether all rows of the value are made alike, each from its own row of the parts.
+        whole: whether they are all entries of ``x``, in order.
     """
 
     shape: tuple[int, ...]
     make: Callable[..., np.ndarray]
     parts: tuple["Places", ...] = ()
     by_rows: bool = True
+    whole: bool = False
 
     @cached_property
     def alike(self) -> bool:
@@ -116,7 +118,7 @@ def whole(root: Any, bound: Array, shape: tuple[int, ...]) -> Selection:
         made = (rows, *shape[1:]) if shape else ()
         return np.arange(prod(made), dtype=np.int32).reshape(made)
 
-    return Selection((root,), bound, prod(shape), Places(shape, make))
+    return Selection((root,), bound, prod(shape), Places(shape, make, whole=True))
 
 
 class Moves(NamedTuple):
@@ -195,8 +197,10 @@ def _padded(x: np.ndarray, shape: tuple[int, ...], config: Any) -> np.ndarray:
 
 
 def _computed(step: _jaxpr.Step, x: np.ndarray, known: Sequence[Any]) -> np.ndarray:
+    """What the operation makes of the places; what it fills in is seen where there is nothing else."""
     with jax.ensure_compile_time_eval():
-        return np.maximum(np.asarray(step.apply(jnp.asarray(x), *known)), -1)
+        made, filled = (np.asarray(step.apply(jnp.asarray(y), *known)) for y in (x, np.full_like(x, -1)))
+    return np.where(filled == -1, made, -1)
 
 
 def moved(selection: Selection, places: Places, *, once: bool) -> Selection:

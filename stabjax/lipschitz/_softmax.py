@@ -111,17 +111,25 @@ def difference(step: _jaxpr.Step, operands: list[Any]) -> Difference | None:
     return Difference(value, other, step.shapes[1])
 
 
-def _same(one: Slope, two: Slope) -> bool:
-    """Whether two values are the same, also if each was computed by itself."""
+def _same(one: Slope, two: Slope, shape: Shape) -> bool:
+    """Whether two values of this shape are the same, also if each was computed by itself."""
     if one.root is two.root:
         return one.curve.lines() == two.curve.lines()
     first, second = _form(one), _form(two)
     if not isinstance(first, Difference) or not isinstance(second, Difference):
         return False
+    if first.other_shape != second.other_shape or not _same(first.value, second.value, shape):
+        return False
     (key, places), (other_key, other_places) = (_places(form.other, form.other_shape) for form in (first, second))
-    same = first.other_shape == second.other_shape and key == other_key and _same(first.value, second.value)
-    both = written(places, other_places) if same else None
-    return both is not None and np.array_equal(both[0], both[1])
+    return key == other_key and _equal(places, other_places) and _equal(*(_places(v, shape)[1] for v in (one, two)))
+
+
+def _equal(one: Places, two: Places) -> bool:
+    """Whether they are the same entries in the same order; of constants, which may differ, that is not known."""
+    if one.whole and two.whole:
+        return one.shape == two.shape
+    both = written(one, two)
+    return both is not None and np.array_equal(both[0], both[1]) and bool((both[0] >= 0).all())
 
 
 def _logarithm(value: Slope) -> Slope | None:
@@ -195,7 +203,7 @@ def _log_softmax(value: Slope, log: Slope, shapes: Any, shape: Shape) -> Slope |
     form = _form(log)
     if not isinstance(form, LogSumExp) or shapes[0] != shape or form.shape != shape:
         return None
-    if not _same(form.exponent, value):
+    if not _same(form.exponent, value, shape):
         return None
     found = _spread(_places(log, shapes[1])[1], shape, form.axes)
     if found is None:
