@@ -1,6 +1,7 @@
 """What callers hand over in several forms, made one."""
 
 import functools
+import operator
 from typing import Any
 
 import jax
@@ -36,6 +37,14 @@ def as_key(key: Any) -> Key[Array, ""]:
         f"expected one key, got the numbers of one, {key.shape}, that are not of the default generator, {words}: make "
         "it with jax.random.key(seed), or of these with jax.random.wrap_key_data(key, impl=...)"
     )
+
+
+def whole(name: str, value: Any) -> int:
+    """A whole number as Python has it; raises ``TypeError`` for another, and for what is none."""
+    try:
+        return operator.index(value)
+    except TypeError as error:
+        raise TypeError(f"expected {name} as a whole number, got {value!r}: give e.g. 64") from error
 
 
 @functools.lru_cache

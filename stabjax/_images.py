@@ -204,9 +204,14 @@ def check_array(images: Any, name: str, *, integers: Integers = False, abstract:
     """Raise ``TypeError`` unless this is an array of floating numbers, or what else will do, see `check_batch`."""
     check_numbers(images, name, abstract=abstract)
     allowed = {False: (), "bytes": (np.uint8,), "any": (np.integer,)}[integers]
-    if any(jnp.issubdtype(images.dtype, kind) for kind in (jnp.floating, *allowed)):
-        return
     article, noun = ("a ", "image") if name == "an image" else ("", "images")
+    if any(jnp.issubdtype(images.dtype, kind) for kind in (jnp.floating, *allowed)):
+        if jnp.issubdtype(images.dtype, jnp.floating) and jnp.finfo(images.dtype).bits < 16:
+            raise TypeError(
+                f"expected {article}floating {noun} of at least 16 bits, got {images.dtype}, which keeps two digits at "
+                "most: convert it, x.astype(np.float32)"
+            )
+        return
     kind = f"{article}{'uint8 or ' if integers else ''}floating {noun}"
     raise TypeError(f"expected {kind}, got {images.dtype}: divide by 255 and normalize first")
 
@@ -223,8 +228,31 @@ def check_numbers(images: Any, name: str, *, abstract: bool = True) -> None:
                 "images come in as jnp.stack(images)"
             )
         raise TypeError(f"expected {name} as an array, got {type(images).__name__}: give np.asarray(...) of it")
+    check_plain(images, name)
     if images.dtype == object or not jnp.issubdtype(images.dtype, np.generic) or images.dtype.kind in "SUMm":
         raise TypeError(f"expected {name} of numbers, got an array of {images.dtype}: convert it, x.astype(np.float32)")
+    native = as_native(images.dtype)
+    if images.dtype != native:
+        raise TypeError(
+            f"expected {name} of numbers as JAX has them, got {images.dtype}: convert it, x.astype(np.{native.name})"
+        )
+
+
+def check_plain(x: Any, name: str) -> None:
+    """Raise ``TypeError`` for an array of NumPy that is more than its numbers: a mask would be lost without a word."""
+    if isinstance(x, np.ma.MaskedArray):
+        raise TypeError(
+            f"expected {name} as a plain array, got a masked one: fill in what is masked, x.filled(0), or leave it out"
+        )
+    if isinstance(x, np.matrix):
+        raise TypeError(f"expected {name} as a plain array, got a matrix: give np.asarray(...) of it")
+
+
+def as_native(dtype: np.dtype) -> np.dtype:
+    """The same numbers in the byte order of this machine, and in double precision where they have more."""
+    if dtype.kind in "fc" and dtype.itemsize > {"f": 8, "c": 16}[dtype.kind]:
+        return np.dtype({"f": np.float64, "c": np.complex128}[dtype.kind])
+    return dtype.newbyteorder("=")
 
 
 def _several_inputs(tree: Any) -> str:
@@ -250,7 +278,9 @@ def _check_word(shape: tuple[int, ...], word: int | tuple[int, ...] | None, made
     sides = AXES[axes] if isinstance(word, int) else [str(side) for side in word]
     wanted = ", ".join([*([] if single else ["n"]), *sides, "channels"])
     source = f" as the {made_for} was made for" if made_for else f" as spatial={word} says"
-    if len(shape) == axes + 1:
+    if isinstance(word, tuple) and made_for and shape[1:] == word and axes == 3 and word[-1] <= MOST_CHANNELS:
+        remedy = f"make the {made_for} for {word[:-1]}, without the channels"
+    elif len(shape) == axes + 1:
         remedy = ADD_CHANNELS
     elif single and len(shape) == axes + 3:
         remedy = "use jax.vmap over the keys and images of a batch"

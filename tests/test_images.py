@@ -132,6 +132,63 @@ class TestImage:
         check_image(np.zeros(shape, np.float32), spatial=spatial)
 
 
+class TestArrays:
+    """A mask is never lost, bytes are never read in the wrong order, and no number is kept to two digits."""
+
+    @pytest.mark.parametrize(
+        ("change", "match"),
+        [
+            (lambda x: np.ma.array(x, mask=x > 0.5), r"got a masked one: .*x\.filled\(0\)"),
+            (lambda x: x.astype(">f4"), r"numbers as JAX has them, got >f4: .*np\.float32"),
+            (lambda x: x.astype(">f2"), r"numbers as JAX has them, got >f2: .*np\.float16"),
+            pytest.param(
+                lambda x: x.astype(np.longdouble),
+                r"got float\d+: .*np\.float64",
+                marks=pytest.mark.skipif(np.dtype(np.longdouble).itemsize == 8, reason="is double precision here"),
+            ),
+            (lambda x: x.astype(jnp.float8_e5m2), "at least 16 bits, got float8_e5m2"),
+            (lambda x: jnp.asarray(x, jnp.float8_e4m3fn), "at least 16 bits, got float8_e4m3fn"),
+        ],
+    )
+    def test_what_is_no_plain_array_is_refused(self, change, match):
+        for check, x in ((check_batch, DIGITS[..., None]), (check_image, DIGITS[0, ..., None])):
+            with pytest.raises(TypeError, match=match):
+                check(change(x))
+
+    @pytest.mark.filterwarnings("ignore:the matrix subclass")
+    def test_matrices_are_refused(self):
+        with pytest.raises(TypeError, match=r"got a matrix: give np\.asarray"):
+            check_batch(np.matrix(np.ones((3, 4))), vectors=True)
+
+    def test_other_views_of_an_array_are_taken(self, tmp_path):
+        x = DIGITS[..., None]
+        kept = np.memmap(tmp_path / "x", np.float32, "w+", shape=x.shape)
+        for view in (
+            kept,
+            x[::-1],
+            np.moveaxis(x, 1, 2),
+            jnp.asarray(x, jnp.bfloat16),
+            x.view(type("Own", (np.ndarray,), {})),
+        ):
+            check_batch(view)
+
+    @pytest.mark.parametrize("dtype", [">f4", ">f8", np.longdouble])
+    def test_sets_of_images_take_every_byte_order(self, dtype):
+        x, labels = np.repeat(DIGITS[..., None], 3, axis=-1), np.arange(6)
+        np.testing.assert_array_equal(data.arrays(x.astype(dtype), labels)[0], x)
+        assert data.statistics(x.astype(dtype)) == data.statistics(x)
+        np.testing.assert_allclose(data.normalize(x.astype(dtype), "cifar10"), data.normalize(x, "cifar10"), atol=1e-5)
+        assert data.normalize(x.astype(dtype), "cifar10").dtype.isnative
+
+    def test_masked_labels_are_refused(self):
+        labels = np.ma.array(np.arange(6) % 2, mask=np.arange(6) > 4)
+        with pytest.raises(TypeError, match="labels as a plain array, got a masked one"):
+            data.arrays(DIGITS[..., None], labels)
+        model = nnx.Sequential(lambda x: jnp.reshape(x, (len(x), -1)), nnx.Linear(784, 2, rngs=nnx.Rngs(0)))
+        with pytest.raises(TypeError, match="labels as a plain array, got a masked one"):
+            train.evaluate(model, DIGITS[..., None], labels)
+
+
 MAKERS = {
     "Diffeomorphism": lambda **word: perturb.Diffeomorphism(1e-3, 3, **word),
     "RandomDiffeomorphism": lambda **word: perturb.RandomDiffeomorphism(cutoffs=(2, 4), **word),
@@ -215,6 +272,73 @@ class TestEntrances:
         flat = images.reshape(4, -1)
         pairs = np.mean(np.sum((flat[:, None] - flat[None]) ** 2, axis=-1))
         np.testing.assert_allclose(signals.deformation[0], np.mean(np.sum(flat**2, axis=1)) / pairs, rtol=1e-5)
+
+    @pytest.mark.parametrize(("shape", "word"), [((4, 8, 8, 6), None), ((4, 8, 6), 1)])
+    def test_perturbations_learn_the_sides_of_a_known_batch(self, key, shape, word):
+        """One image of many channels leaves its axes open, the batch does not."""
+        images = np.random.default_rng(1).random(shape, np.float32)
+        sides = shape[1:-1]
+        found, expected = (
+            probe.perturbed(
+                images,
+                key=key,
+                deformation=perturb.Translation(1.0, spatial=each),
+                noise=perturb.SphericalNoise(1.0, spatial=each),
+                spatial=word,
+            )
+            for each in (None, sides)
+        )
+        for one, other in zip(found, expected):
+            np.testing.assert_array_equal(one, other)
+        np.testing.assert_allclose(np.linalg.norm((found[1][0] - images).reshape(4, -1), axis=1), 1, rtol=1e-5)
+
+    def test_training_tells_the_perturbation_too(self, key):
+        images, labels = np.random.default_rng(1).random((4, 4, 6), np.float32), np.arange(4) % 2
+        model = nnx.Sequential(lambda x: jnp.reshape(x, (len(x), -1)), nnx.Linear(24, 2, rngs=nnx.Rngs(0)))
+        recipe = train.Recipe(epochs=1, batch_size=4, crop=0, flip=False)
+        found, expected = (
+            train.fit(model, (images, labels), key=key, recipe=recipe, perturbation=noise, spatial=1).last
+            for noise in (perturb.GaussianNoise(0.1), perturb.GaussianNoise(0.1, spatial=(4,)))
+        )
+        jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+    def test_sides_that_hold_the_channels_are_named(self, key):
+        wrong = perturb.Diffeomorphism.of_displacement(1.0, 3, (28, 28, 3))
+        with pytest.raises(ValueError, match=r"make the deformation for \(28, 28\), without the channels"):
+            self.probe(key, np.repeat(DIGITS[..., None], 3, axis=-1), wrong)
+
+    @pytest.mark.parametrize(
+        "wrong",
+        [
+            lambda key, x: x[..., :1],
+            lambda key, x: jnp.mean(x),
+            lambda key, x: x.astype(jnp.complex64),
+            lambda key, x: None,
+            lambda key, x: (x, x),
+        ],
+    )
+    def test_what_a_perturbation_gives_is_one_image(self, key, wrong):
+        images = np.random.default_rng(1).random((3, 4, 4, 2), np.float32)
+        for name, both in (("deformation", {"deformation": wrong}), ("noise", {"noise": wrong})):
+            perturbations = {"deformation": lambda key, x: 2 * x} | both
+            for call in (
+                lambda given=perturbations: probe.perturbed(images, key=key, **given),
+                lambda given=perturbations: probe.stability(self.network, images, key=key, **given),
+            ):
+                with pytest.raises(ValueError, match=rf"expected the {name} to give a real image .*\(4, 4, 2\), got"):
+                    call()
+
+    @pytest.mark.parametrize("wrong", [1.5, None, "2"])
+    def test_numbers_of_images_and_draws_are_whole(self, key, wrong):
+        for options in ({"draws": wrong}, {"batch_size": wrong}):
+            with pytest.raises(TypeError, match="as a whole number, got"):
+                self.probe(key, DIGITS[..., None], **options)
+        with pytest.raises(TypeError, match="batch_size as a whole number, got"):
+            probe.similarity(self.network, self.network, DIGITS[..., None], batch_size=wrong)
+
+    def test_a_class_is_no_perturbation(self, key):
+        with pytest.raises(TypeError, match="got the class Diffeomorphism"):
+            self.probe(key, DIGITS[..., None], perturb.Diffeomorphism)
 
     def test_noise_and_deformation_must_agree(self, key):
         with pytest.raises(ValueError, match="as the noise was made for"):

@@ -63,6 +63,7 @@ def _spoiled(images):
 
 
 BYTES = np.round(255 * IMAGES).astype(np.uint8)
+MASKED = np.ma.masked_greater(IMAGES, 0.9)
 COLUMNS = {
     "channels first": Column(np.moveaxis(IMAGES, -1, 1), np.moveaxis(IMAGES[0], -1, 0)),
     "gray, channels first": Column(IMAGES[:, None, :, :, 0], IMAGES[:1, :, :, 0]),
@@ -82,6 +83,9 @@ COLUMNS = {
     "None": Column(None, None),
     "floats to 255": Column(255 * IMAGES, 255 * IMAGES[0], 255 * IMAGES),
     "double precision": Column(IMAGES.astype(np.float64), IMAGES[0].astype(np.float64), IMAGES),
+    "a masked array": Column(MASKED, MASKED[0]),
+    "another byte order": Column(IMAGES.astype(">f4"), IMAGES[0].astype(">f4"), IMAGES),
+    "8-bit floats": Column(IMAGES.astype(jnp.float8_e4m3fn), IMAGES[0].astype(jnp.float8_e4m3fn)),
     "an image with NaN": Column(_spoiled(IMAGES), _spoiled(IMAGES)[-1], IMAGES[:-1]),
 }
 

@@ -376,3 +376,29 @@ class TestErrors:
     def test_says_what_was_expected(self, key, call, match):
         with pytest.raises(ValueError, match=match):
             call(key)
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("name", ["translation", "rotation", "compression", "shear"])
+def test_strengths_of_an_affine_map_are_one_number_each(key, name):
+    """Two numbers would be spread over the axes, or the columns of the map."""
+    image = np.ones(SHAPE, np.float32)
+    for strengths in (np.array([0.1, 0.2]), np.array([0.1])):
+        with pytest.raises(ValueError, match=r"expected a scalar strength, got shape \(\d,\)"):
+            perturb.Affine(**{name: strengths})(key, image)
+    with pytest.raises(ValueError, match="one number for each strength"):
+        fields.affine(SHAPE[:-1], compression=np.array([0.1, 0.2]))
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_random_diffeomorphisms_take_one_number_each(key):
+    with pytest.raises(ValueError, match=r"expected a scalar strength, got shape \(2,\)"):
+        perturb.RandomDiffeomorphism(temperature_ratio=np.array([1.0, 2.0]))(key, np.ones(SHAPE, np.float32))
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("wrong", ["a", None, 1j])
+def test_a_strength_is_a_number(wrong):
+    with pytest.raises(TypeError, match=r"expected SphericalNoise\.radius as a real number, got"):
+        perturb.SphericalNoise(wrong)
+    assert perturb.SphericalNoise(jnp.asarray(2.0, jnp.bfloat16)).radius == 2

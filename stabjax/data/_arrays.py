@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -10,8 +10,9 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Float32, Int32, Num, Shaped
 
-from stabjax._images import Spatial, check_array, check_batch
+from stabjax._images import Spatial, as_native, check_array, check_batch, check_plain
 from stabjax._numerics import extremes
+from stabjax._sharding import without_explicit_axes
 from stabjax._types import AnyArray
 from stabjax.data._images import to_float
 
@@ -77,6 +78,7 @@ def normalize(
         if stats not in STATISTICS:
             raise ValueError(f"expected statistics of {', '.join(STATISTICS)} or a Statistics, got {stats!r}")
         stats = STATISTICS[stats]
+    images = _native(images)
     check_array(images, "images", integers="bytes")
     if images.ndim == 0 or images.shape[-1] != len(stats.mean):
         raise ValueError(
@@ -113,7 +115,9 @@ def statistics(
             NaN pixels pass: the mean and deviation of their channel are NaN.
         TypeError: integers other than bytes.
     """
+    images = _native(images)
     check_batch(images, spatial=spatial, integers="bytes")
+    images = without_explicit_axes(images)
     _check_range(images, value_range, slack=max(0.25 / 255, _spacing(images)))
     # Shifted by the first pixel, so that a channel of one value has a deviation of exactly zero.
     shift = np.asarray(images[:1]).astype(np.float64).reshape(-1, images.shape[-1])[0]
@@ -151,7 +155,9 @@ def arrays(
         ValueError: a shape or value that does not fit. NaN pixels pass: what they spoil is marked where it is measured.
         TypeError: images that are neither bytes nor floats, labels that are not integers.
     """
-    pixels, classes = np.asarray(images), np.asarray(labels)
+    check_plain(images, "images")
+    check_plain(labels, "labels")
+    pixels, classes = _native(np.asarray(images)), np.asarray(labels)
     check_batch(pixels, spatial=spatial, integers="bytes")
     if classes.shape != pixels.shape[:1]:
         raise ValueError(f"expected one label per image, ({len(pixels)},), got shape {classes.shape}")
@@ -177,6 +183,12 @@ def _check_range(images: AnyArray, value_range: tuple[float | int, float | int] 
         raise ValueError(
             f"expected values in {value_range}, got {low:g} to {high:g}; divide by 255, or pass value_range=None"
         )
+
+
+def _native(images: Any) -> Any:
+    """An array of NumPy in the byte order of this machine, as arrays of JAX are; others, and what is none, as given."""
+    known = type(images) in (np.ndarray, np.memmap) and images.dtype.kind in "fc"
+    return images.astype(as_native(images.dtype), copy=False) if known else images
 
 
 def _spacing(images: AnyArray) -> float:

@@ -62,7 +62,10 @@ def affine(
 
 
 def _number(value: Scalar) -> Float[Array, ""]:
-    return jnp.asarray(value, float_dtype())
+    array = jnp.asarray(value, float_dtype())
+    if array.ndim:
+        raise ValueError(f"expected one number for each strength, got shape {array.shape}; use jax.vmap over several")
+    return array
 
 
 def _is_zero(value: Scalar) -> bool:

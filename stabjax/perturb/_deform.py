@@ -130,8 +130,13 @@ class RandomDiffeomorphism:
         low, high = self.cutoffs
         if len(shape) == 3 and low < 2:
             raise ValueError(f"expected cutoffs from 2 on for the three axes {shape}, got {self.cutoffs}")
-        concentration = jnp.stack([self.cutoff_concentration, self.temperature_concentration])
-        ratio = jnp.stack([self.cutoff_ratio, self.temperature_ratio])
+        concentration, ratio = (
+            jnp.stack([strength(each, jnp.result_type(each)) for each in both])
+            for both in (
+                (self.cutoff_concentration, self.temperature_concentration),
+                (self.cutoff_ratio, self.temperature_ratio),
+            )
+        )
         for_cutoff, for_temperature = jax.random.beta(
             key, concentration * ratio / (ratio + 1), concentration / (ratio + 1)
         )
@@ -209,12 +214,16 @@ class Affine:
         """The transformed image, ``(h, w, channels)``."""
         check_image(image, spatial=self.spatial, made_for="affine map")
         shape = np.shape(image)[:-1]
-        z = jax.random.normal(as_key(key), (6,), jnp.result_type(self.rotation))
+        translation, rotation, compression, shear = (
+            strength(each, jnp.result_type(each))
+            for each in (self.translation, self.rotation, self.compression, self.shear)
+        )
+        z = jax.random.normal(as_key(key), (6,), rotation.dtype)
         tau = fields.affine(
             shape,
-            translation=z[:2] * (self.translation / math.sqrt(2)),
-            rotation=z[2] * self.rotation,
-            compression=z[3] * self.compression,
-            shear=z[4:] * (self.shear / math.sqrt(2)),
+            translation=z[:2] * (translation / math.sqrt(2)),
+            rotation=z[2] * rotation,
+            compression=z[3] * compression,
+            shear=z[4:] * (shear / math.sqrt(2)),
         )
         return warp.pull_back(image, tau, interpolation=self.interpolation)

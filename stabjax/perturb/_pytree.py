@@ -1,5 +1,6 @@
 """What all perturbations share: how they become pytrees, and how their strengths become leaves."""
 
+import copy
 import dataclasses
 from typing import Any, TypeAlias, TypeVar
 
@@ -55,9 +56,31 @@ def convert(perturbation: Any, **minima: float) -> None:
         object.__setattr__(perturbation, "spatial", as_spatial(perturbation.spatial))
     for name, minimum in minima.items():
         value = getattr(perturbation, name)
+        if not isinstance(value, Tracer) and np.asarray(value).dtype.kind not in "fiub" and not _is_narrow(value):
+            raise TypeError(
+                f"expected {type(perturbation).__name__}.{name} as a real number, got {value!r}: give e.g. 1.0"
+            )
         if not isinstance(value, Tracer) and not (np.asarray(value) >= minimum).all():
             raise ValueError(f"expected {type(perturbation).__name__}.{name} >= {minimum:g}, got {value}")
         object.__setattr__(perturbation, name, jnp.asarray(value, jax.dtypes.canonicalize_dtype(float)))
+
+
+def told(perturbation: T, spatial: tuple[int, ...]) -> T:
+    """A perturbation of this room that knows the sides of its images; others as they are.
+
+    Who has a batch whose axes are known tells them: one of its images alone may leave them open.
+    """
+    members: Any = dataclasses.fields(perturbation) if dataclasses.is_dataclass(perturbation) else ()
+    if not any(f.name == "spatial" and f.metadata.get("static") for f in members):
+        return perturbation
+    known = copy.copy(perturbation)
+    object.__setattr__(known, "spatial", tuple(spatial))
+    return known
+
+
+def _is_narrow(value: Any) -> bool:
+    """Whether these are floats that NumPy does not have, as bfloat16."""
+    return jnp.issubdtype(np.asarray(value).dtype, jnp.floating)
 
 
 def strength(value: Strength, dtype: Any) -> Float[Array, ""]:

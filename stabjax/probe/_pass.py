@@ -13,7 +13,7 @@ from stabjax import features, perturb
 from stabjax._numerics import centered, row_sum, scatter
 from stabjax._types import AnyArray, Perturbation, PRNGKey
 from stabjax.probe._plan import Plan
-from stabjax.probe._rows import check_front, check_independent, finite_rows, real
+from stabjax.probe._rows import check_front, check_independent, finite_rows, like_image, real
 from stabjax.stability import Stability, summarize
 
 Radius: TypeAlias = Literal["each", "mean"]
@@ -136,8 +136,8 @@ def pairs_of(
 
     def pair(draw: Int[Array, ""]) -> tuple[AnyArray, AnyArray]:
         deformation_key, noise_key = jax.random.split(jax.random.fold_in(key, draw))
-        deformed = deformation(deformation_key, image)
-        return deformed, noise_of(noise_key, image, deformed)
+        deformed = like_image("deformation", deformation(deformation_key, image), image)
+        return deformed, like_image("noise", noise_of(noise_key, image, deformed), image)
 
     return jax.vmap(pair)(jnp.asarray(first) + jnp.arange(draws))
 

@@ -53,9 +53,8 @@ def perturbed(
         ValueError: for a wrong shape, or no draw.
     """
     check_perturbed(images, deformation, noise, draws, spatial)
-    return _perturbed(
-        without_explicit_axes(jnp.asarray(images)), as_key(key), as_tree(deformation), as_tree(noise), draws=draws
-    )
+    deformation, noise = (as_tree(each, images.shape[1:-1]) for each in (deformation, noise))
+    return _perturbed(without_explicit_axes(jnp.asarray(images)), as_key(key), deformation, noise, draws=draws)
 
 
 @partial(jax.jit, static_argnames="draws")

@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
 from stabjax import features
@@ -28,6 +29,19 @@ def check_independent(f: features.Guest, batch: jax.ShapeDtypeStruct, images: in
             f"{mixed[0]!r} ({len(mixed)} places), as batch normalisation does in training mode: fix its statistics "
             f"first, or pass all images as one batch, batch_size={images}"
         )
+
+
+def like_image(name: str, found: Any, image: Array) -> AnyArray:
+    """What a perturbation made of an image; raises unless it is one like it, of real numbers."""
+    array = isinstance(found, jax.Array | np.ndarray)
+    kinds = (jnp.floating, jnp.integer)
+    if not array or found.shape != image.shape or not any(jnp.issubdtype(found.dtype, kind) for kind in kinds):
+        got = f"{found.dtype} of shape {found.shape}" if array else type(found).__name__
+        raise ValueError(
+            f"expected the {name} to give a real image of the shape it takes, {image.shape}, got {got}: see "
+            "stabjax.perturb"
+        )
+    return found
 
 
 def real(x: AnyArray) -> Array:

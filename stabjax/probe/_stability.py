@@ -5,12 +5,13 @@ from typing import Any, Literal, get_args
 import jax
 
 from stabjax import features
-from stabjax._arguments import as_key
+from stabjax._arguments import as_key, whole
 from stabjax._images import Spatial, check_batch
 from stabjax._numerics import permit_nan
 from stabjax._sharding import without_explicit_axes
 from stabjax._types import Images, Perturbation, PRNGKey
 from stabjax.features._ready import Watched, ready
+from stabjax.perturb._pytree import told
 from stabjax.probe._pass import Radius, measure
 from stabjax.probe._plan import deal
 from stabjax.stability import Stability
@@ -111,8 +112,8 @@ def stability(
         ready(f, jax.ShapeDtypeStruct((plan.rows, *images.shape[1:]), images.dtype)),
         without_explicit_axes(images),
         as_key(key),
-        as_tree(deformation),
-        as_tree(noise),
+        as_tree(deformation, images.shape[1:-1]),
+        as_tree(noise, images.shape[1:-1]),
         radius=radius,
         plan=plan,
         average=average,
@@ -141,25 +142,30 @@ def _check(
             f"expected average 'mean' or 'median' over images, got {average!r}: medians per unit need whole arrays, "
             "see stabjax.stability.from_features and stabjax.probe.perturbed"
         )
-    if batch_size < 2:
+    if whole("batch_size", batch_size) < 2:
         raise ValueError(f"expected batch_size >= 2, got {batch_size}: the spread of a batch needs two images")
 
 
 def check_perturbed(images: Any, deformation: Any, noise: Any, draws: int, spatial: Spatial, *, least: int = 1) -> None:
     """Raise unless the images can be perturbed by these."""
     for name, perturbation in (("deformation", deformation), ("noise", noise)):
-        if not callable(perturbation) and not (name == "noise" and perturbation is None):
-            raise TypeError(
-                f"expected {name} to be a function (key, image) -> image, got {type(perturbation).__name__}: "
-                "see stabjax.perturb"
+        missing = not callable(perturbation) and not (name == "noise" and perturbation is None)
+        if missing or isinstance(perturbation, type):
+            got = (
+                f"the class {perturbation.__name__}" if isinstance(perturbation, type) else type(perturbation).__name__
             )
+            raise TypeError(f"expected {name} to be a function (key, image) -> image, got {got}: see stabjax.perturb")
     made_for = {"deformation": getattr(deformation, "spatial", None), "noise": getattr(noise, "spatial", None)}
     check_batch(images, spatial=spatial, made_for=made_for, least=least)
-    if draws < 1:
+    if whole("draws", draws) < 1:
         raise ValueError(f"expected draws >= 1, got {draws}")
 
 
-def as_tree(perturbation: Any) -> Any:
-    """A perturbation as an argument of jit; a plain function is static, and compiles again if what it holds changes."""
+def as_tree(perturbation: Any, spatial: tuple[int, ...]) -> Any:
+    """A perturbation of images of these sides as an argument of jit.
+
+    A plain function is static, and compiles again if what it holds changes.
+    """
+    perturbation = told(perturbation, spatial)
     plain = callable(perturbation) and jax.tree_util.all_leaves([perturbation])
     return Watched(perturbation) if plain else perturbation

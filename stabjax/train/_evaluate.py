@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Int, Num
 
-from stabjax._images import Spatial, check_batch, explain_batch
+from stabjax._images import Spatial, check_batch, check_plain, explain_batch
 from stabjax._sharding import without_explicit_axes
 from stabjax._types import AnyArray
 from stabjax.train._layout import Layout, Weights
@@ -87,6 +87,7 @@ def on_device(
     check_batch(images, spatial=spatial, made_for=made_for, vectors=True, integers="any")
     if not isinstance(labels, (np.ndarray, jax.Array)):
         raise TypeError(f"expected labels as an array, got {type(labels).__name__}: give np.asarray(...) of it")
+    check_plain(labels, "labels")
     if len(images) != len(labels):
         raise ValueError(
             f"expected as many labels as images, got {len(labels)} and {len(images)}: give one label for each image"
