@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from stabjax._images import check_array
+from stabjax._sharding import without_explicit_axes
 from stabjax._types import Field, Image
 
 __all__ = ["Interpolation", "pull_back"]
@@ -48,7 +49,7 @@ def pull_back(
         ValueError: shapes that do not fit, or an unknown interpolation.
     """
     check_array(image, "an image")
-    image, field = jnp.asarray(image), jnp.asarray(field)
+    image, field = without_explicit_axes((jnp.asarray(image), jnp.asarray(field)))
     if not jnp.issubdtype(field.dtype, jnp.floating):
         raise TypeError(f"expected a floating field, got {field.dtype}: convert it, field.astype(float)")
     ndim = image.ndim - 1

@@ -9,6 +9,7 @@ import numpy as np
 from jax.scipy.ndimage import map_coordinates
 from jaxtyping import Array, Float
 
+from stabjax._sharding import without_explicit_axes
 from stabjax._types import Field
 from stabjax.fields._checks import spatial_shape
 
@@ -81,7 +82,7 @@ def _along(field: Float[Array, " ndim *spatial"], by: Float[Array, " ndim *spati
 
 
 def _checked(field: Field) -> Float[Array, " ndim *spatial"]:
-    array = jnp.asarray(field)
+    array = without_explicit_axes(jnp.asarray(field))
     spatial_shape(array.shape[1:])
     if array.shape[0] != array.ndim - 1:
         raise ValueError(f"expected a field of shape (ndim, *spatial), got {array.shape}; use jax.vmap over several")

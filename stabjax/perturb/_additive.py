@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 from stabjax._arguments import as_key
 from stabjax._images import Spatial, check_image
 from stabjax._numerics import safe_norm, safe_ratio
+from stabjax._sharding import without_explicit_axes
 from stabjax._types import AnyArray, Image, PRNGKey, Scalar
 from stabjax.perturb._pytree import STATIC, Strength, convert, perturbation, strength
 
@@ -72,7 +73,7 @@ class Toward:
 
     def __call__(self, key: PRNGKey, image: Image) -> Image:
         """The moved image, ``(*spatial, channels)``."""
-        points = jnp.asarray(self.points)
+        points = without_explicit_axes(jnp.asarray(self.points))
         check_image(image, spatial=points.shape[1:-1], made_for="set of points", vector=True)
         if points.shape[1:] != np.shape(image) or len(points) == 0:
             raise ValueError(

@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from stabjax._numerics import permit_nan
+from stabjax._sharding import without_explicit_axes
 from stabjax._types import AnyArray
 from stabjax.similarity._cca import CCA, of_bases
 from stabjax.similarity._units import together
@@ -148,5 +149,5 @@ def _channels_last(maps: AnyArray, channel_axis: int | None) -> Array:
         raise ValueError(
             f"expected channel_axis to be one of the axes behind the first of shape {maps.shape}, got {channel_axis}"
         )
-    maps = jnp.asarray(maps)
+    maps = without_explicit_axes(jnp.asarray(maps))
     return maps if channel_axis in (-1, maps.ndim - 1) else jnp.moveaxis(maps, channel_axis, -1)

@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from stabjax._sharding import without_explicit_axes
 from stabjax._types import AnyArray
 
 X = Float[AnyArray, "n units_x"]
@@ -30,7 +31,7 @@ def taken(x: AnyArray, y: AnyArray, *, least: int = 2) -> tuple[Array, Array]:
 
 def together(x: AnyArray, y: AnyArray) -> tuple[Array, Array]:
     """Both in one dtype, of single precision at least: half precision cannot hold their squares."""
-    x, y = jnp.asarray(x), jnp.asarray(y)
+    x, y = without_explicit_axes((jnp.asarray(x), jnp.asarray(y)))
     dtype = np.result_type(x.dtype, y.dtype, np.float32)
     return x.astype(dtype), y.astype(dtype)
 

@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float
 
 from stabjax._arguments import as_key
 from stabjax._numerics import HIGHEST, permit_nan, safe_ratio
+from stabjax._sharding import without_explicit_axes
 from stabjax._types import AnyArray, PRNGKey
 from stabjax.stability._formulas import Average
 
@@ -66,9 +67,8 @@ def bootstrap(
         raise ValueError(f"expected average 'mean' or 'median' over images, got {average!r}: others need whole arrays")
     ends = interval_ends(confidence, spread.dtype)
     measured = jnp.ones(spread.shape[-1], bool) if measured is None else measured
-    return _bootstrap(
-        as_key(key), deformation_numerators, noise_numerators, spread, pair_distance, measured, ends, average, resamples
-    )
+    numbers = without_explicit_axes((deformation_numerators, noise_numerators, spread, pair_distance, measured))
+    return _bootstrap(as_key(key), *numbers, ends, average, resamples)
 
 
 def interval_ends(confidence: float, dtype: Any) -> Float[np.ndarray, " 2"]:

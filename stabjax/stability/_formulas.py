@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from stabjax._numerics import centered, permit_nan, row_sum, safe_ratio
+from stabjax._sharding import without_explicit_axes
 from stabjax._types import AnyArray
 
 Average: TypeAlias = Literal["mean", "median", "median_per_unit"]
@@ -37,7 +38,7 @@ def pair_distance(clean: Float[AnyArray, " n *units"], *, distinct: bool = False
         distinct: False takes all ``n^2`` ordered pairs, the ``n`` zeros included, as published (Petrini et al. 2021);
             True takes the ``n (n - 1)`` pairs of distinct images, an unbiased estimate whatever ``n``.
     """
-    _, distances = centered(clean)
+    _, distances = centered(without_explicit_axes(jnp.asarray(clean)))
     partners = len(distances) - 1 if distinct else len(distances)
     return 2 * jnp.sum(distances) / (partners or jnp.nan)
 
@@ -48,7 +49,7 @@ def median(values: Float[AnyArray, " n *units"]) -> Float[Array, "*units"]:
 
     `jnp.median` takes the mean of the two, which differs by several percent at 50 images. NaN if any value is NaN.
     """
-    ordered = jnp.sort(jnp.asarray(values), axis=0)
+    ordered = jnp.sort(without_explicit_axes(jnp.asarray(values)), axis=0)
     # NaNs sort last, so the last value tells whether there is one.
     return jnp.where(jnp.isnan(ordered[-1]), jnp.nan, ordered[(values.shape[0] - 1) // 2])
 
@@ -67,7 +68,7 @@ def median_pair_distance(clean: Float[AnyArray, " n *units"]) -> Float[Array, ""
     The differences are formed directly, a few images against all others at a time: a median may fall on two images
     that are far closer to each other than to the mean. Holds ``n^2`` numbers.
     """
-    rows = jnp.reshape(jnp.asarray(clean), (clean.shape[0], -1))
+    rows = jnp.reshape(without_explicit_axes(jnp.asarray(clean)), (clean.shape[0], -1))
 
     def distances(row: Float[Array, " units"]) -> Float[Array, " n"]:
         return row_sum(jnp.square(rows - row[None]))
@@ -141,4 +142,4 @@ def _same_shape(clean: AnyArray, perturbed: AnyArray) -> tuple[Array, Array]:
             f"expected features of the same images, of one shape, got {clean.shape} and {perturbed.shape}: "
             "run the network on the clean and the perturbed images in the same order"
         )
-    return jnp.asarray(clean), jnp.asarray(perturbed)
+    return without_explicit_axes((jnp.asarray(clean), jnp.asarray(perturbed)))

@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float
 
 from stabjax._arguments import as_key
 from stabjax._numerics import centered, permit_nan, safe_ratio
+from stabjax._sharding import without_explicit_axes
 from stabjax._text import plain, table
 from stabjax._types import AnyArray, PRNGKey
 from stabjax.stability._bootstrap import Intervals, bootstrap, image_average, interval_ends
@@ -163,6 +164,9 @@ def summarize(
         confidence: Probability that an interval covers.
     """
     measured = jnp.ones(spread.shape[-1], bool) if measured is None else jnp.asarray(measured)
+    deformation_numerators, noise_numerators, spread, pair_distance, noise_radius, measured = without_explicit_axes(
+        (deformation_numerators, noise_numerators, spread, pair_distance, noise_radius, measured)
+    )
     intervals = bootstrap(
         key,
         deformation_numerators,
@@ -241,6 +245,9 @@ def from_features(
         ValueError: if the layers or the shapes disagree.
     """
     key, layers = as_key(key), tuple(clean)
+    clean, deformed, noisy, noise_radius = without_explicit_axes(
+        (dict(clean), dict(deformed), dict(noisy), noise_radius)
+    )
     if not layers or set(deformed) != set(layers) or set(noisy) != set(layers):
         raise ValueError(f"expected features of the same layers, got {layers}, {tuple(deformed)} and {tuple(noisy)}")
 

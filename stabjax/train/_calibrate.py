@@ -10,6 +10,7 @@ from flax import nnx
 from jaxtyping import Num
 
 from stabjax._images import Spatial, check_batch, explain_batch
+from stabjax._sharding import without_explicit_axes
 from stabjax._types import AnyArray
 from stabjax.train._layout import in_mode
 from stabjax.train._prepare import check_values, normalise
@@ -44,6 +45,7 @@ def calibrate(
             normalisation is used more than once in a pass, or with a mask.
     """
     check_batch(images, spatial=spatial, vectors=True, integers="any")
+    images = without_explicit_axes(images)
     check_values(images, mean=mean, deviation=deviation)
     model = in_mode(model, training=False)
     norms = {path: node for path, node in nnx.iter_graph(model) if isinstance(node, nnx.BatchNorm)}

@@ -8,6 +8,7 @@ from jaxtyping import Array, Float, Num
 
 from stabjax._arguments import as_key
 from stabjax._numerics import extremes
+from stabjax._sharding import without_explicit_axes
 from stabjax._types import AnyArray, PRNGKey
 from stabjax.train._recipe import Real, whole
 
@@ -21,7 +22,7 @@ def crop(key: PRNGKey, images: Num[AnyArray, "n *spatial channels"], pad: int) -
         pad: pixels on each side; the shift is uniform on ``-pad..pad`` along each axis.
     """
     pad = whole("pad", pad, least=0)
-    images = jnp.asarray(images)
+    images = without_explicit_axes(jnp.asarray(images))
     n, *spatial, channels = images.shape
     padded = jnp.pad(images, ((0, 0), *((pad, pad) for _ in spatial), (0, 0)))
     corner = jax.random.randint(as_key(key), (n, len(spatial)), 0, 2 * pad + 1)
