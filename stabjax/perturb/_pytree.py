@@ -65,7 +65,7 @@ def convert(perturbation: Any, **minima: float) -> None:
         object.__setattr__(perturbation, name, jnp.asarray(value, jax.dtypes.canonicalize_dtype(float)))
 
 
-def told(perturbation: T, spatial: tuple[int, ...]) -> T:
+def with_spatial(perturbation: T, spatial: tuple[int, ...]) -> T:
     """A perturbation of this room that knows the sides of its images; others as they are.
 
     Who has a batch whose axes are known tells them: one of its images alone may leave them open.

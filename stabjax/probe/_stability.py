@@ -11,7 +11,7 @@ from stabjax._numerics import permit_nan
 from stabjax._sharding import without_explicit_axes
 from stabjax._types import Images, Perturbation, PRNGKey
 from stabjax.features._ready import Watched, ready
-from stabjax.perturb._pytree import told
+from stabjax.perturb._pytree import with_spatial
 from stabjax.probe._pass import Radius, measure
 from stabjax.probe._plan import deal
 from stabjax.stability import Stability
@@ -166,6 +166,6 @@ def as_tree(perturbation: Any, spatial: tuple[int, ...]) -> Any:
 
     A plain function is static, and compiles again if what it holds changes.
     """
-    perturbation = told(perturbation, spatial)
+    perturbation = with_spatial(perturbation, spatial)
     plain = callable(perturbation) and jax.tree_util.all_leaves([perturbation])
     return Watched(perturbation) if plain else perturbation

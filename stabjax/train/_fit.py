@@ -23,7 +23,7 @@ import stabjax
 from stabjax._arguments import as_key
 from stabjax._images import Spatial
 from stabjax._types import AnyArray, PRNGKey
-from stabjax.perturb._pytree import told
+from stabjax.perturb._pytree import with_spatial
 from stabjax.train import _files
 from stabjax.train._evaluate import check_outputs, on_device
 from stabjax.train._history import History, mean_over_seeds, seeds_left
@@ -182,7 +182,7 @@ def fit(
     ]
 
     perturbation, described = as_pytree(perturbation)
-    perturbation = told(perturbation, images.shape[1:-1])
+    perturbation = with_spatial(perturbation, images.shape[1:-1])
     host_initial = stacked([to_host(w) for w in initial])
     given = {
         "format": _files.FORMAT,
