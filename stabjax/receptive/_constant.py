@@ -41,8 +41,6 @@ def constant_weight(
             many units are those of a `jax.vmap` over it.
         spatial: number of spatial axes of the images, or their sides, where the shape leaves open which axis is which:
             ``(n, 28, 28)`` may be gray images without channels, or (``spatial=1``) signals of 28 channels.
-        spatial: number of spatial axes of the images, or their sides, where the shape leaves open which axis is which:
-            ``(n, 28, 28)`` may be gray images without channels, or (``spatial=1``) signals of 28 channels.
 
     Returns:
         the map, of the shape of an image without channels, averaged over the channels of the unit and summed over those
