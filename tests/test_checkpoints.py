@@ -173,6 +173,7 @@ def test_killed_before_every_file_operation(whole, tmp_path, every_step):
         shutil.rmtree(path)
 
 
+@pytest.mark.slow
 def test_killed_again_and_again_within_epochs(whole, tmp_path, every_step):
     path, kills = tmp_path / "run", 0
     while crash(path, 61):

@@ -163,7 +163,15 @@ def test_vgg(depth, pool, every):
         assert [extents["max_pool_4"].start, extents["output"].start] == [(-59, -59), (0, 0)]
 
 
-@pytest.mark.parametrize(("depth", "version", "size"), [(50, 1, 483), (50, 1.5, 427), (101, 1, 1027), (101, 1.5, 971)])
+@pytest.mark.parametrize(
+    ("depth", "version", "size"),
+    [
+        (50, 1, 483),
+        pytest.param(50, 1.5, 427, marks=pytest.mark.slow),
+        pytest.param(101, 1, 1027, marks=pytest.mark.slow),
+        (101, 1.5, 971),
+    ],
+)
 def test_residual_networks(depth, version, size, relaxed_promotion):
     network = resnet(depth, version)
     extents = receptive.extent(network, LARGE)

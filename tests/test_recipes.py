@@ -352,7 +352,7 @@ def test_all_together_learns_and_is_scored_mirrored(whole):
         assert train.evaluate(whole.model(seed=seed), *TEST).loss != pytest.approx(score.loss, rel=1e-4)
 
 
-@pytest.mark.parametrize("n", [75, 160])
+@pytest.mark.parametrize("n", [75, pytest.param(160, marks=pytest.mark.slow)])
 def test_all_together_killed_and_gone_on(whole, tmp_path, monkeypatch, relaxed_promotion, n):
     monkeypatch.setattr("stabjax.train._training.PATIENCE", 0.0)
     assert crash(tmp_path, n, recipe=ALL)
