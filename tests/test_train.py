@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stabjax import conv, models, perturb, train
+from stabjax.train import _layout as train_layout
 from stabjax.train._program import Machine
 
 SIDE, CLASSES = 8, 4
@@ -407,6 +408,14 @@ def test_every_image_is_used_once_in_an_epoch(key):
     first, second = np.sort(np.concatenate(seen[:3])), np.sort(np.concatenate(seen[3:]))
     assert len(set(first)) == len(set(second)) == 24
     assert not np.array_equal(np.concatenate(seen[:3]), np.concatenate(seen[3:]))
+
+
+@pytest.mark.parametrize("build", [Net, Dense])
+def test_networks_of_one_class_share_their_programs(build):
+    """Defaults of a constructor are no state, and objects made one after the other are of one architecture."""
+    first, second = (train_layout.Layout.of(build(rngs=nnx.Rngs(seed)))[0] for seed in (0, 1))
+    assert first == second
+    assert first.held is None
 
 
 @pytest.mark.parametrize("build", [Net, Dense])

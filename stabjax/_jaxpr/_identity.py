@@ -21,6 +21,8 @@ from stabjax._jaxpr._program import is_literal, opened
 
 _PLAIN = (int, str, bytes, bool, type(None), type, CodeType, np.dtype)
 _DATA = (int, float, complex, str, bytes, np.generic)
+_TRACES = frozenset({"_trace_state", "_pytree__state", "_pytree__nodes"})
+"""Where a Flax object keeps the trace it was made in, another one for each object, and which attributes are leaves."""
 _LIBRARIES = ("jax", "jaxlib", "flax", "equinox", "keras", "numpy", "builtins", "functools", "stabjax")
 """What functions of these close over and name globally is theirs; what is handed to them is looked at."""
 
@@ -185,6 +187,8 @@ class _Look:
         found = []
         for name, item in attributes.items():
             hidden = library and name.startswith("_")
+            if hidden and name in _TRACES:
+                continue
             self.private += hidden
             found.append((name, self.value(item)))
             self.private -= hidden
@@ -234,7 +238,7 @@ def _read_by(f: FunctionType) -> Iterator[tuple[str, Any]]:
         yield from ((name, value) for name, value in variables.items() if _counts(value))
         return
     yield "defaults", f.__defaults__
-    yield "keyword defaults", f.__kwdefaults__
+    yield "keyword defaults", tuple((f.__kwdefaults__ or {}).items())
     yield from variables.items()
     for name in _names(f.__code__):
         value = f.__globals__.get(name)
