@@ -24,9 +24,9 @@ hypothesis.settings.load_profile("stabjax")
 
 
 def pytest_configure(config):
-    """The short run compiles thousands of small programs for milliseconds of work each; the long run, as users do."""
+    """The short run compiles ten thousand programs for milliseconds of work each; the long run, as users do."""
     if config.option.markexpr == "not slow":
-        flags = ["--xla_backend_optimization_level=1"]
+        flags = ["--xla_backend_optimization_level=0", "--xla_cpu_parallel_codegen_split_count=1"]
         if tuple(map(int, metadata.version("jaxlib").split(".")[:2])) < (
             0,
             11,

@@ -2,14 +2,16 @@
 
 import functools
 
+import beartype
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 from flax import linen, nnx
 
-from stabjax import features, lipschitz, perturb, probe, receptive, sweep, train
+from stabjax import features, lipschitz, models, perturb, probe, receptive, sweep, train
 from stabjax._jaxpr import lift, of_object
 from stabjax.features._ready import Written, ready
 from stabjax.lipschitz._local import _local
@@ -22,6 +24,7 @@ pytestmark = pytest.mark.usefixtures("relaxed_promotion")
 
 IMAGES = (6, 6, 6, 3)
 KEY = jax.random.key(0)
+checked = jaxtyping.jaxtyped(typechecker=beartype.beartype)
 DEFORMATION = perturb.Translation(0.7)
 
 
@@ -489,3 +492,36 @@ def test_another_shape_than_was_announced_never_goes_stale(images):
         np.testing.assert_allclose(user(network, images[:2]), run(*kernels(seed), images[:2]), rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(user(network, images), run(*kernels(seed), images), rtol=1e-4, atol=1e-5)
         change()
+
+
+def test_a_check_of_types_is_seen_through(images):
+    """A checker wraps every function in one that holds lists of its own; what it wraps is looked at instead."""
+
+    class Checked(nnx.Module):
+        def __init__(self, act):
+            self.dense = nnx.Linear(3, 2, rngs=nnx.Rngs(0))
+            self.act = act
+
+        @checked
+        def __call__(self, x: jax.Array) -> jax.Array:
+            return self.act(self.dense(x).mean((1, 2)))
+
+    held = [2.0]
+
+    @checked
+    def hides(x: jax.Array) -> jax.Array:
+        return held[0] * x
+
+    def double(x: jax.Array) -> jax.Array:
+        return 2 * x
+
+    for check in (checked, beartype.beartype):
+        assert not isinstance(ready(Checked(check(double)), images).adapter, Written)
+        assert of_object(check(double)) == of_object(double)
+    before = of_object(hides)
+    assert before == of_object(hides)
+    held[0] = 3.0
+    assert of_object(hides) != before
+    assert isinstance(ready(Checked(hides), images).adapter, Written)
+    model = models.build("VGG11bn", rngs=nnx.Rngs(0), width=0.1)
+    assert not isinstance(ready(model, images).adapter, Written)

@@ -164,6 +164,8 @@ class _Look:
             return type(f), *map(self.value, (f.func, f.args, f.keywords))
         if isinstance(f, MethodType):
             return type(f), self.value(f.__func__), self.value(f.__self__)
+        if isinstance(f, FunctionType) and _is_type_check(f):
+            return self.value(f.__wrapped__)
         if isinstance(f, FunctionType):
             return FunctionType, f.__code__, *[(name, self.value(value)) for name, value in _read_by(f)]
         wrapped = getattr(f, "__wrapped__", None)
@@ -220,6 +222,12 @@ def _bytes(value: Any) -> Hashable:
 def _is_of_library(f: Any) -> bool:
     module = f.__globals__.get("__name__") if isinstance(f, FunctionType) else getattr(f, "__module__", None)
     return str(module).partition(".")[0] in _LIBRARIES
+
+
+def _is_type_check(f: FunctionType) -> bool:
+    """Whether a function checks types at run time and else is the one it wraps (jaxtyping, beartype)."""
+    checks = "__beartype_wrapper" in f.__dict__ or f.__globals__.get("__name__") == "jaxtyping._decorator"
+    return checks and "__wrapped__" in f.__dict__
 
 
 def _read_by(f: FunctionType) -> Iterator[tuple[str, Any]]:
