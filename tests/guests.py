@@ -16,6 +16,9 @@ from stabjax import features
 
 IMAGES = (2, 8, 8, 3)
 
+RATE = 1.0
+"""What a network of another file reads by its name."""
+
 
 @dataclass(frozen=True)
 class Case:

@@ -8,6 +8,7 @@ itself alone, so the answer may be that two programs differ although they do not
 
 import functools
 import hashlib
+import sys
 import weakref
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from types import CodeType, FunctionType, MethodType, ModuleType
@@ -23,6 +24,8 @@ _PLAIN = (int, str, bytes, bool, type(None), type, CodeType, np.dtype)
 _DATA = (int, float, complex, str, bytes, np.generic)
 _TRACES = frozenset({"_trace_state", "_pytree__state", "_pytree__nodes"})
 """Where a Flax object keeps the trace it was made in, another one for each object, and which attributes are leaves."""
+_OF_FRAMEWORKS = ("__", "_pytree__", "_compact_name_scope_methods", "_abc_")
+"""How the names begin that Python and Flax give to attributes of a class."""
 _LIBRARIES = ("jax", "jaxlib", "flax", "equinox", "keras", "numpy", "builtins", "functools", "stabjax")
 """What functions of these close over and name globally is theirs; what is handed to them is looked at."""
 
@@ -165,9 +168,13 @@ class _Look:
         if isinstance(f, MethodType):
             return type(f), self.value(f.__func__), self.value(f.__self__)
         if isinstance(f, FunctionType) and _is_type_check(f):
-            return self.value(f.__wrapped__)
+            return self.value(f.__dict__["__wrapped__"])
         if isinstance(f, FunctionType):
-            return FunctionType, f.__code__, *[(name, self.value(value)) for name, value in _read_by(f)]
+            # A global variable can be bound to another value between two calls.
+            variables = dict(_globals_of(f))
+            self.changing |= not self.private and any(isinstance(item, (*_DATA, tuple)) for item in variables.values())
+            read = (*_held_by(f), *variables.items())
+            return FunctionType, f.__code__, *[(name, self.value(value)) for name, value in read]
         wrapped = getattr(f, "__wrapped__", None)
         if _is_of_library(type(f)) and wrapped is not None and not hasattr(f, "__self__"):
             return type(f), self.value(wrapped)
@@ -194,8 +201,11 @@ class _Look:
             self.private += hidden
             found.append((name, self.value(item)))
             self.private -= hidden
-        methods = [getattr(f, "method", f) for base in own for f in vars(base).values()]
-        return type(value), *found, *[self.value(f) for f in methods if isinstance(f, FunctionType)]
+        own = [base for base in own if not _is_known(base.__module__)]
+        shared = _class_data(own, attributes)
+        self.changing |= not self.private and any(isinstance(item, (*_DATA, tuple)) for item in shared.values())
+        methods = [self.value(f) for base in own for f in _methods(base)]
+        return type(value), *found, *[(name, self.value(item)) for name, item in shared.items()], *methods
 
 
 def _attributes(value: Any) -> dict[str, Any]:
@@ -224,14 +234,19 @@ def _is_of_library(f: Any) -> bool:
     return str(module).partition(".")[0] in _LIBRARIES
 
 
+def _is_known(module: str) -> bool:
+    """Whether a module is of a library or of Python, whose variables nobody binds anew."""
+    return (root := module.partition(".")[0]) in _LIBRARIES or root in sys.stdlib_module_names
+
+
 def _is_type_check(f: FunctionType) -> bool:
     """Whether a function checks types at run time and else is the one it wraps (jaxtyping, beartype)."""
     checks = "__beartype_wrapper" in f.__dict__ or f.__globals__.get("__name__") == "jaxtyping._decorator"
     return checks and "__wrapped__" in f.__dict__
 
 
-def _read_by(f: FunctionType) -> Iterator[tuple[str, Any]]:
-    """What a function finds outside of its arguments, by name.
+def _held_by(f: FunctionType) -> Iterator[tuple[str, Any]]:
+    """What a function closes over and its defaults, by name.
 
     Functions of JAX close over the trace they stand in too, which is another one every time: of what they hold, other
     functions and plain data count.
@@ -248,10 +263,41 @@ def _read_by(f: FunctionType) -> Iterator[tuple[str, Any]]:
     yield "defaults", f.__defaults__
     yield "keyword defaults", tuple((f.__kwdefaults__ or {}).items())
     yield from variables.items()
-    for name in _names(f.__code__):
+
+
+def _globals_of(f: FunctionType) -> Iterator[tuple[str, Any]]:
+    """Global variables that the code of a function names, those of its modules too; what is of a library is left out."""
+    if _is_known(f.__globals__.get("__name__", "")):
+        return
+    names = _names(f.__code__)
+    for name in names:
         value = f.__globals__.get(name)
-        if not isinstance(value, ModuleType | type) and not (callable(value) and _is_of_library(value)):
-            yield name, value
+        if isinstance(value, ModuleType) and not _is_known(value.__name__):
+            inside = [(f"{name}.{attribute}", vars(value).get(attribute)) for attribute in names]
+        else:
+            inside = [(name, value)]
+        for path, item in inside:
+            if not isinstance(item, ModuleType | type | None) and not (callable(item) and _is_of_library(item)):
+                yield path, item
+
+
+def _class_data(classes: Sequence[type], attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """Plain data that an object reads from its classes, as none of its own attributes hides it."""
+    kinds = (*_DATA, list, tuple, set, Mapping, np.ndarray, jax.Array)
+    return {
+        name: item
+        for base in reversed(classes)
+        for name, item in vars(base).items()
+        if isinstance(item, kinds) and name not in attributes and not name.startswith(_OF_FRAMEWORKS)
+    }
+
+
+def _methods(base: type) -> Iterator[FunctionType]:
+    """Functions that run when an object of this class is called: all but those that make it."""
+    for name, item in vars(base).items():
+        f = getattr(item, "method", getattr(item, "__func__", getattr(item, "fget", item)))
+        if isinstance(f, FunctionType) and name not in ("__init__", "__post_init__", "__new__"):
+            yield f
 
 
 def _names(code: CodeType) -> tuple[str, ...]:
