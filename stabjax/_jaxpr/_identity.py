@@ -266,7 +266,7 @@ def _held_by(f: FunctionType) -> Iterator[tuple[str, Any]]:
 
 
 def _globals_of(f: FunctionType) -> Iterator[tuple[str, Any]]:
-    """Global variables that the code of a function names, those of its modules too; what is of a library is left out."""
+    """Global variables that the code of a function names, those of modules it names too, but nothing of a library."""
     if _is_known(f.__globals__.get("__name__", "")):
         return
     names = _names(f.__code__)

@@ -107,7 +107,8 @@ def network(f: Any, x: Any, *, spatial: Spatial = None) -> NetworkBound:
             f"expected a network whose rows depend on their own image alone, got one that mixes them: {mixed}; put it "
             "in evaluation mode (features.of does for Flax NNX), or call train.calibrate"
         )
-    dtype = x.dtype if x.dtype.itemsize >= 4 else jnp.dtype(jnp.float32)
+    dtype = jnp.dtype(jax.dtypes.canonicalize_dtype(x.dtype))
+    dtype = dtype if dtype.itemsize >= 4 else jnp.dtype(jnp.float32)
     found = _jaxpr.interpret(
         reading,
         jax.tree.leaves(guest.variables),

@@ -124,7 +124,7 @@ def _wide(image: Image) -> Float[Array, "*spatial channels"]:
 
 def _add(image: Image, direction: Float[Array, "*spatial channels"], scale: Float[Array, ""]) -> Array:
     x = _wide(image)
-    return (x + scale * direction).astype(image.dtype)
+    return (x + scale * direction).astype(jnp.asarray(image).dtype)
 
 
 def _on_sphere(key: PRNGKey, image: Image, radius: Float[Array, ""]) -> Array:
