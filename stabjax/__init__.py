@@ -29,6 +29,8 @@ import importlib
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+from stabjax._version import version
+
 if TYPE_CHECKING:
     from stabjax import (
         cli,
@@ -50,7 +52,7 @@ if TYPE_CHECKING:
         warp,
     )
 
-__version__ = "0.1.0"
+__version__ = version
 
 __all__ = [
     "cli",

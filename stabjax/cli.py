@@ -18,8 +18,8 @@ from flax import nnx
 from rich.console import Console
 from rich.table import Table
 
-import stabjax
 from stabjax import data, features, models, perturb, plot, probe, train
+from stabjax._provenance import command, versions
 from stabjax.stability import Stability
 
 __all__ = ["Demo", "Info", "command", "main", "table", "versions"]
@@ -80,37 +80,6 @@ def main(argv: Sequence[str] | None = None) -> None:
             console.print(f"{name:10} {value}")
     else:
         _demo(chosen, console)
-
-
-def versions() -> dict[str, str]:
-    """Versions of stabjax and what it stands on, and the device: what belongs beside every number."""
-    import flax
-    import optax
-
-    device = jax.devices()[0]
-    return {
-        "stabjax": stabjax.__version__,
-        "jax": jax.__version__,
-        "flax": flax.__version__,
-        "optax": optax.__version__,
-        "numpy": np.__version__,
-        "device": f"{device.platform} ({device.device_kind}, {jax.device_count()})",
-    }
-
-
-def command(module: str, config: Any) -> str:
-    """The command line that makes a result again: the options that differ from their defaults.
-
-    Args:
-        module: of the script, ``experiments.layerwise``.
-        config: its settings, a dataclass with a default for each. Folders are left out.
-    """
-    words = ["python", "-m", module]
-    for name, value in asdict(config).items():
-        if value != getattr(type(config)(), name) and not isinstance(value, Path):
-            given = value if isinstance(value, tuple) else (value,)
-            words += [f"--{name}"] if value is True else [f"--{name}", *map(str, given)]
-    return " ".join(words)
 
 
 def table(before: Stability, after: Stability, *, title: str = "") -> Table:

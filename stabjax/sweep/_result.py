@@ -1,7 +1,6 @@
 """The rows of all cells as a labelled dataset."""
 
 import json
-import platform
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,7 +8,7 @@ import jax
 import numpy as np
 import xarray
 
-import stabjax
+from stabjax._provenance import versions_of
 from stabjax.sweep._grid import Grid
 from stabjax.sweep._outputs import Outputs
 
@@ -53,13 +52,8 @@ def _plain(value: Any) -> Any:
 
 
 def versions() -> dict[str, str]:
-    """What computed."""
-    return {
-        "stabjax": stabjax.__version__,
-        "jax": jax.__version__,
-        "numpy": np.__version__,
-        "python": platform.python_version(),
-    }
+    """Versions of what computes a cell."""
+    return versions_of("jax", "numpy", "python")
 
 
 def error_text(errors: Errors) -> str:

@@ -11,7 +11,6 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, SupportsIndex
 
-import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,9 +18,9 @@ from flax import nnx
 from jaxtyping import Int
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-import stabjax
 from stabjax._arguments import as_key
 from stabjax._images import Spatial
+from stabjax._provenance import versions_of
 from stabjax._types import AnyArray, PRNGKey
 from stabjax.perturb._pytree import with_spatial
 from stabjax.train import _files
@@ -186,7 +185,7 @@ def fit(
     host_initial = stacked([to_host(w) for w in initial])
     given = {
         "format": _files.FORMAT,
-        "versions": {"stabjax": stabjax.__version__, "jax": jax.__version__, "flax": flax.__version__},
+        "versions": versions_of("jax", "flax"),
         "recipe": recipe.to_json(),
         "seeds": seeds,
         "key": {"kind": str(jax.random.key_impl(key)), "data": np.asarray(jax.random.key_data(key)).tolist()},

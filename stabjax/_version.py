@@ -1,0 +1,3 @@
+"""The version, where every room can read it without importing the root."""
+
+version = "0.1.0"
