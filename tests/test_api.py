@@ -25,6 +25,7 @@ IMPORTS = {
     "_text": set(),
     "_images": set(),
     "_arguments": set(),
+    "_progress": set(),
     "_provenance": {"_version"},
     "_sharding": set(),
     "_jaxpr": set(),
@@ -47,7 +48,7 @@ IMPORTS = {
     "cli": {"data", "features", "models", "perturb", "plot", "probe", "stability", "train"},
 }
 """The rooms that each room imports, no more and no fewer; what is common may be imported by all."""
-COMMON = {"_types", "_numerics", "_files", "_text", "_images", "_arguments", "_provenance", "_sharding"}
+COMMON = {"_types", "_numerics", "_files", "_text", "_images", "_arguments", "_progress", "_provenance", "_sharding"}
 
 THROUGH_WALLS = {
     "lipschitz": {"features"},

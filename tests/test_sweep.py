@@ -28,7 +28,7 @@ from jax.experimental import io_callback
 from rich.console import Console
 
 from stabjax import _files, sweep
-from stabjax.sweep import _grid, _identity, _program, _progress, _result, _store
+from stabjax.sweep import _grid, _identity, _program, _result, _store, _sweep
 from stabjax.sweep._outputs import Outputs
 from tests import sweep_worker
 
@@ -389,9 +389,9 @@ def test_a_bar_on_a_terminal_only(key, monkeypatch, capfd, tmp_path):
     go(tmp_path / "quiet")
     assert capfd.readouterr() == ("", "")
     text = io.StringIO()
-    monkeypatch.setattr(_progress, "Console", lambda **kwargs: Console(file=text, force_terminal=True, width=100))
+    monkeypatch.setattr(_sweep, "Console", lambda **kwargs: Console(file=text, force_terminal=True, width=100))
     go(tmp_path / "loud")
-    assert "12/12" in text.getvalue()
+    assert "12/12 cells" in text.getvalue()
     assert "left" in text.getvalue()
 
 

@@ -16,13 +16,14 @@ import xarray
 from jax.core import Tracer
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from rich.console import Console
 
 from stabjax import _files
+from stabjax._progress import progress_bar
 from stabjax.sweep import _identity, _program
 from stabjax.sweep._grid import Grid
 from stabjax.sweep._outputs import outputs, same_labels
 from stabjax.sweep._plan import Chunk, Lattice, Part, Piece, chunks_for, pieces_of, stored, unheld
-from stabjax.sweep._progress import bar
 from stabjax.sweep._result import Errors, dataset, error_text, key_numbers, versions
 from stabjax.sweep._store import Store
 from stabjax.sweep._team import Team
@@ -93,12 +94,15 @@ class Sweep:
         for part, k in dict.fromkeys((c.part, c.piece) for c in left if c.part in old):
             self._lowered(part, part.pieces[k], part.layouts[k])
         errors: Errors = []
-        with bar(sum(c.count for c in left), shown=self.team.leads) as tell:
+        total, done = sum(c.count for c in left), 0
+        console = Console(stderr=True)
+        with progress_bar(total, shown=self.team.leads and console.is_terminal, console=console) as update:
             for c in left:
                 if text := self._compute(c, rows):
                     there = c.rows[c.rows >= 0].tolist()
                     errors.append((self.cells.where(there[0]), self.cells.where(there[-1]), text))
-                tell(c.count)
+                done += c.count
+                update(done, f"sweep: {done}/{total} cells")
         if errors:
             text = f"{len(errors)} of {len(chunks)} chunks failed and are not valid; see attrs['errors']. "
             warnings.warn(text + error_text(errors[:1]), RuntimeWarning, stacklevel=3)

@@ -6,7 +6,7 @@ import itertools
 import operator
 import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from os import PathLike
 from pathlib import Path
 from typing import Any, SupportsIndex
@@ -16,10 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Int
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from stabjax._arguments import as_key
 from stabjax._images import Spatial
+from stabjax._progress import progress_bar
 from stabjax._provenance import versions_of
 from stabjax._types import AnyArray, PRNGKey
 from stabjax.perturb._pytree import with_spatial
@@ -217,11 +217,13 @@ def fit(
             if state is not None:
                 training.restore(*state)
                 _files.write_json(path / "history.json", training.history.to_json())
-        tell = stack.enter_context(
-            _bar(total, per_epoch, training.step) if progress else contextlib.nullcontext(_quiet)
-        )
+        update = stack.enter_context(progress_bar(total, shown=progress, completed=training.step))
+
+        def report(step: int, history: History) -> None:
+            update(step, _description(step, total / per_epoch, per_epoch, history))
+
         kept = {total} | {int(e) * per_epoch for e in epochs}
-        training.run(total, (images, labels), perturbation, test_data, path, kept, save_every, tell)
+        training.run(total, (images, labels), perturbation, test_data, path, kept, save_every, report)
 
     for seed, step in enumerate(training.diverged):
         if step >= 0:
@@ -280,27 +282,10 @@ def _check_alike(layouts: tuple[Layout, ...], weights: tuple[dict[str, jax.Array
         )
 
 
-def _quiet(step: int, history: History) -> None:
-    """Say nothing."""
-
-
-@contextlib.contextmanager
-def _bar(total: int, per_epoch: int, done: int) -> Iterator[Callable[[int, History], None]]:
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, speed_estimate_period=300) as bar:
-        task = bar.add_task("compiling", total=total, completed=done)
-
-        def tell(step: int, history: History) -> None:
-            text = f"epoch {step / per_epoch:.1f} of {total / per_epoch:g}"
-            if len(history.epoch):
-                text += f"  loss {mean_over_seeds(history.train_loss[-1]):.3f}"
-                text += f"  test {mean_over_seeds(history.test_accuracy[-1]):.3f}{seeds_left(history.train_loss[-1])}"
-            bar.update(task, completed=step, description=text)
-
-        yield tell
+def _description(step: int, epochs: float, per_epoch: int, history: History) -> str:
+    """Where a training is: its epoch, and the last entries of its history."""
+    text = f"epoch {step / per_epoch:.1f} of {epochs:g}"
+    if len(history.epoch):
+        text += f"  loss {mean_over_seeds(history.train_loss[-1]):.3f}"
+        text += f"  test {mean_over_seeds(history.test_accuracy[-1]):.3f}{seeds_left(history.train_loss[-1])}"
+    return text

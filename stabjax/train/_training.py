@@ -59,7 +59,7 @@ class Training:
         path: Path | None,
         kept: set[int],
         save_every: Real,
-        tell: Callable[[int, History], None],
+        report: Callable[[int, History], None],
     ) -> None:
         """All steps that are left; ends early when no seed is left."""
         per_epoch, chunk = self.program.per_epoch, 1
@@ -103,7 +103,7 @@ class Training:
             if path is not None and time.perf_counter() - saved >= save_every:
                 self._save(path, test is not None)
                 saved, saved_step = time.perf_counter(), self.step
-            tell(self.step, self.history)
+            report(self.step, self.history)
             clock = time.perf_counter()
         if path is not None and saved_step != self.step:
             self._save(path, test is not None)
