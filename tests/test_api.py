@@ -201,3 +201,8 @@ def test_unknown_rooms_are_named():
     with pytest.raises(AttributeError, match="no room 'perturbation'; it has cli"):
         _ = sj.perturbation
     assert set(ROOMS) <= set(dir(sj))
+
+
+def test_one_version():
+    for file, line in (("CITATION.cff", f"version: {sj.__version__}"), ("CHANGELOG.md", f"## {sj.__version__}")):
+        assert any(text.startswith(line) for text in (ROOT.parent / file).read_text().splitlines()), file
