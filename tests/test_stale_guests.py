@@ -308,7 +308,8 @@ def scaled_modules():
 
 def test_modules_with_something_that_changes_in_place_are_traced_anew(images):
     assert all(isinstance(ready(model, images).adapter, Written) for model, _ in scaled_modules())
-    modules = [Module(kernels(0)), linen.Dense(2).bind({"params": {"kernel": jnp.ones((3, 2))}}), eqx.nn.Identity()]
+    modules = [nnx.Linear(3, 2, rngs=nnx.Rngs(0)), eqx.nn.Identity(), models.LeNet(rngs=nnx.Rngs(0))]
+    modules += [linen.Dense(2).bind({"params": {"kernel": jnp.ones((3, 2))}})]
     assert not any(isinstance(ready(model, images).adapter, Written) for model in modules)
 
 
@@ -346,23 +347,70 @@ def test_names_of_a_plain_function_stay(images):
         assert [tap.name for tap in features.taps(network, images)] == names
 
 
-def test_modules_that_hide_nothing_are_not_traced_again(images):
-    calls = []
+class Config:
+    rate = 1.0
 
-    class Counted(nnx.Module):
-        def __init__(self):
-            self.dense = nnx.Linear(3, 2, rngs=nnx.Rngs(0))
 
-        def __call__(self, x):
-            calls.append(object())
-            return self.dense(x).mean((1, 2))
+class Dense(nnx.Module):
+    def __init__(self, rate):
+        self.dense = nnx.Linear(3, 2, rngs=nnx.Rngs(0))
+        self.rate = rate
 
-    model = Counted()
-    steep(model, images)
-    before = len(calls)
-    model.dense.kernel[...] += 1
-    steep(model, images)
-    assert len(calls) == before > 0
+    def __call__(self, x):
+        return self.rate() * self.dense(x).mean((1, 2))
+
+
+def one(self):
+    return 1.0
+
+
+class Method(Dense):
+    rate = one
+
+    def __init__(self):
+        self.dense = nnx.Linear(3, 2, rngs=nnx.Rngs(0))
+
+
+def readers():
+    """Modules of one's own that read something by other means than containers, and how to set it."""
+    yield Dense(lambda: Config.rate), lambda size: setattr(Config, "rate", size)
+
+    rate = 1.0
+
+    def put(size):
+        nonlocal rate
+        rate = size
+
+    yield Dense(lambda: rate), put
+
+    def default(rate=1.0):
+        return rate
+
+    yield Dense(default), lambda size: setattr(default, "__defaults__", (size,))
+    held = {}
+    yield Dense(lambda: held.get("here", 1.0)), lambda size: held.update(here=size)
+    pair = Cell((1.0,))
+    yield Dense(lambda: pair.value[0]), lambda size: setattr(pair, "value", (size,))
+    yield Method(), lambda size: setattr(Method, "rate", lambda self: size)
+
+
+def test_modules_of_ones_own_are_traced_once_per_call(images):
+    compiled = None
+    for model, put in readers():
+        f = features.of(model)
+        slopes = []
+        for size in (1.0, 3.0, 1.0):
+            put(size)
+            slopes.append(steep(f, images))
+        np.testing.assert_allclose(slopes, np.multiply.outer([1, 3, 1], slopes[0]), rtol=1e-4)
+        compiled = compiled or _local._cache_size()
+    # The two rates are two programs, the same ones for all that read them.
+    assert _local._cache_size() == compiled
+    network = features.of(Method(), method=lambda model, x: Config.rate * model(x))
+    first = steep(network, images)
+    Config.rate = 2.0
+    np.testing.assert_allclose(steep(network, images), 2 * first, rtol=1e-4)
+    Config.rate = 1.0
 
 
 def test_an_opaque_network_is_traced_once_per_call(images):
@@ -556,12 +604,12 @@ def test_a_check_of_types_is_seen_through(images):
         return 2 * x
 
     for check in (checked, beartype.beartype):
-        assert not isinstance(ready(Checked(check(double)), images).adapter, Written)
+        assert not features.of(Checked(check(double))).adapter.opaque
         assert of_object(check(double)) == of_object(double)
     before = of_object(hides)
     assert before == of_object(hides)
     held[0] = 3.0
     assert of_object(hides) != before
-    assert isinstance(ready(Checked(hides), images).adapter, Written)
+    assert features.of(Checked(hides)).adapter.opaque
     model = models.build("VGG11bn", rngs=nnx.Rngs(0), width=0.1)
     assert not isinstance(ready(model, images).adapter, Written)

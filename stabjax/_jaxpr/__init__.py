@@ -5,7 +5,7 @@ The only place that touches JAX's tracing machinery.
 
 from stabjax._jaxpr._evaluate import evaluate
 from stabjax._jaxpr._extents import extents
-from stabjax._jaxpr._identity import may_change, of_object, token
+from stabjax._jaxpr._identity import may_change, of_object, runs_foreign_code, token
 from stabjax._jaxpr._interpret import Step, interpret
 from stabjax._jaxpr._lifted import Lifted, lift
 from stabjax._jaxpr._positive import positive
@@ -36,5 +36,6 @@ __all__ = [
     "path_name",
     "positive",
     "read_network",
+    "runs_foreign_code",
     "token",
 ]

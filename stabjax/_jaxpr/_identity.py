@@ -6,6 +6,7 @@ over. Arrays count by themselves, or by their bytes where they can be changed in
 itself alone, so the answer may be that two programs differ although they do not, never the reverse.
 """
 
+import abc
 import functools
 import hashlib
 import sys
@@ -70,6 +71,16 @@ def may_change(value: Any, known: Sequence[Any]) -> bool:
     return look.changing or bool(look.arrays)
 
 
+def runs_foreign_code(value: Any, known: Sequence[Any]) -> bool:
+    """Whether an object runs code that is of no known library, which may read anything when it is called."""
+    look = _Look(known)
+    try:
+        look.value(value)
+    except RecursionError:
+        return True
+    return look.foreign
+
+
 @functools.lru_cache(maxsize=256)
 def token(identity: Hashable) -> object:
     """One object for all identities that are equal: hashed and compared at once, which every call of a program does.
@@ -88,6 +99,7 @@ class _Look:
         self.held: list[Any] = []
         self.arrays: list[Any] = []
         self.changing = False
+        self.foreign = False
         self.private = 0  # inside of so many attributes that a library keeps for itself
 
     def program(self, jaxpr: Any, *, closed: bool = True) -> Hashable:
@@ -126,6 +138,8 @@ class _Look:
             self.arrays.append(value)
         if isinstance(value, Tracer | jax.Array):
             return Itself(value)
+        if isinstance(value, type | ModuleType):
+            self.foreign |= _is_foreign(value) if isinstance(value, type) else not _is_known(value.__name__)
         if isinstance(value, _PLAIN):
             return kind, value
         if isinstance(value, float):
@@ -170,6 +184,7 @@ class _Look:
         if isinstance(f, FunctionType) and _is_type_check(f):
             return self.value(f.__dict__["__wrapped__"])
         if isinstance(f, FunctionType):
+            self.foreign |= not self.private and not _is_known(f.__globals__.get("__name__", ""))
             # A global variable can be bound to another value between two calls.
             variables = dict(_globals_of(f))
             self.changing |= not self.private and any(isinstance(item, (*_DATA, tuple)) for item in variables.values())
@@ -182,6 +197,7 @@ class _Look:
 
     def object(self, value: Any) -> Hashable:
         """By its attributes; an object without any, and one of JAX, by its own equality."""
+        self.foreign |= not self.private and any(map(_is_foreign, type(value).__mro__))
         attributes = _attributes(value)
         if not attributes or type(value).__module__.partition(".")[0] in ("jax", "jaxlib"):
             try:
@@ -201,7 +217,7 @@ class _Look:
             self.private += hidden
             found.append((name, self.value(item)))
             self.private -= hidden
-        own = [base for base in own if not _is_known(base.__module__)]
+        own = [base for base in own if _is_foreign(base)]
         shared = _class_data(own, attributes)
         self.changing |= not self.private and any(isinstance(item, (*_DATA, tuple)) for item in shared.values())
         methods = [self.value(f) for base in own for f in _methods(base)]
@@ -232,6 +248,11 @@ def _bytes(value: Any) -> Hashable:
 def _is_of_library(f: Any) -> bool:
     module = f.__globals__.get("__name__") if isinstance(f, FunctionType) else getattr(f, "__module__", None)
     return str(module).partition(".")[0] in _LIBRARIES
+
+
+def _is_foreign(kind: type) -> bool:
+    """Whether a class is of no library. One that was made by ``type(...)`` may say that it is of ``abc``."""
+    return not _is_known(kind.__module__) or (kind.__module__ == "abc" and kind is not abc.ABC)
 
 
 def _is_known(module: str) -> bool:

@@ -12,7 +12,7 @@ import numpy as np
 from flax import linen, nnx
 from jax.core import Tracer
 
-from stabjax._jaxpr import may_change, of_object, path_name, token
+from stabjax._jaxpr import may_change, of_object, path_name, runs_foreign_code, token
 
 MODES = ("eval", "batch_statistics")
 LAYOUTS = ("channels_last", "channels_first")
@@ -32,6 +32,7 @@ class Adapter:
         single, layout: what the guest takes.
         method, static: what is called, and its further arguments.
         opaque: whether the guest may hold arrays besides its parameters.
+        foreign: whether it runs code of no known library, which may read anything: it is traced at every call.
         seen: of an opaque one that is an argument of ``jit``, what it held when it was passed.
     """
 
@@ -44,6 +45,7 @@ class Adapter:
     method: str | Callable[..., Any] | None
     static: tuple[tuple[str, Any], ...]
     opaque: bool = field(compare=False)
+    foreign: bool = field(compare=False)
     seen: object = None
 
     def __hash__(self) -> int:
@@ -176,16 +178,17 @@ def taken(
         layout=layout,
         method=method,
         static=tuple(sorted(static.items())),
-        opaque=_is_opaque(model, variables),
+        opaque=_is(may_change, model, variables),
+        foreign=callable(method) or _is(runs_foreign_code, model, variables),
     )
     return Guest(variables, adapter)
 
 
-def _is_opaque(model: Any, variables: Any) -> bool:
-    """Whether a guest may hold what changes in place and is none of its parameters."""
+def _is(question: Callable[[Any, list[Any]], bool], model: Any, variables: Any) -> bool:
+    """Answer for the modules of a framework; what is none may hold and read anything."""
     equinox = sys.modules.get("equinox")
     if isinstance(model, nnx.Module | linen.Module) or (equinox is not None and isinstance(model, equinox.Module)):
-        return may_change(model, jax.tree_util.tree_leaves(variables))
+        return question(model, jax.tree_util.tree_leaves(variables))
     return True
 
 

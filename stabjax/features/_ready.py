@@ -1,9 +1,9 @@
 """A network made ready for a compiled program: nothing that can change is a constant of it.
 
-What a framework takes apart is ready as it is. Any other callable (a plain function, a model of Keras) may hold arrays
-that nobody can list and that change from one call to the next. It is traced anew whenever it is made ready; the arrays
-that the trace meets become leaves of the network, and what is left is compared step by step, so that the same program
-with other arrays does not compile again.
+A module that runs the code of a known framework alone is ready as it is. Any other callable (a plain function, a model
+of Keras, a module with a method of one's own) may hold arrays that nobody can list, and read what changes from one call
+to the next. It is traced anew whenever it is made ready; the arrays that the trace meets become leaves of the network,
+and what is left is compared step by step, so that the same program with other arrays does not compile again.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -78,7 +78,7 @@ def ready(f: Any, *batches: Any) -> Guest:
     network = f if isinstance(f, Guest) else taken(f)
     network = Guest(without_explicit_axes(network.variables), network.adapter)
     adapter = network.adapter
-    if not batches or not (isinstance(adapter, Adapter) and adapter.opaque):
+    if not batches or not (isinstance(adapter, Adapter) and (adapter.opaque or adapter.foreign)):
         return network
     leaves, treedef = jax.tree_util.tree_flatten(network.variables)
     programs: dict[_Shape, tuple[_jaxpr.Lifted, tuple[int, ...]]] = {}
