@@ -452,3 +452,23 @@ def test_linen_methods_by_name(images):
     variables = module.init(jax.random.key(0), images)
     assert names_and_kinds(features.of(module.bind(variables), method="encode"), images) == "stem=conv output=output"
     assert names_and_kinds(features.of(module.bind(variables)), images) == "stem=conv relu_0=activation output=output"
+
+
+@pytest.mark.parametrize("act", [jax.nn.softplus, jax.nn.silu, jax.nn.relu])
+def test_a_gradient_within_a_network_has_taps(act):
+    """Under a gradient an activation is a call of its name with several outputs."""
+    images = np.linspace(-1, 1, 2 * 4 * 4 * 3, dtype=np.float32).reshape(2, 4, 4, 3)
+    slope = jax.grad(lambda y: act(y).sum())
+    outputs, activations = features.capture(slope)(images)
+    np.testing.assert_array_equal(outputs, activations["output"])
+    np.testing.assert_allclose(outputs, slope(jnp.asarray(images)), rtol=1e-6)
+
+
+def test_a_call_with_the_name_of_an_activation_may_have_several_outputs():
+    @jax.jit
+    def silu(x):
+        return jax.nn.relu(x), 2 * x
+
+    names = [tap.name for tap in features.taps(lambda x: sum(silu(x)), np.zeros((2, 4, 4, 3), np.float32))]
+    assert "relu_0" in names
+    assert "silu_0" not in names

@@ -182,7 +182,8 @@ class Reader(Regions):
         inner, consts = opened(body(equation))
         active = {atom for atom, flow in zip(equation.invars, flows) if flow.active}
         named = equation.primitive.name in JIT and call_name(equation) in ACTIVATIONS
-        if named and len(active) == 1 and is_activation(inner):
+        # A gradient through an activation calls one of its name that returns the residuals too.
+        if named and len(active) == 1 and len(equation.outvars) == 1 and is_activation(inner):
             return self._activation(place, flows)
         child = Plan(inner, consts)
         place.plan.children[place.index] = child

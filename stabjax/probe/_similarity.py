@@ -101,13 +101,14 @@ def similarity(
     if not (select is None or isinstance(select, str) or callable(select)):
         select = tuple(select)
     n = len(images)
-    shapes = [jax.ShapeDtypeStruct((min(n, batch_size), *x.shape[1:]), x.dtype) for x in both]
+    dtypes = [jax.dtypes.canonicalize_dtype(x.dtype) for x in both]
+    shapes = [jax.ShapeDtypeStruct((min(n, batch_size), *x.shape[1:]), dtype) for x, dtype in zip(both, dtypes)]
     layers = tuple(layers_of(h, shape, select, units) for h, shape in zip(networks, shapes, strict=True))
     _check_networks(networks, shapes, layers, n, measure, together=batch_size >= n)
     # Of both networks: nothing keeps the compiler from running them side by side.
     bytes_of_image = sum(sum(each.sizes) for each in layers) * jnp.zeros(()).dtype.itemsize
     steps = deal_tiles(n, batch_size, int(memory * 2**30 / bytes_of_image))
-    batches = [jax.ShapeDtypeStruct((steps.size, *x.shape[1:]), x.dtype) for x in both]
+    batches = [jax.ShapeDtypeStruct((steps.size, *x.shape[1:]), dtype) for x, dtype in zip(both, dtypes)]
     return compare(
         tuple(ready(h, batch) for h, batch in zip(networks, batches, strict=True)),
         without_explicit_axes(tuple(map(jnp.asarray, both))),

@@ -54,7 +54,7 @@ def constant_weight(
             have.
     """
     x = as_batch(x, spatial=spatial, vectors=True)
-    reading, found = _found(f, jax.ShapeDtypeStruct(x.shape, x.dtype), tap, unit)
+    reading, found = _found(f, jax.ShapeDtypeStruct(x.shape, jax.dtypes.canonicalize_dtype(x.dtype)), tap, unit)
     image = reading.program.jaxpr.invars[-1].aval
     shape, channel_axis = found.site.shape, found.site.channel_axis
 
