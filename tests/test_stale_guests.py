@@ -613,3 +613,17 @@ def test_a_check_of_types_is_seen_through(images):
     assert features.of(Checked(hides)).adapter.opaque
     model = models.build("VGG11bn", rngs=nnx.Rngs(0), width=0.1)
     assert not isinstance(ready(model, images).adapter, Written)
+
+
+def by_config(key, image):
+    return image + Config.rate
+
+
+def test_perturbations_and_programs_of_the_user_see_attributes_of_classes(images):
+    network = features.of(lambda x: Config.rate * x)
+    run_user = jax.jit(lambda f, x: f(x))
+    for rate in (1.0, 2.0, 1.0):
+        Config.rate = rate
+        deformed, _ = probe.perturbed(images, key=KEY, deformation=by_config)
+        np.testing.assert_allclose(deformed[0], images + rate, rtol=1e-6)
+        np.testing.assert_allclose(run_user(network, images), rate * images, rtol=1e-6)

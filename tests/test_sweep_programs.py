@@ -126,9 +126,10 @@ def test_a_new_global_is_seen(monkeypatch, tmp_path):
     options = {"path": tmp_path / "a"}
     assert value(reads_global, AXES, **options) == [3, 5]
     assert value(Node(jnp.ones(()), "x"), AXES) == [2, 4]
+    three = 3 * jnp.ones(())
     with compilations() as compiled:
         assert value(reads_global, AXES, **options) == [3, 5]
-        assert value(Node(3 * jnp.ones(()), "x"), AXES) == [6, 12]
+        assert value(Node(three, "x"), AXES) == [6, 12]
     assert not compiled
     monkeypatch.setitem(globals(), "FACTOR", 3.0)
     assert value(reads_global, AXES) == [4, 7]

@@ -287,7 +287,7 @@ def _held_by(f: FunctionType) -> Iterator[tuple[str, Any]]:
 
 
 def _globals_of(f: FunctionType) -> Iterator[tuple[str, Any]]:
-    """Global variables that the code of a function names, those of modules it names too, but nothing of a library."""
+    """Global variables that the code of a function names, also through modules and classes; nothing of a library."""
     if _is_known(f.__globals__.get("__name__", "")):
         return
     names = _names(f.__code__)
@@ -295,6 +295,9 @@ def _globals_of(f: FunctionType) -> Iterator[tuple[str, Any]]:
         value = f.__globals__.get(name)
         if isinstance(value, ModuleType) and not _is_known(value.__name__):
             inside = [(f"{name}.{attribute}", vars(value).get(attribute)) for attribute in names]
+        elif isinstance(value, type) and _is_foreign(value):
+            shared = _class_data(value.__mro__, {})
+            inside = [(f"{name}.{attribute}", shared.get(attribute)) for attribute in names]
         else:
             inside = [(name, value)]
         for path, item in inside:
