@@ -394,7 +394,7 @@ def readers():
     yield Method(), lambda size: setattr(Method, "rate", lambda self: size)
 
 
-def test_modules_of_ones_own_are_traced_once_per_call(images):
+def test_what_modules_of_ones_own_read_is_read_at_every_call(images):
     compiled = None
     for model, put in readers():
         f = features.of(model)

@@ -5,7 +5,7 @@ The only place that touches JAX's tracing machinery.
 
 from stabjax._jaxpr._evaluate import evaluate
 from stabjax._jaxpr._extents import extents
-from stabjax._jaxpr._identity import may_change, of_object, runs_foreign_code, token
+from stabjax._jaxpr._identity import examine, of_object, token
 from stabjax._jaxpr._interpret import Step, interpret
 from stabjax._jaxpr._lifted import Lifted, lift
 from stabjax._jaxpr._positive import positive
@@ -26,16 +26,15 @@ __all__ = [
     "clipped",
     "entry",
     "evaluate",
+    "examine",
     "extents",
     "in_double",
     "interpret",
     "is_still",
     "lift",
-    "may_change",
     "of_object",
     "path_name",
     "positive",
     "read_network",
-    "runs_foreign_code",
     "token",
 ]

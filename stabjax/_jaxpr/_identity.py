@@ -13,7 +13,7 @@ import sys
 import weakref
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from types import CodeType, FunctionType, MethodType, ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -53,32 +53,30 @@ def of_program(jaxpr: Any) -> Hashable:
     return _Look().program(jaxpr, closed=False)
 
 
-def of_object(value: Any, known: Sequence[Any] = ()) -> Hashable:
-    """What an object holds besides these arrays, as far as it can be followed: attributes, items, closures."""
-    try:
-        return _Look(known).value(value)
-    except RecursionError:
-        return Itself(_Look())
+class Examined(NamedTuple):
+    """What one look at an object found."""
+
+    identity: Hashable
+    """What the object holds besides the known arrays, as far as it can be followed: attributes, items, closures."""
+    may_change: bool
+    """Whether it holds what can change in place besides them: arrays, lists or objects of plain data."""
+    foreign: bool
+    """Whether it runs code that is of no known library, which may read anything when it is called."""
 
 
-def may_change(value: Any, known: Sequence[Any]) -> bool:
-    """Whether an object holds what can change in place besides these arrays: arrays, lists or objects of plain data."""
+def examine(value: Any, known: Sequence[Any] = ()) -> Examined:
+    """Look at an object once; ``known`` are arrays that do not count."""
     look = _Look(known)
     try:
-        look.value(value)
+        identity = look.value(value)
     except RecursionError:
-        return True
-    return look.changing or bool(look.arrays)
+        return Examined(Itself(look), may_change=True, foreign=True)
+    return Examined(identity, look.changing or bool(look.arrays), look.foreign)
 
 
-def runs_foreign_code(value: Any, known: Sequence[Any]) -> bool:
-    """Whether an object runs code that is of no known library, which may read anything when it is called."""
-    look = _Look(known)
-    try:
-        look.value(value)
-    except RecursionError:
-        return True
-    return look.foreign
+def of_object(value: Any) -> Hashable:
+    """What an object holds, as far as it can be followed."""
+    return examine(value).identity
 
 
 @functools.lru_cache(maxsize=256)

@@ -12,7 +12,7 @@ import numpy as np
 from flax import linen, nnx
 from jax.core import Tracer
 
-from stabjax._jaxpr import may_change, of_object, path_name, runs_foreign_code, token
+from stabjax._jaxpr import examine, of_object, path_name, token
 
 MODES = ("eval", "batch_statistics")
 LAYOUTS = ("channels_last", "channels_first")
@@ -169,6 +169,7 @@ def taken(
     except TypeError as error:
         raise TypeError(f"expected hashable keyword arguments, got {static}; arrays belong into the network") from error
     skeleton, rebuild, variables, paths, root = _taken_apart(model, mode)
+    opaque, foreign = _hides(model, variables)
     adapter = Adapter(
         skeleton=skeleton,
         rebuild=rebuild,
@@ -178,18 +179,19 @@ def taken(
         layout=layout,
         method=method,
         static=tuple(sorted(static.items())),
-        opaque=_is(may_change, model, variables),
-        foreign=callable(method) or _is(runs_foreign_code, model, variables),
+        opaque=opaque,
+        foreign=foreign or callable(method),
     )
     return Guest(variables, adapter)
 
 
-def _is(question: Callable[[Any, list[Any]], bool], model: Any, variables: Any) -> bool:
-    """Answer for the modules of a framework; what is none may hold and read anything."""
+def _hides(model: Any, variables: Any) -> tuple[bool, bool]:
+    """Whether a guest may hold arrays besides its parameters, and whether its code may read anything."""
     equinox = sys.modules.get("equinox")
     if isinstance(model, nnx.Module | linen.Module) or (equinox is not None and isinstance(model, equinox.Module)):
-        return question(model, jax.tree_util.tree_leaves(variables))
-    return True
+        found = examine(model, jax.tree_util.tree_leaves(variables))
+        return found.may_change, found.foreign
+    return True, True
 
 
 def _taken_apart(model: Any, mode: str) -> tuple[Any, Callable[..., Any], Any, tuple[str, ...], str]:

@@ -104,7 +104,8 @@ def held(model: Any, parameters: Sequence[Any]) -> object:
 
     None where there is no such thing, as in most modules.
     """
-    return _jaxpr.token(_jaxpr.of_object(model, parameters)) if _jaxpr.may_change(model, parameters) else None
+    found = _jaxpr.examine(model, parameters)
+    return _jaxpr.token(found.identity) if found.may_change else None
 
 
 @jax.tree_util.register_pytree_node_class

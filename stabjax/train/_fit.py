@@ -220,7 +220,8 @@ def fit(
         update = stack.enter_context(progress_bar(total, shown=progress, completed=training.step))
 
         def report(step: int, history: History) -> None:
-            update(step, _description(step, total / per_epoch, per_epoch, history))
+            if progress:
+                update(step, _description(step, total / per_epoch, per_epoch, history))
 
         kept = {total} | {int(e) * per_epoch for e in epochs}
         training.run(total, (images, labels), perturbation, test_data, path, kept, save_every, report)
