@@ -5,7 +5,7 @@ import random
 import jax
 import jax.numpy as jnp
 
-from tests.guests import conv, normal
+from tests.sample_networks import conv, normal
 
 ACTIVATIONS = {
     "relu": jax.nn.relu,

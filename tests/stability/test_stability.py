@@ -1,0 +1,296 @@
+"""D, G, R and their intervals, from arrays."""
+
+import json
+
+import hypothesis
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import strategies as st
+
+from stabjax import stability
+from tests import GOLDEN_FOLDER
+
+GOLDEN = GOLDEN_FOLDER / "stability.npz"
+SEEDS = st.integers(0, 2**31)
+
+
+def golden(dtype):
+    with np.load(GOLDEN) as file:
+        return {name: file[name].astype(dtype) for name in file.files}
+
+
+def check_golden(dtype, tolerance):
+    g = golden(dtype)
+    exact = golden(np.float64)
+
+    def close(value, expected):
+        np.testing.assert_allclose(value, expected, rtol=tolerance)
+
+    clean, deformed, noisy = g["clean"], g["deformed"], g["noisy"]
+    # The published denominator has 1e-10 added to it.
+    pairs = exact["denominator_all_ordered_pairs"] - 1e-10
+    close(stability.squared_change(clean, deformed).mean(), exact["deformation_numerator"])
+    close(stability.squared_change(clean, noisy).mean(), exact["noise_numerator"])
+    close(stability.median_change(clean, deformed), exact["deformation_numerator_median_per_unit"])
+    close(stability.median_change(clean, noisy), exact["noise_numerator_median_per_unit"])
+    close(stability.pair_distance(clean), pairs)
+    close(stability.pair_distance(clean, distinct=True), pairs * 48 / 47)
+    close(stability.deformation(clean, deformed), exact["deformation_numerator"] / pairs)
+    close(stability.noise(clean, noisy), exact["noise_numerator"] / pairs)
+    close(
+        stability.relative(clean, deformed, noisy, average="median_per_unit"),
+        exact["deformation_numerator_median_per_unit"] / exact["noise_numerator_median_per_unit"],
+    )
+
+
+def test_golden_values_in_double_precision(x64):
+    check_golden(np.float64, 1e-10)
+
+
+def test_golden_values_in_single_precision():
+    check_golden(np.float32, 1e-4)
+
+
+def test_medians_are_the_lower_of_the_two_middle_values():
+    np.testing.assert_array_equal(stability.median(jnp.array([4.0, 1.0, 3.0, 2.0])), 2)
+    np.testing.assert_array_equal(stability.median(jnp.array([[4.0, 0], [1, 0], [3, 1]])), [3, 0])
+    np.testing.assert_array_equal(stability.median(jnp.array([4.0, jnp.nan, 3.0])), np.nan)
+
+
+@hypothesis.given(SEEDS)
+def test_pair_distances_are_those_of_all_pairs(seed):
+    x = np.random.default_rng(seed).normal(size=(11, 2, 3)).astype(np.float32)
+    pairs = np.square(x[:, None] - x[None]).sum((2, 3))
+    np.testing.assert_allclose(stability.pair_distance(x), pairs.mean(), rtol=1e-5)
+    np.testing.assert_allclose(stability.pair_distance(x, distinct=True), pairs.sum() / 110, rtol=1e-5)
+    np.testing.assert_allclose(stability.median_pair_distance(x), np.sort(pairs.ravel())[60], rtol=1e-5)
+
+
+def test_pair_distance_with_a_mean_a_thousand_times_the_spread(key):
+    x = 1000 + np.asarray(jax.random.normal(key, (200, 64)))
+    wide = x.astype(np.float64)
+    pairs = np.square(wide[:, None] - wide[None]).sum(2)
+    np.testing.assert_allclose(stability.pair_distance(x), pairs.mean(), rtol=1e-5)
+    np.testing.assert_allclose(stability.median_pair_distance(x), np.sort(pairs.ravel())[19999], rtol=1e-5)
+
+
+@pytest.mark.parametrize("average", ["mean", "median", "median_per_unit"])
+def test_scale_and_offset_of_the_features_do_not_matter(key, average):
+    clean, deformed, noisy = jax.random.normal(key, (3, 20, 6))
+    d = stability.deformation(clean, deformed, average=average)
+    np.testing.assert_allclose(stability.deformation(3 * clean + 2, 3 * deformed + 2, average=average), d, rtol=1e-5)
+    g = stability.noise(clean, noisy, average=average)
+    r = stability.relative(clean, deformed, noisy, average=average)
+    np.testing.assert_allclose(d / g, r, rtol=1e-5)
+    # Another image in the place of the perturbed one: as far as two images.
+    np.testing.assert_allclose(stability.deformation(clean, jnp.roll(clean, 1, 0)), 2 * 20 / 19 / 2, rtol=0.3)
+    assert stability.deformation(clean, clean, average=average) == 0
+
+
+def test_undefined_is_nan_and_has_finite_gradients(key):
+    x = jax.random.normal(key, (5, 4))
+    dead = jnp.ones((5, 4)) / 3
+    assert jnp.isnan(stability.deformation(dead, x))
+    assert jnp.isnan(stability.relative(x, x, x))
+    assert jnp.isnan(stability.pair_distance(x[:1], distinct=True))
+    slope = jax.grad(lambda deformed: stability.relative(x, deformed, x + 1))(x)
+    assert jnp.all(jnp.isfinite(slope))
+
+
+def test_errors(key, unchecked):
+    x = jnp.ones((4, 3))
+    numbers = jnp.ones((1, 1, 4)), jnp.ones((1, 1, 4)), jnp.ones((1, 4)), jnp.ones(1)
+    with pytest.raises(ValueError, match="same layers"):
+        stability.from_features(key, {"a": x}, {"b": x}, {"a": x})
+    with pytest.raises(ValueError, match="confidence between"):
+        stability.bootstrap(key, *numbers, confidence=95.0)
+    with pytest.raises(ValueError, match=r"of one shape, got \(4, 3\) and \(2, 3\)"):
+        stability.squared_change(x, x[:2])
+    with pytest.raises(ValueError, match="'median_per_unit', got 'mode'"):
+        stability.deformation(x, x, average="mode")
+    with pytest.raises(ValueError, match="got 'median_per_unit'"):
+        stability.bootstrap(key, *numbers, average="median_per_unit")
+
+
+@pytest.mark.parametrize("average", ["mean", "median"])
+def test_one_result_for_all_layers(key, average):
+    """Rows of `from_features` are the formulas, layer by layer; draws are averaged within an image."""
+    keys = jax.random.split(key, 3)
+    clean = {"a": jax.random.normal(keys[0], (30, 4)), "b": 5 + jax.random.normal(keys[0], (30, 2, 3))}
+    deformed = {k: v[None] + 0.1 * jax.random.normal(keys[1], (2, *v.shape)) for k, v in clean.items()}
+    noisy = {k: v[None] + 0.2 * jax.random.normal(keys[2], (2, *v.shape)) for k, v in clean.items()}
+    result = stability.from_features(key, clean, deformed, noisy, kinds={"a": "conv"}, average=average)
+    assert result.layers == ("a", "b")
+    assert result.kinds == ("conv", "other")
+    assert result.valid.all()
+    assert result.deformation_numerators.shape == (2, 2, 30)
+    assert result.deformation_interval.shape == (2, 2)
+    reduce = jnp.mean if average == "mean" else stability.median
+    for k, name in enumerate("ab"):
+        d, g = (
+            reduce(jnp.mean(jnp.stack([stability.squared_change(clean[name], one) for one in many[name]]), axis=0))
+            for many in (deformed, noisy)
+        )
+        np.testing.assert_allclose(result.deformation[k], d / stability.pair_distance(clean[name]), rtol=1e-5)
+        np.testing.assert_allclose(result.noise[k], g / stability.pair_distance(clean[name]), rtol=1e-5)
+        np.testing.assert_allclose(result.relative[k], d / g, rtol=1e-5)
+        pairs = stability.pair_distance(clean[name], distinct=True)
+        np.testing.assert_allclose(jnp.mean(result.spread[k]), pairs, rtol=1e-5)
+    for name in ("deformation", "noise", "relative"):
+        low, high = getattr(result, f"{name}_interval").T
+        assert jnp.all((low < getattr(result, name)) & (getattr(result, name) < high))
+
+
+def test_medians_per_unit_in_one_result(key):
+    """Against the formulas, and intervals against resampled whole arrays."""
+    rng = np.random.default_rng(0)
+    clean = rng.normal(size=(40, 3)).astype(np.float32)
+    deformed = clean + rng.gamma(1, 0.1, (2, 40, 3)).astype(np.float32)
+    noisy = clean + rng.gamma(1, 0.2, (2, 40, 3)).astype(np.float32)
+    features = [{"output": x} for x in (clean, deformed, noisy)]
+    result = stability.from_features(key, *features, average="median_per_unit", confidence=0.8)
+
+    def statistics(chosen):
+        tops = [np.mean([stability.median_change(clean[chosen], x[chosen]) for x in y]) for y in (deformed, noisy)]
+        pairs = float(stability.median_pair_distance(clean[chosen]))
+        return tops[0] / pairs, tops[1] / pairs, tops[0] / tops[1]
+
+    found = [float(getattr(result, name)[0]) for name in ("deformation", "noise", "relative")]
+    np.testing.assert_allclose(found, statistics(np.arange(40)), rtol=1e-5)
+    assert result.average == "median_per_unit"
+    resampled = np.array([statistics(rng.integers(0, 40, 40)) for _ in range(400)])
+    for name, values in zip(("deformation", "noise", "relative"), resampled.T, strict=True):
+        interval = np.asarray(getattr(result, f"{name}_interval"))[0]
+        expected = np.quantile(values, [0.1, 0.9])
+        np.testing.assert_allclose(interval, expected, atol=0.25 * np.ptp(expected))
+
+
+def numbers_per_image(seed, n, layers=1):
+    """Per-image numbers with a known law, correlated as those of one image are: means 1, 2 and 4."""
+    rng = np.random.default_rng(seed)
+    size = rng.gamma(4, 1 / 4, (layers, 1, n))
+    own = [rng.gamma(8, 1 / 8, (layers, 1, n)) for _ in range(3)]
+    deformed, noisy, spread = (m * size * x for m, x in zip((1, 2, 4), own, strict=True))
+    return [a.astype(np.float32) for a in (deformed, noisy, spread[:, 0])]
+
+
+def test_intervals_cover_as_often_as_they_say(key):
+    """400 experiments with 100 images each; the standard error of a coverage of 0.9 is 0.015."""
+    deformed, noisy, spread = numbers_per_image(3, 100, layers=400)
+    ends = jax.vmap(
+        lambda key, d, g, s: stability.bootstrap(
+            key, d[None], g[None], s[None], s[None].mean(1), confidence=0.9, resamples=300
+        )
+    )(jax.random.split(key, 400), deformed, noisy, spread)
+    for interval, truth in ((ends.deformation, 0.25), (ends.noise, 0.5), (ends.relative, 0.5)):
+        covered = jnp.mean((interval[:, 0, 0] < truth) & (truth < interval[:, 0, 1]))
+        assert 0.85 < covered < 0.94
+
+
+def test_paired_intervals_are_narrower(key):
+    """What images share cancels from R; resampling numerator and denominator apart would not see that."""
+    deformed, noisy, spread = numbers_per_image(5, 300)
+    low, high = stability.bootstrap(key, deformed, noisy, spread, spread.mean(1)).relative[0]
+    rng = np.random.default_rng(0)
+    above, below = (x[0, 0][rng.integers(0, 300, (1000, 300))].mean(1) for x in (deformed, noisy))
+    apart = np.quantile(above / below, [0.025, 0.975])
+    assert high - low < 0.8 * (apart[1] - apart[0])
+
+
+def test_bootstrap_of_medians_against_numpy(key):
+    deformed, noisy, spread = numbers_per_image(7, 60)
+    interval = stability.bootstrap(key, deformed, noisy, spread, spread.mean(1), average="median", resamples=4000)
+    index = np.random.default_rng(1).integers(0, 60, (4000, 60))
+    above, below = (np.sort(x[0, 0][index], axis=1)[:, 29] for x in (deformed, noisy))
+    expected = np.quantile(above / below, [0.025, 0.975])
+    np.testing.assert_allclose(interval.relative[0], expected, rtol=0.04)
+
+
+def test_images_that_were_not_measured_change_nothing(key):
+    deformed, noisy, spread = numbers_per_image(9, 80)
+    measured = np.arange(80) % 4 > 0
+    holes = [np.where(measured, x, np.nan).astype(np.float32) for x in (deformed, noisy, spread)]
+
+    def summary(deformed, noisy, spread, **options):
+        return stability.summarize(
+            key,
+            layers=["a"],
+            kinds=["conv"],
+            deformation_numerators=deformed,
+            noise_numerators=noisy,
+            spread=spread,
+            pair_distance=np.array([4.0], np.float32),
+            noise_radius=np.ones(deformed.shape[1:], np.float32),
+            **options,
+        )
+
+    for average in ("mean", "median"):
+        some = summary(*holes, measured=measured, average=average)
+        without = summary(*(x[..., measured] for x in (deformed, noisy, spread)), average=average)
+        np.testing.assert_allclose(some.relative, without.relative, rtol=1e-5)
+        np.testing.assert_allclose(some.relative_interval, without.relative_interval, rtol=0.05)
+        assert some.valid.all()
+        np.testing.assert_array_equal(jnp.isnan(some.deformation_numerators[0, 0]), ~measured)
+    assert "20 not finite, left out" in str(some)
+
+
+@pytest.fixture(scope="module")
+def result():
+    deformed, noisy, spread = numbers_per_image(11, 40, layers=3)
+    deformed[1] = np.nan
+    return stability.summarize(
+        jax.random.key(0),
+        layers=["input", "a rather long name/of a layer", "output"],
+        kinds=["input", "conv", "output"],
+        deformation_numerators=deformed,
+        noise_numerators=noisy,
+        spread=spread,
+        pair_distance=spread.mean(1),
+        noise_radius=np.ones((1, 40), np.float32),
+        confidence=0.9,
+    )
+
+
+def test_table(result):
+    lines = str(result).splitlines()
+    assert lines[0] == "40 images, 1 draw each, mean over images, 90 % intervals"
+    assert [line.endswith("invalid") for line in lines[3:]] == [False, True, False]
+    columns = [line.index(kind) for line, kind in zip(lines[3:], ("input  ", "conv", "output  "), strict=True)]
+    assert lines[4].index("conv") == lines[1].index("kind")
+    assert columns[1] == lines[1].index("kind")
+    assert f"{float(result.relative[2]):.3g}" in lines[5]
+    assert f"[{float(result.relative_interval[2, 0]):.3g}, {float(result.relative_interval[2, 1]):.3g}]" in lines[5]
+
+
+def test_a_result_is_a_tree_and_stacks(result):
+    doubled = jax.tree.map(lambda x: jnp.stack([x, x]), result)
+    assert isinstance(doubled, stability.Stability)
+    assert "stacked (2,)" in str(doubled)
+    assert doubled.to_xarray()["relative"].dims == ("net", "layer")
+    leaves, tree = jax.tree.flatten(result)
+    again = jax.tree.unflatten(tree, leaves)
+    assert again.layers == result.layers
+    assert jax.jit(lambda r: r.relative[2])(result) == result.relative[2]
+
+
+def test_labelled_axes(result):
+    data = result.to_xarray()
+    assert data.sizes == {"layer": 3, "bound": 2, "draw": 1, "image": 40}
+    assert float(data["relative"].sel(layer="output")) == float(result.relative[2])
+    assert float(data["deformation_interval"].sel(layer="output", bound="low")) == float(
+        result.deformation_interval[2, 0]
+    )
+    assert list(data["kind"].values) == ["input", "conv", "output"]
+    assert data.attrs == {"confidence": 0.9, "average": "mean"}
+    arrays = set(stability.Stability.__dataclass_fields__) - {"layers", "kinds", "confidence", "average"}
+    assert set(data) == arrays
+
+
+def test_plain_numbers_where_the_radius_is_unknown(recwarn):
+    features = {"a": np.random.default_rng(0).normal(size=(3, 2)).astype(np.float32)}
+    numbers = stability.from_features(jax.random.key(0), features, features, features).to_json()
+    assert numbers["mean_noise_radius"] is None
+    assert json.loads(json.dumps(numbers, allow_nan=False)) == numbers
+    assert not recwarn.list
