@@ -9,7 +9,7 @@ Units of a tap are named as in `stabjax.features`. Boxes and maps are in pixels 
 axis ``i`` is axis ``i`` of the image without batch and channels.
 """
 
-from stabjax.receptive._constant import constant_weight
+from stabjax.receptive._constant_weight import constant_weight
 from stabjax.receptive._effective import effective
 from stabjax.receptive._extent import Extent, extent
 from stabjax.receptive._measures import Growth, centre, growth, width

@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from stabjax import _jaxpr
 from stabjax._images import Spatial, as_batch
+from stabjax.receptive._box import Span, clipped, is_still
+from stabjax.receptive._box_windows import entry
+from stabjax.receptive._tap_boxes import extents
 from stabjax.receptive._unit import integers, parameters_of, reading_of
 
 
@@ -34,7 +36,7 @@ class Extent:
     start: tuple[int, ...]
     exact: bool
     regular: bool
-    spans: tuple[_jaxpr.Span, ...] = field(default=(), repr=False, compare=False)
+    spans: tuple[Span, ...] = field(default=(), repr=False, compare=False)
 
     def box(self, unit: Sequence[int]) -> tuple[tuple[int, int], ...]:
         """First pixel and the one behind the last, on each axis, of the unit at this position.
@@ -69,7 +71,7 @@ class Extent:
         for k, (span, axes) in enumerate(zip(self.spans, moving)):
             # Along axes on which the boxes stand still, any position does.
             places = [place[k] if in_place else place[axis] for axis in range(rank)]
-            found.append(_jaxpr.entry(span, [p if axis in axes else 0 for axis, p in enumerate(places)]))
+            found.append(entry(span, [p if axis in axes else 0 for axis, p in enumerate(places)]))
         if None in found:
             raise ValueError(f"expected a unit of the map, got {unit}; its boxes are irregular and end with it")
         if not np.isfinite(found).all():
@@ -125,12 +127,12 @@ def extent(f: Any, x: Any, *, spatial: Spatial = None) -> dict[str, Extent]:
     x = as_batch(x, spatial=spatial, vectors=True)
     result = {}
     reading, parameters = reading_of(f, x), parameters_of(f)
-    for name, spans in _jaxpr.extents(reading, parameters).items():
+    for name, spans in extents(reading, parameters).items():
         moving = _moving(spans)
         order = [axis for axes in moving for axis in axes]
         # Off any grid, a box behind a border says less than what is seen of it inside.
         spans = [
-            _jaxpr.clipped(span) if math.isnan(_along_axis(span, axes, order)[1]) else span
+            clipped(span) if math.isnan(_along_axis(span, axes, order)[1]) else span
             for span, axes in zip(spans, moving)
         ]
         sides = [_along_axis(span, axes, order) for span, axes in zip(spans, moving)]
@@ -141,9 +143,9 @@ def extent(f: Any, x: Any, *, spatial: Spatial = None) -> dict[str, Extent]:
     return result
 
 
-def _moving(spans: Sequence[_jaxpr.Span]) -> list[list[int]]:
+def _moving(spans: Sequence[Span]) -> list[list[int]]:
     """The axes of a tap along which the boxes change, for each axis of the image."""
-    return [[axis for axis in range(len(span.steps)) if not _jaxpr.is_still(span, axis)] for span in spans]
+    return [[axis for axis in range(len(span.steps)) if not is_still(span, axis)] for span in spans]
 
 
 def _is_in_place(moving: Sequence[Sequence[int]]) -> bool:
@@ -152,9 +154,7 @@ def _is_in_place(moving: Sequence[Sequence[int]]) -> bool:
     return all(len(axes) <= 1 for axes in moving) and order == sorted(set(order))
 
 
-def _along_axis(
-    span: _jaxpr.Span, moving: Sequence[int], all_moving: Sequence[int]
-) -> tuple[int, int | float, int, bool]:
+def _along_axis(span: Span, moving: Sequence[int], all_moving: Sequence[int]) -> tuple[int, int | float, int, bool]:
     """Size, stride and start along one axis of the image, and whether they tell every box.
 
     ``moving`` are the axes of the tap along which the boxes change, ``all_moving`` those of all axes of the image.

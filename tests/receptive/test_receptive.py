@@ -16,7 +16,9 @@ from jax import lax
 import stabjax as sj
 from benchmarks.extents import IMAGES as LARGE
 from benchmarks.extents import resnet, vgg16
-from stabjax import _jaxpr, receptive
+from stabjax import receptive
+from stabjax.receptive._box import clipped
+from stabjax.receptive._tap_boxes import extents
 from stabjax.receptive._unit import parameters_of, reading_of
 from tests.sample_networks import CASES, normal
 
@@ -92,8 +94,8 @@ def reach(f, sides, channels=3):
 
 def boxes_of(f, x):
     """What every unit of every tap sees inside the image: ``{name: [(first, last, exact)]}``, one for each axis."""
-    spans = _jaxpr.extents(reading_of(f, x), parameters_of(f))
-    inner = {name: [_jaxpr.clipped(span) for span in seen] for name, seen in spans.items()}
+    spans = extents(reading_of(f, x), parameters_of(f))
+    inner = {name: [clipped(span) for span in seen] for name, seen in spans.items()}
     return {name: [(span.ends[0], -span.ends[1], span.exact) for span in seen] for name, seen in inner.items()}
 
 

@@ -6,7 +6,7 @@ from math import gcd
 
 import numpy as np
 
-from stabjax._jaxpr._spans import (
+from stabjax.receptive._box import (
     STILL,
     Span,
     Step,

@@ -5,13 +5,13 @@ from typing import Any
 
 import numpy as np
 
-from stabjax._jaxpr import _rearranged, _selected, _spans
 from stabjax._jaxpr._constants import Constant
 from stabjax._jaxpr._parameters import is_dense, nonzero
 from stabjax._jaxpr._primitives import AFFINE, NONLINEAR, SCATTERS, VIEWS, WINDOWS
-from stabjax._jaxpr._spans import Span
-from stabjax._jaxpr._values import Seen, Value, each, inexact, joined, stretched
-from stabjax._jaxpr._windows import slid
+from stabjax.receptive import _box, _box_reshape, _box_selection
+from stabjax.receptive._box import Span
+from stabjax.receptive._box_values import Seen, Value, each, inexact, joined, stretched
+from stabjax.receptive._box_windows import slid
 
 
 def follow(equation: Any, operands: list[Any]) -> list[Any] | None:
@@ -27,7 +27,7 @@ def follow(equation: Any, operands: list[Any]) -> list[Any] | None:
 def anything(var: Any, sides: Sequence[int]) -> Seen:
     """A value of which nothing is known: it may see the whole image."""
     rank = len(getattr(var.aval, "shape", ()))
-    return tuple(_spans.whole(rank, side, exact=False) for side in sides)
+    return tuple(_box.whole(rank, side, exact=False) for side in sides)
 
 
 def _elementwise(equation: Any, operands: list[Any]) -> Any:
@@ -51,7 +51,7 @@ def _fitted(seen: Seen, old: tuple[int, ...], var: Any) -> Seen:
     new = var.aval.shape
     if len(old) != len(new):
         return stretched(seen, var)
-    return tuple(_spans.spread_over(span, len(new), range(len(new)), new, old) for span in seen)
+    return tuple(_box.spread_over(span, len(new), range(len(new)), new, old) for span in seen)
 
 
 def _masked(seen: Seen, factor: Any) -> Seen:
@@ -59,7 +59,7 @@ def _masked(seen: Seen, factor: Any) -> Seen:
     if is_dense(factor):
         return seen
     table = nonzero(factor)
-    return tuple(_spans.inexact(span) if table is None else _spans.only(span, table) for span in seen)
+    return tuple(_box.inexact(span) if table is None else _box.only(span, table) for span in seen)
 
 
 def _chosen(operands: list[Any], shape: tuple[int, ...]) -> Any:
@@ -72,7 +72,7 @@ def _chosen(operands: list[Any], shape: tuple[int, ...]) -> Any:
         return cases[int(table)]
     table = np.broadcast_to(table.astype(int), shape)
     parts = [
-        tuple(_spans.only(span, table == k) for span in case) for k, case in enumerate(cases) if isinstance(case, tuple)
+        tuple(_box.only(span, table == k) for span in case) for k, case in enumerate(cases) if isinstance(case, tuple)
     ]
     others = [case.value for k, case in enumerate(cases) if not isinstance(case, tuple) and (table == k).any()]
     # What is masked by another number than zero, as before a softmax, may vanish later on, and that is not followed.
@@ -104,12 +104,12 @@ def _convolution(equation: Any, operands: list[Any]) -> Any:
             spread=params["lhs_dilation"][k],
         )
     for span in seen:
-        span = _spans.channels(span, numbers.lhs_spec[1], groups, out[numbers.out_spec[1]])
+        span = _box.channels(span, numbers.lhs_spec[1], groups, out[numbers.out_spec[1]])
         if params["batch_group_count"] > 1:
-            span = _spans.mixed(span, numbers.lhs_spec[0])
+            span = _box.mixed(span, numbers.lhs_spec[0])
         order = sorted(range(len(out)), key=numbers.out_spec.__getitem__)
-        span = _spans.permute(span, [numbers.lhs_spec[k] for k in order])
-        result.append(span if exact else _spans.inexact(span))
+        span = _box.permute(span, [numbers.lhs_spec[k] for k in order])
+        result.append(span if exact else _box.inexact(span))
     return tuple(result)
 
 
@@ -145,11 +145,11 @@ def _product(equation: Any, operands: list[Any]) -> Any:
             table = None if isinstance(other, tuple) or not moving or is_dense(other) else nonzero(other)
             if table is not None and not shared and len(contracted[0]) == 1:
                 table = np.moveaxis(table, contracted[1 - side][0], 0)
-                spans.append(_rearranged.contract(span, contracted[side][0], table, kept, behind=side == 0))
+                spans.append(_box_reshape.contract(span, contracted[side][0], table, kept, behind=side == 0))
                 continue
-            span = span if isinstance(other, tuple) or is_dense(other) or not moving else _spans.inexact(span)
-            mixed = _spans.reduce(_spans.permute(span, [*kept, *contracted[side]]), range(len(kept), len(shapes[side])))
-            spans.append(_spans.spread_over(mixed, len(out), places, out, [shapes[side][k] for k in kept]))
+            span = span if isinstance(other, tuple) or is_dense(other) or not moving else _box.inexact(span)
+            mixed = _box.reduce(_box.permute(span, [*kept, *contracted[side]]), range(len(kept), len(shapes[side])))
+            spans.append(_box.spread_over(mixed, len(out), places, out, [shapes[side][k] for k in kept]))
         results.append(tuple(spans))
     return joined(results)
 
@@ -177,7 +177,7 @@ def _pool(equation: Any, operands: list[Any]) -> list[Any] | None:
 def _reduction(equation: Any, operands: list[Any]) -> list[Any] | None:
     axes = [int(axis) for axis in equation.params.get("axes", equation.params.get("dimensions", ()))]
     seen = _alongside(equation, operands)
-    return None if seen is None else [tuple(_spans.reduce(span, axes) for span in seen)] * len(equation.outvars)
+    return None if seen is None else [tuple(_box.reduce(span, axes) for span in seen)] * len(equation.outvars)
 
 
 def _alongside(equation: Any, operands: list[Any]) -> Any:
@@ -192,34 +192,34 @@ def _mixing(axes: Callable[[dict[str, Any], int], Sequence[int]]) -> Callable[[A
     def rule(equation: Any, operands: list[Any]) -> list[Any]:
         seen: Any = joined(operands)
         for axis in axes(equation.params, len(equation.invars[0].aval.shape)):
-            seen = tuple(_spans.mixed(span, axis) for span in seen)
+            seen = tuple(_box.mixed(span, axis) for span in seen)
         return [seen] * len(equation.outvars)
 
     return rule
 
 
 def _accumulated(equation: Any, span: Span) -> Span:
-    return _spans.accumulate(span, equation.params["axis"], backwards=equation.params["reverse"])
+    return _box.accumulate(span, equation.params["axis"], backwards=equation.params["reverse"])
 
 
 def _reverse(equation: Any, span: Span) -> Span:
     for axis in map(int, equation.params["dimensions"]):
-        span = _spans.reverse(span, axis)
+        span = _box.reverse(span, axis)
     return span
 
 
 def _broadcast(equation: Any, span: Span) -> Span:
     shape = equation.outvars[0].aval.shape
     places = [int(place) for place in equation.params["broadcast_dimensions"]]
-    return _spans.spread_over(span, len(shape), places, shape, equation.invars[0].aval.shape)
+    return _box.spread_over(span, len(shape), places, shape, equation.invars[0].aval.shape)
 
 
 def _reshaped(equation: Any, span: Span) -> Span:
     old, new = equation.invars[0].aval.shape, equation.outvars[0].aval.shape
     order = equation.params.get("dimensions") if equation.primitive.name == "reshape" else None
     if order is not None:
-        span, old = _spans.permute(span, order), [old[axis] for axis in order]
-    return _rearranged.reshape(span, old, new)
+        span, old = _box.permute(span, order), [old[axis] for axis in order]
+    return _box_reshape.reshape(span, old, new)
 
 
 _RULES: dict[str, Callable[[Any, list[Value]], Any]] = {
@@ -230,20 +230,20 @@ _RULES: dict[str, Callable[[Any, list[Value]], Any]] = {
     "reshape": each(_reshaped),
     "squeeze": each(_reshaped),
     "expand_dims": each(_reshaped),
-    "transpose": each(lambda equation, span: _spans.permute(span, [int(k) for k in equation.params["permutation"]])),
+    "transpose": each(lambda equation, span: _box.permute(span, [int(k) for k in equation.params["permutation"]])),
     "broadcast_in_dim": each(_broadcast),
     "rev": each(_reverse),
-    "slice": each(_selected.slicing),
-    "pad": _selected.padding,
-    "tile": each(_selected.tiling),
-    "dynamic_slice": _selected.dynamic_slice,
-    "dynamic_update_slice": _selected.update,
-    **dict.fromkeys(SCATTERS, _selected.scatter),
-    "concatenate": _selected.concatenation,
-    "gather": _selected.lookup,
-    "split": _selected.splitting,
-    "stack": _selected.stacking,
-    "unstack": _selected.unstacking,
+    "slice": each(_box_selection.slicing),
+    "pad": _box_selection.padding,
+    "tile": each(_box_selection.tiling),
+    "dynamic_slice": _box_selection.dynamic_slice,
+    "dynamic_update_slice": _box_selection.update,
+    **dict.fromkeys(SCATTERS, _box_selection.scatter),
+    "concatenate": _box_selection.concatenation,
+    "gather": _box_selection.lookup,
+    "split": _box_selection.splitting,
+    "stack": _box_selection.stacking,
+    "unstack": _box_selection.unstacking,
     **dict.fromkeys(
         "reduce_sum reduce_max reduce_min reduce_prod reduce_and reduce_or reduce_xor reduce argmax argmin".split(),
         _reduction,

@@ -6,18 +6,18 @@ from typing import Any
 
 import numpy as np
 
-from stabjax._jaxpr import _rearranged, _spans
-from stabjax._jaxpr._boxes import anything, follow
 from stabjax._jaxpr._constants import Constant
 from stabjax._jaxpr._flow import Plan
 from stabjax._jaxpr._parameters import PARAMETER, Given, Masked, Parameter
 from stabjax._jaxpr._program import CUSTOM, JIT, REMAT, body, opened, scan_split
 from stabjax._jaxpr._reading import Reading, Site
-from stabjax._jaxpr._selected import stack
-from stabjax._jaxpr._spans import Span
-from stabjax._jaxpr._values import Seen, Value, inexact, joined, stretched
 from stabjax._jaxpr._walk import Walk, row
-from stabjax._jaxpr._windows import window
+from stabjax.receptive import _box, _box_reshape
+from stabjax.receptive._box import Span
+from stabjax.receptive._box_rules import anything, follow
+from stabjax.receptive._box_selection import stack
+from stabjax.receptive._box_values import Seen, Value, inexact, joined, stretched
+from stabjax.receptive._box_windows import window
 
 
 def extents(reading: Reading, parameters: Sequence[Any]) -> dict[str, Seen]:
@@ -30,7 +30,7 @@ def extents(reading: Reading, parameters: Sequence[Any]) -> dict[str, Seen]:
     sides = image.shape[1:-1]
     walk = _Walk(sides)
     inputs: list[Value] = [Given(leaf) for leaf in parameters]
-    outputs = walk.run(reading.plan, [*inputs, tuple(_spans.of_image(image.shape, 1 + k) for k in range(len(sides)))])
+    outputs = walk.run(reading.plan, [*inputs, tuple(_box.of_image(image.shape, 1 + k) for k in range(len(sides)))])
     found = walk.found
     # The outputs' operations count on from those of the taps.
     for k, value in enumerate(outputs):
@@ -40,16 +40,16 @@ def extents(reading: Reading, parameters: Sequence[Any]) -> dict[str, Seen]:
 
 def _at_site(site: Site, value: Value, sides: Sequence[int]) -> Seen:
     if not isinstance(value, tuple):
-        return tuple(_spans.nothing(len(site.shape) - 1, side) for side in sides)
+        return tuple(_box.nothing(len(site.shape) - 1, side) for side in sides)
     result = []
     for span in value:
         if site.split != site.in_order or site.batch_axis != 0:
             shape = _split_back(site)
-            span = _rearranged.reshape(span, shape, site.split)
+            span = _box_reshape.reshape(span, shape, site.split)
             order = [site.batch_axis, *[k for k in range(len(site.split)) if k != site.batch_axis]]
-            span = _rearranged.reshape(_spans.permute(span, order), [site.split[k] for k in order], site.in_order)
+            span = _box_reshape.reshape(_box.permute(span, order), [site.split[k] for k in order], site.in_order)
         joined = [0] if site.channels_from in (None, 0) else [0, site.channels_from]
-        result.append(_spans.told(_spans.reduce(span, joined)))
+        result.append(_box.told(_box.reduce(span, joined)))
     return tuple(result)
 
 
@@ -146,5 +146,5 @@ def _all_alike(first: Sequence[Value], second: Sequence[Value]) -> bool:
 def _row(value: Value, k: int) -> Value:
     """One iteration's part of a stacked value."""
     if isinstance(value, tuple):
-        return tuple(_spans.reduce(window(span, 0, 1, low=-k), [0]) for span in value)
+        return tuple(_box.reduce(window(span, 0, 1, low=-k), [0]) for span in value)
     return row(value, k)

@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from stabjax._jaxpr import _rearranged, _spans
 from stabjax._jaxpr._constants import Constant
 from stabjax._jaxpr._parameters import PARAMETER
-from stabjax._jaxpr._spans import Span
-from stabjax._jaxpr._values import Value, inexact, joined, stretched
-from stabjax._jaxpr._windows import slid, window
+from stabjax.receptive import _box, _box_reshape
+from stabjax.receptive._box import Span
+from stabjax.receptive._box_values import Value, inexact, joined, stretched
+from stabjax.receptive._box_windows import slid, window
 
 
 def slicing(equation: Any, span: Span) -> Span:
@@ -40,7 +40,7 @@ def tiling(equation: Any, span: Span) -> Span:
     """Copies one behind the other."""
     for axis, copies in enumerate(map(int, equation.params["reps"])):
         length = equation.invars[0].aval.shape[axis]
-        span = _rearranged.concatenate([span] * copies, [length] * copies, axis, [False] * copies)
+        span = _box_reshape.concatenate([span] * copies, [length] * copies, axis, [False] * copies)
     return span
 
 
@@ -57,8 +57,8 @@ def dynamic_slice(equation: Any, operands: list[Any]) -> Any:
             if isinstance(start, Constant) and start.value is not None:
                 place = int(start.value) + (whole if start.value < 0 else 0)
                 span = window(span, axis, part, low=-max(0, min(place, whole - part)))
-            elif not _spans.is_still(span, axis):
-                span = _spans.inexact(_spans.mixed(span, axis))
+            elif not _box.is_still(span, axis):
+                span = _box.inexact(_box.mixed(span, axis))
         result.append(span)
     return joined(
         [tuple(result), *[stretched(start, equation.outvars[0]) for start in starts if isinstance(start, tuple)]]
@@ -73,7 +73,7 @@ def concatenation(equation: Any, operands: list[Any]) -> Any:
         return PARAMETER
     blank = [isinstance(part, Constant) for part in parts]
     by_axis = zip(*[part if isinstance(part, tuple) else repeat(None) for part in parts])
-    return tuple(_rearranged.concatenate(spans, lengths, axis, blank) for spans in by_axis)
+    return tuple(_box_reshape.concatenate(spans, lengths, axis, blank) for spans in by_axis)
 
 
 def stacking(equation: Any, operands: list[Any]) -> Any:
@@ -87,15 +87,15 @@ def stack(operands: Sequence[Value], axis: int, rank: int) -> Value:
     ones = [0] * rank
     result = []
     for parts in zip(*[operand if isinstance(operand, tuple) else repeat(None) for operand in operands]):
-        raised = [None if span is None else _spans.spread_over(span, rank, places, ones, ones[1:]) for span in parts]
-        result.append(_rearranged.concatenate(raised, [1] * len(parts), axis, [False] * len(parts)))
+        raised = [None if span is None else _box.spread_over(span, rank, places, ones, ones[1:]) for span in parts]
+        result.append(_box_reshape.concatenate(raised, [1] * len(parts), axis, [False] * len(parts)))
     return tuple(result)
 
 
 def unstacking(equation: Any, operands: list[Any]) -> list[Any]:
     axis = equation.params["axis"]
     return [
-        tuple(_spans.reduce(window(span, axis, 1, low=-k), [axis]) for span in operands[0])
+        tuple(_box.reduce(window(span, axis, 1, low=-k), [axis]) for span in operands[0])
         for k in range(len(equation.outvars))
     ]
 
@@ -147,13 +147,13 @@ def lookup(equation: Any, operands: list[Any]) -> Any:
     result: Any = []
     for span in table:
         for axis in unknown:
-            if not _spans.is_still(span, axis):
-                span = _spans.inexact(_spans.mixed(span, axis))
+            if not _box.is_still(span, axis):
+                span = _box.inexact(_box.mixed(span, axis))
         result.append(
-            _rearranged.gather(span, [np.zeros_like(p) if k in unknown else p for k, p in enumerate(places)], kept)
+            _box_reshape.gather(span, [np.zeros_like(p) if k in unknown else p for k, p in enumerate(places)], kept)
         )
     if isinstance(indices, tuple):
-        chosen = tuple(_spans.reduce(span, range(len(span.steps))) for span in indices)
+        chosen = tuple(_box.reduce(span, range(len(span.steps))) for span in indices)
         result = joined([tuple(result), stretched(chosen, equation.outvars[0])])
     return tuple(result)
 
@@ -179,13 +179,13 @@ def _overwritten(
         inside = inside & line.reshape([-1 if k == axis else 1 for k in range(len(old))])
     parts = []
     if isinstance(base, tuple):
-        parts.append(base if keeps else tuple(_spans.only(span, ~inside) for span in base))
+        parts.append(base if keeps else tuple(_box.only(span, ~inside) for span in base))
     if isinstance(part, tuple):
         moved = []
         for span in part:
             for axis, start in enumerate(places):
                 span = window(span, axis, old[axis], low=start) if old[axis] != new[axis] else span
-            moved.append(_spans.only(span, inside))
+            moved.append(_box.only(span, inside))
         parts.append(tuple(moved))
     return joined(parts)
 
@@ -210,7 +210,7 @@ def scatter(equation: Any, operands: list[Any]) -> Any:
     fits = all(0 <= p <= a - b for place in places for p, a, b in zip(place, old, new))
     if len(places) == 1 and fits:
         if isinstance(parts, tuple):
-            parts = tuple(_rearranged.reshape(span, given, new) for span in parts)
+            parts = tuple(_box_reshape.reshape(span, given, new) for span in parts)
         return _overwritten(base, parts, places[0], old, new, keeps=keeps)
     if isinstance(parts, tuple):
         everywhere = stretched(parts, equation.outvars[0])

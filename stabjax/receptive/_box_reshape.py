@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from stabjax._jaxpr._spans import (
+from stabjax.receptive._box import (
     STILL,
     Span,
     Step,
@@ -21,7 +21,7 @@ from stabjax._jaxpr._spans import (
     stepped,
     through,
 )
-from stabjax._jaxpr._windows import at, strided
+from stabjax.receptive._box_windows import at, strided
 
 
 def reshape(span: Span, old: Sequence[int], new: Sequence[int]) -> Span:

@@ -3,10 +3,10 @@
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
-from stabjax._jaxpr import _spans
 from stabjax._jaxpr._constants import Constant
 from stabjax._jaxpr._parameters import PARAMETER, Parameter
-from stabjax._jaxpr._spans import Span
+from stabjax.receptive import _box
+from stabjax.receptive._box import Span
 
 Seen: TypeAlias = tuple[Span, ...]
 """What a value sees, along each axis of the image."""
@@ -19,19 +19,19 @@ def joined(values: Sequence[Value]) -> Value:
     seen = [value for value in values if isinstance(value, tuple)]
     if not seen:
         return PARAMETER
-    return tuple(_spans.join(spans) for spans in zip(*seen)) if len(seen) > 1 else seen[0]
+    return tuple(_box.join(spans) for spans in zip(*seen)) if len(seen) > 1 else seen[0]
 
 
 def stretched(value: Seen, var: Any) -> Seen:
     """A single entry's boxes for every entry of another value."""
     shape = getattr(var.aval, "shape", ())
     return tuple(
-        _spans.spread_over(_spans.reduce(span, range(len(span.steps))), len(shape), (), shape, ()) for span in value
+        _box.spread_over(_box.reduce(span, range(len(span.steps))), len(shape), (), shape, ()) for span in value
     )
 
 
 def inexact(seen: Value) -> Value:
-    return tuple(_spans.inexact(span) for span in seen) if isinstance(seen, tuple) else seen
+    return tuple(_box.inexact(span) for span in seen) if isinstance(seen, tuple) else seen
 
 
 def each(rule: Callable[[Any, Span], Span]) -> Callable[[Any, list[Value]], Value]:
