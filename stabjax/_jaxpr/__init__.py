@@ -3,16 +3,40 @@
 The only place that touches JAX's tracing machinery.
 """
 
+from stabjax._jaxpr._domain import Domain, Step
 from stabjax._jaxpr._evaluate import evaluate
 from stabjax._jaxpr._identity import examine, of_object, token
-from stabjax._jaxpr._interpret import Step, interpret
+from stabjax._jaxpr._interpreter import interpret
 from stabjax._jaxpr._lifted import Lifted, lift
+from stabjax._jaxpr._primitives import (
+    AFFINE,
+    COPIES,
+    IDENTITIES,
+    MOVES,
+    NONLINEAR,
+    PLACEMENTS,
+    RESHAPES,
+    SCATTERS,
+    VIEWS,
+    WINDOWS,
+)
 from stabjax._jaxpr._program import path_name
 from stabjax._jaxpr._reading import Reading, Site, read_network
 from stabjax._jaxpr._regions import Hidden
 from stabjax._jaxpr._reuse import in_double
 
 __all__ = [
+    "AFFINE",
+    "COPIES",
+    "IDENTITIES",
+    "MOVES",
+    "NONLINEAR",
+    "PLACEMENTS",
+    "RESHAPES",
+    "SCATTERS",
+    "VIEWS",
+    "WINDOWS",
+    "Domain",
     "Hidden",
     "Lifted",
     "Reading",

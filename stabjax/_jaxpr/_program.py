@@ -20,6 +20,7 @@ Var = Any
 JIT = frozenset({"jit", "pjit", "closed_call", "core_call", "core_closed_call"})
 REMAT = frozenset({"checkpoint", "remat", "remat2"})
 CUSTOM = frozenset({"custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"})
+CALLS = JIT | REMAT | CUSTOM
 
 
 @dataclass(frozen=True)
@@ -43,16 +44,8 @@ class Program:
 
 
 def path_name(path: Sequence[Any]) -> str:
-    """``blocks/2/kernel`` from the key path of a pytree."""
-    parts = []
-    for entry in path:
-        for attribute in ("key", "name", "idx"):
-            if hasattr(entry, attribute):
-                parts.append(str(getattr(entry, attribute)))
-                break
-        else:
-            parts.append(str(entry))
-    return "/".join(parts)
+    """Return ``blocks/2/kernel`` for the key path of a leaf of a pytree."""
+    return jax.tree_util.keystr(tuple(path), simple=True, separator="/")
 
 
 def trace(apply: Callable[..., Any], leaves: Sequence[Any], paths: Sequence[str], x: Any) -> Program:

@@ -13,7 +13,7 @@ from stabjax import _jaxpr
 from stabjax._images import Spatial, as_batch
 from stabjax._text import table
 from stabjax.features._ready import ready
-from stabjax.lipschitz._rules import at_output, at_tap, follow, is_followed
+from stabjax.lipschitz._rules import LipschitzDomain, at_output, is_followed
 from stabjax.lipschitz._slope import Slope, image, still, together
 
 
@@ -109,14 +109,8 @@ def network(f: Any, x: Any, *, spatial: Spatial = None) -> NetworkBound:
         )
     dtype = jnp.dtype(jax.dtypes.canonicalize_dtype(x.dtype))
     dtype = dtype if dtype.itemsize >= 4 else jnp.dtype(jnp.float32)
-    found = _jaxpr.interpret(
-        reading,
-        jax.tree.leaves(guest.variables),
-        image(dtype),
-        follow,
-        is_followed=is_followed,
-        tapped=at_tap,
-    )
+    parameters = map(jnp.asarray, jax.tree.leaves(guest.variables))
+    found = _jaxpr.interpret(reading, LipschitzDomain(), [*parameters, image(dtype)])
     values = [value if is_followed(value) else still(dtype) for value in found]
     values = [at_output(value) if site.kind == "output" else value for site, value in zip(sites, values)]
     known = [(site, value) for site, value in zip(sites, values) if isinstance(value, Slope)]

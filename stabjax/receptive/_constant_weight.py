@@ -11,7 +11,7 @@ from jaxtyping import Array, Float64
 from stabjax import _jaxpr
 from stabjax._images import Spatial, as_batch
 from stabjax._types import AnyArray
-from stabjax.receptive._path_counts import positive
+from stabjax.receptive._path_counts import unit_weight_output
 from stabjax.receptive._unit import Position, Unit, axes_of, is_there, locate, marked, parameters_of
 
 
@@ -61,7 +61,7 @@ def constant_weight(
 
     def of_unit(place: Any) -> list[Array]:
         def network(x: Any) -> Any:
-            return positive(reading, parameters_of(f), found.site, x)
+            return unit_weight_output(reading, parameters_of(f), found.site, x)
 
         weights = jnp.where(marked(place, shape, channel_axis), 1 / found.channels, 0.0).astype(np.float64)
         (counts,) = jax.linear_transpose(network, jax.ShapeDtypeStruct(image.shape, np.float64))(weights)

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from stabjax._images import Spatial, as_batch
-from stabjax.receptive._box import Span, clipped, is_still
-from stabjax.receptive._box_windows import entry
-from stabjax.receptive._tap_boxes import extents
+from stabjax.receptive._box import Box, clip, is_constant
+from stabjax.receptive._box_windows import box_at
+from stabjax.receptive._tap_boxes import boxes_of_taps
 from stabjax.receptive._unit import integers, parameters_of, reading_of
 
 
@@ -36,7 +36,7 @@ class Extent:
     start: tuple[int, ...]
     exact: bool
     regular: bool
-    spans: tuple[Span, ...] = field(default=(), repr=False, compare=False)
+    boxes: tuple[Box, ...] = field(default=(), repr=False, compare=False)
 
     def box(self, unit: Sequence[int]) -> tuple[tuple[int, int], ...]:
         """First pixel and the one behind the last, on each axis, of the unit at this position.
@@ -53,7 +53,7 @@ class Extent:
             ValueError: if ``unit`` has not that many entries, or lies beyond a map whose boxes go on no further.
         """
         place, ndim = integers(unit), len(self.size)
-        if self.regular or not self.spans:
+        if self.regular or not self.boxes:
             if place is None or len(place) != ndim or not self.regular:
                 raise ValueError(
                     f"expected a position on {ndim} axes of regular boxes, got {unit}; these are "
@@ -61,17 +61,17 @@ class Extent:
                 )
             first = [start + int(stride) * k for start, stride, k in zip(self.start, self.stride, place)]
             return tuple((low, low + size) for low, size in zip(first, self.size))
-        moving, rank = _moving(self.spans), len(self.spans[0].steps)
+        moving, rank = _moving(self.boxes), len(self.boxes[0].strides)
         in_place = _is_in_place(moving)
         count = ndim if in_place else rank
         if place is None or len(place) != count:
             kind = "of the image" if in_place else "of the tap, on which those of the image do not lie one by one"
             raise ValueError(f"expected a position on {count} axes {kind}, got {unit}")
         found = []
-        for k, (span, axes) in enumerate(zip(self.spans, moving)):
+        for k, (box, axes) in enumerate(zip(self.boxes, moving)):
             # Along axes on which the boxes stand still, any position does.
             places = [place[k] if in_place else place[axis] for axis in range(rank)]
-            found.append(entry(span, [p if axis in axes else 0 for axis, p in enumerate(places)]))
+            found.append(box_at(box, [p if axis in axes else 0 for axis, p in enumerate(places)]))
         if None in found:
             raise ValueError(f"expected a unit of the map, got {unit}; its boxes are irregular and end with it")
         if not np.isfinite(found).all():
@@ -127,25 +127,22 @@ def extent(f: Any, x: Any, *, spatial: Spatial = None) -> dict[str, Extent]:
     x = as_batch(x, spatial=spatial, vectors=True)
     result = {}
     reading, parameters = reading_of(f, x), parameters_of(f)
-    for name, spans in extents(reading, parameters).items():
-        moving = _moving(spans)
+    for name, boxes in boxes_of_taps(reading, parameters).items():
+        moving = _moving(boxes)
         order = [axis for axes in moving for axis in axes]
         # Off any grid, a box behind a border says less than what is seen of it inside.
-        spans = [
-            clipped(span) if math.isnan(_along_axis(span, axes, order)[1]) else span
-            for span, axes in zip(spans, moving)
-        ]
-        sides = [_along_axis(span, axes, order) for span, axes in zip(spans, moving)]
+        boxes = [clip(box) if math.isnan(_along_axis(box, axes, order)[1]) else box for box, axes in zip(boxes, moving)]
+        sides = [_along_axis(box, axes, order) for box, axes in zip(boxes, moving)]
         size, stride, start, even = zip(*sides) if sides else ((), (), (), ())
         regular = _is_in_place(moving) and all(even)
-        exact = all(span.exact for span in spans)
-        result[name] = Extent(size, stride, start, exact, regular, () if regular else tuple(spans))
+        exact = all(box.exact for box in boxes)
+        result[name] = Extent(size, stride, start, exact, regular, () if regular else tuple(boxes))
     return result
 
 
-def _moving(spans: Sequence[Span]) -> list[list[int]]:
+def _moving(boxes: Sequence[Box]) -> list[list[int]]:
     """The axes of a tap along which the boxes change, for each axis of the image."""
-    return [[axis for axis in range(len(span.steps)) if not is_still(span, axis)] for span in spans]
+    return [[axis for axis in range(len(box.strides)) if not is_constant(box, axis)] for box in boxes]
 
 
 def _is_in_place(moving: Sequence[Sequence[int]]) -> bool:
@@ -154,19 +151,19 @@ def _is_in_place(moving: Sequence[Sequence[int]]) -> bool:
     return all(len(axes) <= 1 for axes in moving) and order == sorted(set(order))
 
 
-def _along_axis(span: Span, moving: Sequence[int], all_moving: Sequence[int]) -> tuple[int, int | float, int, bool]:
+def _along_axis(box: Box, moving: Sequence[int], all_moving: Sequence[int]) -> tuple[int, int | float, int, bool]:
     """Size, stride and start along one axis of the image, and whether they tell every box.
 
     ``moving`` are the axes of the tap along which the boxes change, ``all_moving`` those of all axes of the image.
     """
-    low, high = span.ends[0].ravel(), -span.ends[1].ravel()
+    low, high = box.bounds[0].ravel(), -box.bounds[1].ravel()
     seen = np.isfinite(low)
     if not seen.any():
         return 0, 0, 0, True
     sizes, starts = (high - low + 1)[seen], low[seen]
     size, start = int(sizes.max()), int(starts[0])
     alike = bool((sizes == size).all() and seen.all())
-    step = span.steps[moving[0]] if len(moving) == 1 else None
+    step = box.strides[moving[0]] if len(moving) == 1 else None
     if step is not None and all_moving.count(moving[0]) == 1:
         period, shift = step
         even = alike and len(set(np.diff(starts).tolist())) <= 1 and (period == 1 or len(starts) > 1)

@@ -1,4 +1,4 @@
-"""Which pixels every value of a program can depend on: the program, followed with boxes in place of numbers."""
+"""The boxes of every tap of a network: its program, interpreted with boxes of pixels in place of arrays."""
 
 from collections.abc import Sequence
 from math import prod
@@ -6,145 +6,101 @@ from typing import Any
 
 import numpy as np
 
-from stabjax._jaxpr._constants import Constant
-from stabjax._jaxpr._flow import Plan
-from stabjax._jaxpr._parameters import PARAMETER, Given, Masked, Parameter
-from stabjax._jaxpr._program import CUSTOM, JIT, REMAT, body, opened, scan_split
-from stabjax._jaxpr._reading import Reading, Site
-from stabjax._jaxpr._walk import Walk, row
-from stabjax.receptive import _box, _box_reshape
-from stabjax.receptive._box import Span
-from stabjax.receptive._box_rules import anything, follow
-from stabjax.receptive._box_selection import stack
-from stabjax.receptive._box_values import Seen, Value, inexact, joined, stretched
-from stabjax.receptive._box_windows import window
+from stabjax._jaxpr import Reading, Site, Step, interpret
+from stabjax.receptive._box import Box, box_of_image, empty, report
+from stabjax.receptive._box_axes import Boxes, Value, as_inexact, reduce_axes, stretch, transpose, unite
+from stabjax.receptive._box_reshape import reshape
+from stabjax.receptive._box_rules import follow, unknown_boxes
+from stabjax.receptive._box_selection import follow_stack, row
+from stabjax.receptive._constants import Constant
+from stabjax.receptive._masks import GivenParameter, MaskDomain, MaskedParameter, Parameter
 
 
-def extents(reading: Reading, parameters: Sequence[Any]) -> dict[str, Seen]:
-    """The boxes of every tap, batch and channels joined: what is left are the positions of its units.
+def boxes_of_taps(reading: Reading, parameters: Sequence[Any]) -> dict[str, Boxes]:
+    """Return the boxes of every tap, by name; batch and channels are joined, what is left are its units' positions.
 
-    ``parameters``: those of the program, or their shapes; they count only where they are masks.
+    Args:
+        reading: the network.
+        parameters: those of the program, or their shapes; they count only where they are masks.
     """
-    program = reading.program
-    image = program.jaxpr.invars[-1].aval
-    sides = image.shape[1:-1]
-    walk = _Walk(sides)
-    inputs: list[Value] = [Given(leaf) for leaf in parameters]
-    outputs = walk.run(reading.plan, [*inputs, tuple(_box.of_image(image.shape, 1 + k) for k in range(len(sides)))])
-    found = walk.found
-    # The outputs' operations count on from those of the taps.
-    for k, value in enumerate(outputs):
-        found[reading.operations + k, ()] = value
-    return {site.name: _at_site(site, found[site.operation, site.iteration], sides) for site in reading.sites}
+    shape = reading.program.jaxpr.invars[-1].aval.shape
+    sides = shape[1:-1]
+    images = tuple(box_of_image(shape, 1 + k) for k in range(len(sides)))
+    values = interpret(reading, BoxDomain(sides), [*map(GivenParameter, parameters), images])
+    return {site.name: _boxes_of_units(site, value, sides) for site, value in zip(reading.sites, values, strict=True)}
 
 
-def _at_site(site: Site, value: Value, sides: Sequence[int]) -> Seen:
+def _boxes_of_units(site: Site, value: Value, sides: Sequence[int]) -> Boxes:
     if not isinstance(value, tuple):
-        return tuple(_box.nothing(len(site.shape) - 1, side) for side in sides)
+        return tuple(empty(len(site.shape) - 1, side) for side in sides)
     result = []
-    for span in value:
+    for box in value:
         if site.split != site.in_order or site.batch_axis != 0:
-            shape = _split_back(site)
-            span = _box_reshape.reshape(span, shape, site.split)
+            box = reshape(box, _shape_in_program(site), site.split)
             order = [site.batch_axis, *[k for k in range(len(site.split)) if k != site.batch_axis]]
-            span = _box_reshape.reshape(_box.permute(span, order), [site.split[k] for k in order], site.in_order)
+            box = reshape(transpose(box, order), [site.split[k] for k in order], site.in_order)
         joined = [0] if site.channels_from in (None, 0) else [0, site.channels_from]
-        result.append(_box.told(_box.reduce(span, joined)))
+        result.append(report(reduce_axes(box, joined)))
     return tuple(result)
 
 
-def _split_back(site: Site) -> tuple[int, ...]:
-    """The shape in the program, in which the batch may be merged with what stands around it."""
+def _shape_in_program(site: Site) -> tuple[int, ...]:
+    """Return the shape in the program, in which the batch may be merged with what stands before and behind it."""
     if site.batch_axis == 0:
         return site.split
     axis = site.batch_axis
     return (*site.split[: axis - 1], prod(site.split[axis - 1 : axis + 2]), *site.split[axis + 2 :])
 
 
-class _Walk(Walk):
-    """Follows boxes."""
+class BoxDomain(MaskDomain):
+    """Boxes of pixels; ``sides`` are those of the images."""
 
     def __init__(self, sides: Sequence[int]) -> None:
-        super().__init__()
         self.sides = sides
 
-    def step(self, equation: Any, operands: list[Value], child: Plan | None, iteration: tuple[int, ...]) -> list[Value]:
-        name = equation.primitive.name
-        if name in JIT or name in REMAT or name in CUSTOM:
-            return self.run(child or Plan(*opened(body(equation))), operands, iteration)
-        if name == "cond":
-            return self._cond(equation, operands)
-        if name == "scan":
-            return self._scan(equation, operands, child, iteration)
-        outputs = follow(equation, operands)
-        return [anything(var, self.sides) for var in equation.outvars] if outputs is None else outputs
+    def apply(self, step: Step, operands: list[Value]) -> list[Value]:
+        """Return what the outputs see; the whole image where there is no rule."""
+        outputs = follow(step, operands)
+        return [unknown_boxes(result.shape, self.sides) for result in step.results] if outputs is None else outputs
 
-    def _cond(self, equation: Any, operands: list[Value]) -> list[Value]:
-        """Any of the branches may be taken."""
-        outcomes = self.outcomes(equation, operands)
-        if len(outcomes) == 1:
-            return outcomes[0]
-        results: list[Value] = []
-        for var, alternatives in zip(equation.outvars, zip(*outcomes)):
-            numbers = all(isinstance(value, Constant) and value.value is not None for value in alternatives)
-            same = all(_alike(alternatives[0], value) for value in alternatives[1:])
-            chooser: Any = operands[0]
-            chosen = isinstance(chooser, tuple) and not (numbers and same)
-            seen = joined([*alternatives, *([stretched(chooser, var)] if chosen else [])])
-            results.append(seen if same or numbers else inexact(seen))
-        return results
+    def choose(self, step: Step, index: Value, alternatives: list[Value]) -> Value:
+        """Return what any of the branches sees, and the choice between them, if they differ."""
+        numbers = all(isinstance(value, Constant) and value.value is not None for value in alternatives)
+        equal = all(_is_same(alternatives[0], value) for value in alternatives[1:])
+        choice = []
+        if isinstance(index, tuple) and not (numbers and equal):
+            choice = [stretch(index, step.results[0].shape)]
+        union = unite([*alternatives, *choice])
+        return union if equal or numbers else as_inexact(union)
 
-    def _scan(self, equation: Any, operands: list[Value], child: Plan | None, outer: tuple[int, ...]) -> list[Value]:
-        """Iteration by iteration; one that begins as the last did ends as it did."""
-        params = equation.params
-        fixed, carried = scan_split(params)
-        plan = child or Plan(*opened(params["jaxpr"]))
-        consts, carry, stacked = operands[:fixed], operands[fixed : fixed + carried], operands[fixed + carried :]
-        length = params["length"]
-        order = range(length - 1, -1, -1) if params["reverse"] else range(length)
-        made: dict[int, list[Value]] = {}
-        before: list[Value] | None = None
-        outputs: list[Value] = []
-        for k in order:
-            inputs = [*consts, *carry, *[_row(value, k) for value in stacked]]
-            if before is not None and _all_alike(before, inputs) and child is None:
-                made[k] = outputs[carried:]
-                continue
-            before = inputs
-            outputs = self.run(plan, inputs, (*outer, k))
-            carry = outputs[:carried]
-            made[k] = outputs[carried:]
-        rows = []
-        for j, var in enumerate(equation.outvars[carried:]):
-            parts = [made[k][j] for k in range(length)]
-            seeing = any(isinstance(part, tuple) for part in parts)
-            rows.append(stack(parts, 0, len(var.aval.shape)) if seeing else PARAMETER)
-        return [*carry, *rows]
+    def row(self, step: Step, value: Value, k: int) -> Value:
+        """Return what row ``k`` sees."""
+        return row(value, k) if isinstance(value, tuple) else super().row(step, value, k)
+
+    def stack(self, step: Step, rows: list[Value]) -> Value:
+        """Return what the rows see, one behind the other."""
+        active = any(isinstance(value, tuple) for value in rows)
+        return follow_stack(step, rows) if active else super().stack(step, rows)
+
+    def is_same(self, one: Sequence[Value], two: Sequence[Value]) -> bool:
+        """Return whether values see the same, and are the same where they see nothing."""
+        return all(map(_is_same, one, two))
 
 
-def _alike(a: Value, b: Value) -> bool:
-    """Whether two values see the same, and are the same where they see nothing."""
-    if isinstance(a, tuple) and isinstance(b, tuple):
-        return all(map(_same_boxes, a, b))
-    if isinstance(a, Constant) and isinstance(b, Constant):
-        return a is b or (a.value is not None and b.value is not None and np.array_equal(a.value, b.value))
-    plain = isinstance(a, Parameter) and isinstance(b, Parameter) and not isinstance(a, Masked)
-    return a is b or (plain and not isinstance(b, Masked))
+def _is_same(one: Value, two: Value) -> bool:
+    if isinstance(one, tuple) and isinstance(two, tuple):
+        return all(map(_has_same_boxes, one, two))
+    if isinstance(one, Constant) and isinstance(two, Constant):
+        if one is two or one.value is None or two.value is None:
+            return one is two
+        return np.array_equal(one.value, two.value)
+    if isinstance(one, MaskedParameter) or isinstance(two, MaskedParameter):
+        return one is two
+    return one is two or (isinstance(one, Parameter) and isinstance(two, Parameter))
 
 
-def _same_boxes(a: Span | None, b: Span | None) -> bool:
-    if a is None or b is None or a is b:
-        return a is b
-    alike = a.steps == b.steps and a.exact == b.exact and a.ends.shape == b.ends.shape
-    return alike and bool((a.ends == b.ends).all()) and _same_boxes(a.within, b.within)
-
-
-def _all_alike(first: Sequence[Value], second: Sequence[Value]) -> bool:
-    return all(map(_alike, first, second))
-
-
-def _row(value: Value, k: int) -> Value:
-    """One iteration's part of a stacked value."""
-    if isinstance(value, tuple):
-        return tuple(_box.reduce(window(span, 0, 1, low=-k), [0]) for span in value)
-    return row(value, k)
+def _has_same_boxes(one: Box | None, two: Box | None) -> bool:
+    if one is None or two is None or one is two:
+        return one is two
+    same = one.strides == two.strides and one.exact == two.exact and one.bounds.shape == two.bounds.shape
+    return same and bool((one.bounds == two.bounds).all()) and _has_same_boxes(one.clipped, two.clipped)

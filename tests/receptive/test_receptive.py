@@ -17,8 +17,8 @@ import stabjax as sj
 from benchmarks.extents import IMAGES as LARGE
 from benchmarks.extents import resnet, vgg16
 from stabjax import receptive
-from stabjax.receptive._box import clipped
-from stabjax.receptive._tap_boxes import extents
+from stabjax.receptive._box import clip
+from stabjax.receptive._tap_boxes import boxes_of_taps
 from stabjax.receptive._unit import parameters_of, reading_of
 from tests.sample_networks import CASES, normal
 
@@ -94,9 +94,9 @@ def reach(f, sides, channels=3):
 
 def boxes_of(f, x):
     """What every unit of every tap sees inside the image: ``{name: [(first, last, exact)]}``, one for each axis."""
-    spans = extents(reading_of(f, x), parameters_of(f))
-    inner = {name: [clipped(span) for span in seen] for name, seen in spans.items()}
-    return {name: [(span.ends[0], -span.ends[1], span.exact) for span in seen] for name, seen in inner.items()}
+    boxes = boxes_of_taps(reading_of(f, x), parameters_of(f))
+    inner = {name: [clip(box) for box in seen] for name, seen in boxes.items()}
+    return {name: [(box.bounds[0], -box.bounds[1], box.exact) for box in seen] for name, seen in inner.items()}
 
 
 def compare(f, sides, channels=3, *, exact=True, folds=False):
