@@ -35,24 +35,24 @@ def interpret(reading: Reading, domain: Domain, inputs: Sequence[Value]) -> list
     interpreter = Interpreter(reading, domain)
     outputs = interpreter.run(reading.plan, inputs)
     # The outputs' operations count on from those of the taps.
-    found = interpreter.tapped | {(reading.operations + k, ()): value for k, value in enumerate(outputs)}
+    found = interpreter.at_taps | {(reading.operations + k, ()): value for k, value in enumerate(outputs)}
     return [found[site.operation, site.iteration] for site in reading.sites]
 
 
 class Interpreter:
-    """Follows the programs of one network; `tapped` holds the values at its taps, by operation and iteration."""
+    """Follow the programs of one network; `at_taps` holds the values at its taps, by operation and iteration."""
 
     def __init__(self, reading: Reading, domain: Domain) -> None:
         self.jaxpr = reading.plan.jaxpr
         self.domain = domain
-        self.tapped: dict[tuple[int, tuple[int, ...]], Value] = {}
+        self.at_taps: dict[tuple[int, tuple[int, ...]], Value] = {}
         self._names = {(site.operation, site.iteration): site.name for site in reading.sites}
         self._scopes: list[str] = []
         self._starts: dict[tuple[Plan, Var], Value | None] = dict.fromkeys(_starts_of(reading.plan))
 
     def where(self, equation: Equation) -> str:
         """Name the place of an equation by the scopes around it and the last tap before it."""
-        behind = next((self._names[place] for place in reversed(self.tapped) if place in self._names), "the images")
+        behind = next((self._names[place] for place in reversed(self.at_taps) if place in self._names), "the images")
         scopes = "/".join((*self._scopes, *scope_of(equation)))
         return f"in {scopes}, behind {behind}" if scopes else f"behind {behind}"
 
@@ -74,7 +74,7 @@ class Interpreter:
         domain, jaxpr = self.domain, plan.jaxpr
         held = dict(zip(jaxpr.constvars, plan.consts))
         known = {var: (constant or domain.constant)(held.get(var)) for var in jaxpr.constvars}
-        known |= {var: self._stored(plan, var, value) for var, value in zip(jaxpr.invars, inputs, strict=True)}
+        known |= {var: self._exchange(plan, var, value) for var, value in zip(jaxpr.invars, inputs, strict=True)}
 
         def lookup(atom: Any) -> Value:
             return domain.literal(atom.val) if is_literal(atom) else known[atom]
@@ -83,16 +83,16 @@ class Interpreter:
             operands = [lookup(atom) for atom in equation.invars]
             step = Step(self, equation, plan.children.get(index))
             if any(map(domain.is_active, operands)):
-                outputs = self._active(step, equation, operands, plan.children.get(index), iteration)
+                outputs = self._follow(step, equation, operands, plan.children.get(index), iteration)
             else:
                 outputs = domain.fold(step, operands)
             for var, value in zip(equation.outvars, outputs, strict=True):
-                known[var] = value = self._stored(plan, var, value)
+                known[var] = value = self._exchange(plan, var, value)
                 for operation in plan.taps.get(var, ()):
-                    self.tapped[operation, iteration] = value
+                    self.at_taps[operation, iteration] = value
         return [lookup(atom) for atom in jaxpr.outvars]
 
-    def _stored(self, plan: Plan, var: Var, value: Value) -> Value:
+    def _exchange(self, plan: Plan, var: Var, value: Value) -> Value:
         """Let the domain exchange the value of an activation and of a tap, and remember where activations begin."""
         start = self._starts.get(plan.starts[var]) if var in plan.starts else None
         if start is not None:
@@ -103,7 +103,7 @@ class Interpreter:
             self._starts[plan, var] = value
         return value
 
-    def _active(
+    def _follow(
         self,
         step: Step,
         equation: Equation,

@@ -30,13 +30,13 @@ class Lifted:
     identity: Hashable
 
     def __call__(self, hidden: Sequence[Any], leaves: Sequence[Any], x: Any) -> Any:
-        """The outputs, from the arrays that the function held, its parameters and the images."""
+        """Return the outputs, from the arrays that the function held, its parameters and the images."""
         constants, inputs = hidden[: self.constants], hidden[self.constants :]
         return jax.tree_util.tree_unflatten(self.out_tree, eval_jaxpr(self.jaxpr, constants, *leaves, *inputs, x))
 
 
 def lift(apply: Callable[..., Any], leaves: Sequence[Any], x: Any) -> tuple[Lifted, list[Any]]:
-    """The program of ``apply(leaves, x)``, and the arrays that it holds besides; nothing is computed.
+    """Return the program of ``apply(leaves, x)``, and the arrays that it holds besides; nothing is computed.
 
     Scalars are written into a program by JAX: with other ones it is another program.
 
@@ -67,7 +67,7 @@ def lift(apply: Callable[..., Any], leaves: Sequence[Any], x: Any) -> tuple[Lift
 
 
 def _calls_with_constants(jaxpr: Jaxpr) -> Iterator[Any]:
-    """Calls of jitted functions that hold arrays, in order, those inside of calls behind the call itself."""
+    """Return the calls of jitted functions that hold arrays, in order, those inside of calls behind the call itself."""
     for equation in jaxpr.eqns:
         if equation.primitive.name in JIT and _holds(body(equation)):
             yield equation
@@ -80,7 +80,7 @@ def _holds(closed: Jaxpr) -> bool:
 
 
 def _inlined(jaxpr: Jaxpr, consts: Sequence[Any], inputs: Sequence[Any], held: Iterator[Any]) -> list[Any]:
-    """Outputs of a program whose calls take the arrays they hold from an iterator, call by call."""
+    """Return the outputs of a program whose calls take the arrays they hold from an iterator, call by call."""
     values = dict(zip(jaxpr.constvars, consts, strict=True)) | dict(zip(jaxpr.invars, inputs, strict=True))
 
     def operand(atom: Any) -> Any:

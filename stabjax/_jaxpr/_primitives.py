@@ -61,7 +61,7 @@ def region_label(nonlinear: frozenset[str]) -> str:
 
 
 def is_activation(jaxpr: Any) -> bool:
-    """Whether a program is elementwise throughout and not affine."""
+    """Return whether a program is elementwise throughout and not affine."""
     return _elementwise(jaxpr) == "nonlinear"
 
 
@@ -82,7 +82,7 @@ def _elementwise(jaxpr: Any) -> str:
 
 
 def root_of(equation: Equation) -> tuple[bool, bool]:
-    """Whether an equation takes a root, and an inverse root; any power counts as a root of a statistic."""
+    """Return whether an equation takes a root, and an inverse root; any power counts as a root of a statistic."""
     name = equation.primitive.name
     if name == "pow":
         exponent = getattr(equation.invars[1], "val", None)

@@ -49,7 +49,7 @@ def path_name(path: Sequence[Any]) -> str:
 
 
 def trace(apply: Callable[..., Any], leaves: Sequence[Any], paths: Sequence[str], x: Any) -> Program:
-    """The program of ``apply(leaves, x)``; nothing is computed.
+    """Return the program of ``apply(leaves, x)``; nothing is computed.
 
     Args:
         apply: network as a function of its parameters and a batch.
@@ -82,12 +82,12 @@ def trace(apply: Callable[..., Any], leaves: Sequence[Any], paths: Sequence[str]
 
 
 def opened(jaxpr: Jaxpr) -> tuple[Jaxpr, Sequence[Any]]:
-    """The open program and the values of its constants."""
+    """Return the open program and the values of its constants."""
     return getattr(jaxpr, "jaxpr", jaxpr), getattr(jaxpr, "consts", ())
 
 
 def body(equation: Equation) -> Jaxpr | None:
-    """The program inside a call, or None."""
+    """Return the program inside a call, or None."""
     for name in ("jaxpr", "call_jaxpr", "fun_jaxpr"):
         if name in equation.params:
             return equation.params[name]
@@ -95,7 +95,10 @@ def body(equation: Equation) -> Jaxpr | None:
 
 
 def scan_split(params: dict[str, Any]) -> tuple[int, int]:
-    """Number of constants and of carried values of a scan; from JAX 0.11 on they are read off a tree of its inputs."""
+    """Return the number of constants and of carried values of a scan.
+
+    From JAX 0.11 on they are read off a tree of its inputs.
+    """
     if "num_consts" in params:
         return params["num_consts"], params["num_carry"]
     consts, carry, _ = params["ft_in"].unpack()
@@ -103,7 +106,7 @@ def scan_split(params: dict[str, Any]) -> tuple[int, int]:
 
 
 def default_branch(equation: Equation) -> Jaxpr | None:
-    """What `platform_dependent` runs on platforms it does not name; None for any other ``cond``."""
+    """Return what `platform_dependent` runs on platforms it does not name; None for any other ``cond``."""
     platforms = equation.params.get("branches_platforms")
     if platforms is None:
         return None
@@ -111,7 +114,7 @@ def default_branch(equation: Equation) -> Jaxpr | None:
 
 
 def inner_programs(equation: Equation) -> list[Jaxpr]:
-    """Every program in the parameters of an equation."""
+    """Return every program in the parameters of an equation."""
     found = []
     for value in equation.params.values():
         candidates = value if isinstance(value, tuple | list) else (value,)
@@ -120,7 +123,7 @@ def inner_programs(equation: Equation) -> list[Jaxpr]:
 
 
 def call_name(equation: Equation) -> str:
-    """The function's own name: of a jit, or of the rule it carries."""
+    """Return the function's own name: of a jit, or of the rule it carries."""
     name = equation.params.get("name")
     if name:
         return str(name)
@@ -133,7 +136,7 @@ def call_name(equation: Equation) -> str:
 
 
 def scope_of(equation: Equation) -> tuple[str, ...]:
-    """Named scopes around an equation, without what transformations wrap round a name.
+    """Return the named scopes around an equation, without what transformations wrap round a name.
 
     Of a method (``Block_0.encode``) the module stays; Equinox names a scope after the class (``eqx.nn.Conv2d``), which
     says nothing of the place, and `einsum` names one after its formula.
@@ -150,12 +153,12 @@ def scope_of(equation: Equation) -> tuple[str, ...]:
 
 
 def is_literal(atom: Any) -> bool:
-    """Whether an operand is a literal."""
+    """Return whether an operand is a literal."""
     return isinstance(atom, jex.Literal)
 
 
 def is_dropped(var: Any) -> bool:
-    """Whether a value is not used."""
+    """Return whether a value is not used."""
     return type(var).__name__ == "DropVar"
 
 

@@ -111,7 +111,7 @@ def _accumulated(step: Step, x: np.ndarray) -> np.ndarray:
 
 
 def _rounded(step: Step, x: np.ndarray) -> np.ndarray:
-    """Halves go away from zero, or to the even neighbour."""
+    """Round halves away from zero, or to the even neighbor."""
     if int(step.params["rounding_method"]) == 1:
         return np.rint(x)
     return np.where(np.abs(x - np.trunc(x)) == 0.5, x + np.copysign(0.5, x), np.rint(x))
@@ -123,7 +123,7 @@ def _reshape(step: Step, x: np.ndarray) -> np.ndarray:
 
 
 def _pad(step: Step, x: np.ndarray, filling: np.ndarray) -> np.ndarray:
-    """Padded, cut where that is negative, and spread apart."""
+    """Pad, cut where that is negative, and spread apart."""
     for axis, (low, high, interior) in enumerate(step.params["padding_config"]):
         length = x.shape[axis]
         places = np.arange(length) * (interior + 1) + low
@@ -136,7 +136,7 @@ def _pad(step: Step, x: np.ndarray, filling: np.ndarray) -> np.ndarray:
 
 
 def _window_sum(step: Step, x: np.ndarray) -> np.ndarray | None:
-    """Sums over windows, as the number of pixels that an average counts."""
+    """Add windows up, as to count the pixels of an average."""
     params = step.params
     if any(side > 1 for name in ("base_dilation", "window_dilation") for side in params.get(name) or ()):
         return None

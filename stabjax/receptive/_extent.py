@@ -28,7 +28,7 @@ class Extent:
             padding at its place outside of the image included. Otherwise they hold all of that, and perhaps more.
         regular: whether unit ``k`` of an axis begins at ``start + stride * k`` and all boxes have this size. Not so
             after upsampling, where boxes repeat with a period, nor where positions were merged into one axis.
-        spans: the boxes themselves where they are not regular, as `box` reads them; one for each axis of the image.
+        boxes: the boxes themselves where they are not regular, as `box` reads them; one for each axis of the image.
     """
 
     size: tuple[int, ...]
@@ -39,7 +39,7 @@ class Extent:
     boxes: tuple[Box, ...] = field(default=(), repr=False, compare=False)
 
     def box(self, unit: Sequence[int]) -> tuple[tuple[int, int], ...]:
-        """First pixel and the one behind the last, on each axis, of the unit at this position.
+        """Return the first pixel and the one behind the last, on each axis, of the unit at this position.
 
         Not clipped to the image, but along axes whose ``stride`` is NaN. A unit that sees nothing has an empty box,
         ``(0, 0)`` on each axis.
@@ -69,7 +69,7 @@ class Extent:
             raise ValueError(f"expected a position on {count} axes {kind}, got {unit}")
         found = []
         for k, (box, axes) in enumerate(zip(self.boxes, moving)):
-            # Along axes on which the boxes stand still, any position does.
+            # Along axes over which the boxes do not change, any position does.
             places = [place[k] if in_place else place[axis] for axis in range(rank)]
             found.append(box_at(box, [p if axis in axes else 0 for axis, p in enumerate(places)]))
         if None in found:
@@ -80,10 +80,10 @@ class Extent:
 
 
 def extent(f: Any, x: Any, *, spatial: Spatial = None) -> dict[str, Extent]:
-    """Size, stride and start of the receptive fields of every tap of a network; nothing is computed.
+    """Return size, stride and start of the receptive fields of every tap of a network; nothing is computed.
 
     The traced program is followed with boxes of pixels in place of numbers: a window joins the boxes that it reads, a
-    sum those of its terms, a reshape deals them out anew. For a chain of layers this is the recursion
+    sum those of its terms, a reshape puts them in a new order. For a chain of layers this is the recursion
     ``r_in = stride * r_out + kernel - stride`` of Araujo, Norris, Sim (Distill 2019), but it needs no chain: branches
     with several paths get the union of their boxes.
 
@@ -141,20 +141,23 @@ def extent(f: Any, x: Any, *, spatial: Spatial = None) -> dict[str, Extent]:
 
 
 def _moving(boxes: Sequence[Box]) -> list[list[int]]:
-    """The axes of a tap along which the boxes change, for each axis of the image."""
+    """Return the axes of a tap along which the boxes change, for each axis of the image."""
     return [[axis for axis in range(len(box.strides)) if not is_constant(box, axis)] for box in boxes]
 
 
 def _is_in_place(moving: Sequence[Sequence[int]]) -> bool:
-    """Whether every axis of the image is one of the tap, or none, in the same order."""
+    """Return whether every axis of the image is one of the tap, or none, in the same order."""
     order = [axis for axes in moving for axis in axes]
     return all(len(axes) <= 1 for axes in moving) and order == sorted(set(order))
 
 
 def _along_axis(box: Box, moving: Sequence[int], all_moving: Sequence[int]) -> tuple[int, int | float, int, bool]:
-    """Size, stride and start along one axis of the image, and whether they tell every box.
+    """Return size, stride and start along one axis of the image, and whether they tell every box.
 
-    ``moving`` are the axes of the tap along which the boxes change, ``all_moving`` those of all axes of the image.
+    Args:
+        box: of the tap.
+        moving: axes of the tap along which the boxes change.
+        all_moving: those of all axes of the image, one after the other.
     """
     low, high = box.bounds[0].ravel(), -box.bounds[1].ravel()
     seen = np.isfinite(low)
@@ -162,17 +165,18 @@ def _along_axis(box: Box, moving: Sequence[int], all_moving: Sequence[int]) -> t
         return 0, 0, 0, True
     sizes, starts = (high - low + 1)[seen], low[seen]
     size, start = int(sizes.max()), int(starts[0])
-    alike = bool((sizes == size).all() and seen.all())
-    step = box.strides[moving[0]] if len(moving) == 1 else None
-    if step is not None and all_moving.count(moving[0]) == 1:
-        period, shift = step
-        even = alike and len(set(np.diff(starts).tolist())) <= 1 and (period == 1 or len(starts) > 1)
+    equal = bool((sizes == size).all() and seen.all())
+    stride = box.strides[moving[0]] if len(moving) == 1 else None
+    if stride is not None and all_moving.count(moving[0]) == 1:
+        period, shift = stride
+        even = equal and len(set(np.diff(starts).tolist())) <= 1 and (period == 1 or len(starts) > 1)
         return size, shift // period if shift % period == 0 else shift / period, start, even
+    # Without a stride, as where the map ends at its border: boxes inside it may still lie at even distances.
     gaps = np.unique(np.diff(starts))
-    if len(moving) == 1 and all_moving.count(moving[0]) == 1 and len(gaps) == 1 and alike:
+    if len(moving) == 1 and all_moving.count(moving[0]) == 1 and len(gaps) == 1 and equal:
         return size, int(gaps[0]), start, True
     # Several axes of the image in one of the tap, or one in several: the grid is that of the distinct boxes.
     strides = np.unique(np.diff(np.unique(starts)))
     if not (sizes == size).all() or len(strides) > 1:
         return size, math.nan, start, False
-    return size, int(strides[0]) if len(strides) else 0, start, alike and len(strides) == 0
+    return size, int(strides[0]) if len(strides) else 0, start, equal and len(strides) == 0

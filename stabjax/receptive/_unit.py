@@ -1,4 +1,4 @@
-"""A network read, and a unit of one of its taps found by name and position."""
+"""A traced network, and a unit of one of its taps found by name and position."""
 
 import operator
 from collections.abc import Sequence
@@ -33,52 +33,52 @@ class Unit:
 
     @property
     def channels(self) -> int:
-        """How many channels the tap has."""
+        """The number of channels of the tap."""
         return 1 if self.site.channel_axis is None else self.site.shape[self.site.channel_axis]
 
 
 def axes_of(shape: Sequence[int], channel_axis: int | None) -> list[int]:
-    """Axes of an activation without batch and channels."""
+    """Return the axes of an activation without batch and channels."""
     return [axis for axis in range(1, len(shape)) if axis != channel_axis]
 
 
-def marked(place: Any, shape: Sequence[int], channel_axis: int | None) -> Array:
-    """True at a unit of the first image, all its channels, of an activation of this shape."""
+def unit_mask(place: Any, shape: Sequence[int], channel_axis: int | None) -> Array:
+    """Return an array of this shape that is true at a unit of the first image, at all its channels."""
     found = jax.lax.broadcasted_iota(np.int32, shape, 0) == 0
     for k, axis in enumerate(axes_of(shape, channel_axis)):
-        found &= jax.lax.broadcasted_iota(np.int32, shape, axis) == counted(place[k], shape[axis])
+        found &= jax.lax.broadcasted_iota(np.int32, shape, axis) == from_start(place[k], shape[axis])
     return found
 
 
-def counted(number: Any, side: int) -> Any:
-    """A position or channel as it counts from the first one, if it counts from the last."""
+def from_start(number: Any, side: int) -> Any:
+    """Return a position or channel, counted from the first one; negative ones count from the last."""
     return jnp.where(number < 0, number + np.int32(side), number)
 
 
-def is_there(numbers: Any, sides: Any) -> Array:
-    """Whether positions or channels lie within these sides, counted from either end."""
+def is_inside(numbers: Any, sides: Any) -> Array:
+    """Return whether positions or channels lie within these sides, counted from either end."""
     sides = np.asarray(sides, np.int32)
     return jnp.all((numbers >= -sides) & (numbers < sides))
 
 
 def network_of(f: Any) -> features.Guest:
-    """The network as data."""
+    """Return the network as data."""
     return ready(f)
 
 
 def reading_of(f: Any, x: Any) -> _jaxpr.Reading:
-    """The program of a network, read; nothing is computed."""
+    """Trace a network; nothing is computed."""
     network = network_of(f)
     return _jaxpr.read_network(network.variables, network.adapter, x)
 
 
 def parameters_of(f: Any) -> list[Any]:
-    """The parameters, in the order of the program's inputs."""
+    """Return the parameters, in the order of the program's inputs."""
     return jax.tree.leaves(network_of(f).variables)
 
 
 def locate(f: Any, image: Any, tap: str, unit: Position | None) -> tuple[_jaxpr.Reading, Unit]:
-    """The unit in a program for that batch; with a single image some taps lose their batch, then in one for two."""
+    """Find a unit in the program for a batch; where a single image loses its batch axis on the way, for two images."""
     reading = reading_of(f, image)
     if image.shape[0] == 1 and all(site.name != tap for site in reading.sites):
         reading = reading_of(f, jax.ShapeDtypeStruct((2, *image.shape[1:]), image.dtype))
@@ -86,7 +86,11 @@ def locate(f: Any, image: Any, tap: str, unit: Position | None) -> tuple[_jaxpr.
 
 
 def find(reading: _jaxpr.Reading, tap: str, unit: Position | None) -> Unit:
-    """The unit of that name and position; raises where there is none, if the position is not traced."""
+    """Find the unit of a tap at a position; by default in the center.
+
+    Raises:
+        ValueError: if there is no such tap; if there is no such unit, and the position is not traced.
+    """
     sites = {site.name: site for site in reading.sites}
     if tap not in sites:
         raise ValueError(f"expected the name of an operation, got {tap!r}; the network has {', '.join(sites)}")
@@ -102,7 +106,7 @@ def find(reading: _jaxpr.Reading, tap: str, unit: Position | None) -> Unit:
 
 
 def numbers_of(numbers: Any, sides: Any) -> Any:
-    """Integers as one array: known ones counted from the first, traced ones as they are.
+    """Return integers as one array: known ones counted from the first, traced ones as they are.
 
     None if they are no integers, or not as many as there are sides, or if known ones lie outside of these.
     """
@@ -123,7 +127,7 @@ def numbers_of(numbers: Any, sides: Any) -> Any:
 
 
 def integers(numbers: Any) -> list[int] | None:
-    """The numbers, if they are several integers that are known."""
+    """Return the numbers, if they are several integers that are known."""
     try:
         return [operator.index(number) for number in numbers]
     except TypeError:
