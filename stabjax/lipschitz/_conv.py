@@ -9,13 +9,11 @@ from jaxtyping import Array, Float
 
 from stabjax._numerics import HIGHEST
 from stabjax._types import AnyArray
-from stabjax.lipschitz import _reads, _torus
-from stabjax.lipschitz._bound import Bound
-from stabjax.lipschitz._frequencies import Way, largest
+from stabjax.lipschitz import _circulant, _indexed_conv
+from stabjax.lipschitz._bound import Bound, Method, bound, steps_of, wide
+from stabjax.lipschitz._circulant import Padding, Sizes, Way, largest
 from stabjax.lipschitz._gram import scaled
-from stabjax.lipschitz._method import Method, bound, steps_of, wide
-from stabjax.lipschitz._power import below
-from stabjax.lipschitz._torus import Padding, Sizes
+from stabjax.lipschitz._power_iteration import below
 
 
 def conv(
@@ -79,29 +77,29 @@ def conv(
     if groups < 1 or outputs % groups:
         raise ValueError(f"expected a number of groups that divides {outputs} outputs, got {groups}")
     ndim = len(window)
-    strides, dilations = _torus.each(ndim, stride, "stride"), _torus.each(ndim, dilation, "dilation")
+    strides, dilations = _circulant.each(ndim, stride, "stride"), _circulant.each(ndim, dilation, "dilation")
     wraps = isinstance(padding, str) and padding == "circular"
-    pads = _torus.pads_of(window, dilations, "zero" if wraps else padding)
+    pads = _circulant.pads_of(window, dilations, "zero" if wraps else padding)
     kernel = wide(kernel)
     if size is None:
         axes = tuple(
-            _torus.endless(k, s, d, strided=not wraps) for k, s, d in zip(window, strides, dilations, strict=True)
+            _circulant.endless(k, s, d, strided=not wraps) for k, s, d in zip(window, strides, dilations, strict=True)
         )
     else:
-        sizes = _torus.each(ndim, size, "size")
+        sizes = _circulant.each(ndim, size, "size")
         each = zip(sizes, window, strides, dilations, strict=True)
         if wraps:
-            axes = tuple(_torus.circular(*axis) for axis in each)
+            axes = tuple(_circulant.circular(*axis) for axis in each)
         else:
-            axes = tuple(_torus.embedded(*axis, pair) for axis, pair in zip(each, pads, strict=True))
+            axes = tuple(_circulant.embedded(*axis, pair) for axis, pair in zip(each, pads, strict=True))
         if method == "power":
             value = _by_power(kernel, sizes, strides, pads, dilations, wraps, groups, steps)
             return bound(value, method)
         if wraps and method == "gram" and not all(axis.exact for axis in axes):
-            rings = tuple(map(_reads.circular, sizes, window, strides, dilations))
+            rings = tuple(map(_indexed_conv.circular, sizes, window, strides, dilations))
             # After few steps that on the torus is closer: its matrices are smaller.
             either = (
-                _reads.norm_of_reads(kernel, rings, groups, steps),
+                _indexed_conv.norm_of_reads(kernel, rings, groups, steps),
                 largest(kernel, Way(axes, groups, method, steps)),
             )
             return bound(jnp.minimum(*either), method)

@@ -8,10 +8,9 @@ from jaxtyping import Array, Float
 
 from stabjax._numerics import HIGHEST
 from stabjax._types import AnyArray
-from stabjax.lipschitz._bound import Bound
+from stabjax.lipschitz._bound import Bound, Method, bound, steps_of, wide
 from stabjax.lipschitz._gram import above, scaled
-from stabjax.lipschitz._method import Method, bound, steps_of, wide
-from stabjax.lipschitz._power import below
+from stabjax.lipschitz._power_iteration import below
 
 
 def dense(kernel: Float[AnyArray, "inputs outputs"], *, method: Method = "gram", steps: int | None = None) -> Bound:

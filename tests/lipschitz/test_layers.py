@@ -8,7 +8,7 @@ import pytest
 from flax import nnx
 
 from stabjax import lipschitz
-from stabjax.lipschitz import _frequencies, _gram
+from stabjax.lipschitz import _circulant, _gram
 from tests import GOLDEN_FOLDER
 
 GOLDEN = dict(np.load(GOLDEN_FOLDER / "conv_spectral_norm.npz"))
@@ -275,12 +275,12 @@ def test_certified_if_everything_is_rounded_down(monkeypatch):
         return honest(a, b) - lost
 
     monkeypatch.setattr(_gram, "product", low)
-    monkeypatch.setattr(_frequencies, "product", low)
-    _frequencies.largest.clear_cache()
+    monkeypatch.setattr(_circulant, "product", low)
+    _circulant.largest.clear_cache()
     found = [_gram.above(kernel, 6), lipschitz.conv(signal, 100, padding="circular", steps=0).value]
     for value, least in zip(found, true, strict=True):
         assert least <= float(value) <= 1.0002 * least
-    _frequencies.largest.clear_cache()
+    _circulant.largest.clear_cache()
 
 
 def test_products_are_rounded_no_more_than_that():
@@ -369,13 +369,13 @@ def test_vmap_and_few_frequencies_at_a_time(monkeypatch):
     kernels = normal(0, 3, 3, 3, 2, 2)
     f = jax.value_and_grad(lambda kernel: lipschitz.conv(kernel, 6, steps=0).value)
     values, gradients = jax.jit(jax.vmap(f))(kernels)
-    _frequencies.largest.clear_cache()
-    monkeypatch.setattr(_frequencies, "_ENTRIES", 100)
+    _circulant.largest.clear_cache()
+    monkeypatch.setattr(_circulant, "_ENTRIES", 100)
     step = 1e-2 * normal(1, 3, 3, 2, 2)
     value, after = (lipschitz.conv(kernel, 6, steps=0).value for kernel in (kernels[1], kernels[1] + step))
     np.testing.assert_allclose(value, values[1], rtol=1e-6)
     np.testing.assert_allclose(after - value, np.sum(gradients[1] * step), atol=1e-3)
-    _frequencies.largest.clear_cache()
+    _circulant.largest.clear_cache()
 
 
 def test_not_finite_is_not_a_number():

@@ -11,9 +11,9 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float
 
-from stabjax.lipschitz._curve import NUMBER, Curve, steepest
-from stabjax.lipschitz._rays import Rays
-from stabjax.lipschitz._selection import Selection, whole
+from stabjax.lipschitz._network._elementwise import NUMBER, Curve, steepest
+from stabjax.lipschitz._network._piecewise_linear import Rays
+from stabjax.lipschitz._network._selection import Selection, whole
 
 
 @dataclass(eq=False)
@@ -23,7 +23,7 @@ class Root:
     Attributes:
         selection: the entries of another value that it is.
         rays: functions with a kink at zero that its entries are, of values before it.
-        form: what it is in a softmax, see `stabjax.lipschitz._softmax`.
+        form: what it is in a softmax, see `stabjax.lipschitz._network._softmax`.
         made: what some operations make of it, so that the same made twice is one.
     """
 

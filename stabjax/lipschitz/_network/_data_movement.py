@@ -10,8 +10,8 @@ import numpy as np
 from jaxtyping import Array
 
 from stabjax import _jaxpr
-from stabjax.lipschitz._selection import Places, joined, moved, moves, whole
-from stabjax.lipschitz._slope import Slope, after, selected, selection_of, settled, together
+from stabjax.lipschitz._network._lipschitz_value import Slope, after, selected, selection_of, settled, together
+from stabjax.lipschitz._network._selection import Places, joined, moved, moves, whole
 
 Values = list[Any]
 

@@ -12,8 +12,8 @@ from jaxtyping import Array, Float
 from stabjax import _jaxpr, features
 from stabjax._images import Spatial, as_batch
 from stabjax._text import table
-from stabjax.lipschitz._rules import at_output, at_tap, follow, is_followed
-from stabjax.lipschitz._slope import Slope, image, still, together
+from stabjax.lipschitz._network._lipschitz_value import Slope, image, still, together
+from stabjax.lipschitz._network._rules import at_output, at_tap, follow, is_followed
 
 
 @jax.tree_util.register_dataclass

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from stabjax.lipschitz._curve import Curve, Lines
+from stabjax.lipschitz._network._elementwise import Curve, Lines
 
 Slopes: TypeAlias = tuple[Any, Any, Any]
 """Above zero, below, and a size: of the largest number that was added up to them, whose rounding they may share.

@@ -17,8 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from stabjax.lipschitz import _torus
-from stabjax.lipschitz._frequencies import Way, largest
+from stabjax.lipschitz import _circulant
+from stabjax.lipschitz._circulant import Way, largest
 from stabjax.lipschitz._gram import above, frobenius, product, rounding, scaled
 
 WORK = 2**35
@@ -41,7 +41,7 @@ class Reads(NamedTuple):
 
     entries: int
     places: tuple[tuple[int, ...], ...]
-    torus: _torus.Axis
+    torus: _circulant.Axis
     excess: float
     written: bool
 
@@ -60,7 +60,7 @@ def reads(line: np.ndarray, k: int, stride: int, pads: tuple[int, int], spread: 
         return _ring(n, places, stride, dilation)
     most = int(np.bincount(line[line >= 0]).max())
     side += min(low, 0) + min(high, 0)  # negative padding cuts the image
-    torus = _torus.embedded(side, k, stride, dilation, (max(low, 0), max(high, 0)))
+    torus = _circulant.embedded(side, k, stride, dilation, (max(low, 0), max(high, 0)))
     return Reads(n, _fixed(places), torus, sqrt(most), written=most > 1)
 
 
@@ -70,7 +70,7 @@ def circular(n: int, k: int, stride: int, dilation: int) -> Reads:
 
 
 def _ring(n: int, places: np.ndarray, stride: int, dilation: int) -> Reads:
-    torus = _torus.circular(n, places.shape[1], stride, dilation)
+    torus = _circulant.circular(n, places.shape[1], stride, dilation)
     often = int(np.bincount(stride * np.arange(len(places)) % n).max())
     return Reads(n, _fixed(places), torus, sqrt(often), written=often > 1 or not torus.exact)
 

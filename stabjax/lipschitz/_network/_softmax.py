@@ -21,9 +21,9 @@ from typing import Any
 import numpy as np
 
 from stabjax import _jaxpr
-from stabjax.lipschitz._curve import NUMBER, Curve, steepest
-from stabjax.lipschitz._selection import Places, whole, written
-from stabjax.lipschitz._slope import Root, Slope, after, selected
+from stabjax.lipschitz._network._elementwise import NUMBER, Curve, steepest
+from stabjax.lipschitz._network._lipschitz_value import Root, Slope, after, selected
+from stabjax.lipschitz._network._selection import Places, whole, written
 
 Shape = tuple[int, ...]
 

@@ -11,7 +11,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from stabjax.lipschitz._intervals import RULES, Over, constant, identity, integer_pow
+from stabjax.lipschitz._network._interval_arithmetic import RULES, Over, constant, identity, integer_pow
 
 _REACH = 100
 _STEEP = 1e5

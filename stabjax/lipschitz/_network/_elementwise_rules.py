@@ -9,11 +9,9 @@ import numpy as np
 from jax.core import Tracer
 
 from stabjax import _jaxpr
-from stabjax.lipschitz import _rays
-from stabjax.lipschitz._curve import NUMBER, Curve
-from stabjax.lipschitz._rays import Known, Rays, Side
-from stabjax.lipschitz._selection import in_pairs, joined, of_pairs
-from stabjax.lipschitz._slope import (
+from stabjax.lipschitz._network import _piecewise_linear
+from stabjax.lipschitz._network._elementwise import NUMBER, Curve
+from stabjax.lipschitz._network._lipschitz_value import (
     Root,
     Slope,
     UnboundedError,
@@ -27,7 +25,9 @@ from stabjax.lipschitz._slope import (
     together,
     total,
 )
-from stabjax.lipschitz._softmax import difference
+from stabjax.lipschitz._network._piecewise_linear import Known, Rays, Side
+from stabjax.lipschitz._network._selection import in_pairs, joined, of_pairs
+from stabjax.lipschitz._network._softmax import difference
 
 Values = list[Any]
 
@@ -88,13 +88,13 @@ def _curve(step: _jaxpr.Step, operands: Values) -> Curve | None:
 
 def _bent(name: str, operands: Values) -> tuple[Rays, ...]:
     """The output as functions with a kink at zero, of every value that all operands are such functions of."""
-    if name not in _rays.RULES:
+    if name not in _piecewise_linear.RULES:
         return ()
     active = [value for value in operands if isinstance(value, Slope)]
     starts = {ray.key: ray for value in active for ray in _starts(value)}
     made = []
     for key, ray in starts.items():
-        slopes = _rays.apply(
+        slopes = _piecewise_linear.apply(
             name, [_expressed(value, key) if isinstance(value, Slope) else _side(value) for value in operands]
         )
         if isinstance(slopes, tuple):
@@ -104,21 +104,21 @@ def _bent(name: str, operands: Values) -> tuple[Rays, ...]:
 
 def _starts(value: Slope) -> list[Rays]:
     """What the value may be a function of: its root, what that is a function of, or itself."""
-    found = [Rays((value.root, NUMBER.lines()), value.bound, value.factor, _rays.NUMBER), *value.root.rays]
+    found = [Rays((value.root, NUMBER.lines()), value.bound, value.factor, _piecewise_linear.NUMBER), *value.root.rays]
     try:
         here = settled(value)
     except UnboundedError:
         return found
-    return [*found, Rays((value.root, value.curve.lines()), here.bound, here.factor, _rays.NUMBER)]
+    return [*found, Rays((value.root, value.curve.lines()), here.bound, here.factor, _piecewise_linear.NUMBER)]
 
 
 def _expressed(value: Slope, key: Any) -> Known:
     """The value as a function of what has this key."""
     root, lines = key
     if root is value.root:
-        return _rays.along(value.curve, lines, _rays.NUMBER)
+        return _piecewise_linear.along(value.curve, lines, _piecewise_linear.NUMBER)
     slopes = next((ray.slopes for ray in value.root.rays if ray.key == key), None)
-    return None if slopes is None else _rays.along(value.curve, NUMBER.lines(), slopes)
+    return None if slopes is None else _piecewise_linear.along(value.curve, NUMBER.lines(), slopes)
 
 
 def _side(value: Any) -> Side:

@@ -15,15 +15,14 @@ import numpy as np
 from jaxtyping import Array
 
 from stabjax import _jaxpr
+from stabjax.lipschitz._bound import STEPS
 from stabjax.lipschitz._dense import dense
-from stabjax.lipschitz._entries import entrywise
-from stabjax.lipschitz._intervals import RULES as ENTRYWISE
-from stabjax.lipschitz._kernels import Axes, by_channel, norm_of_convolution, norm_of_transposed
-from stabjax.lipschitz._method import STEPS
-from stabjax.lipschitz._moves import MOVES, handed_on, side_by_side
-from stabjax.lipschitz._reads import norm_of_reads, reads
-from stabjax.lipschitz._selection import along_axes, most
-from stabjax.lipschitz._slope import (
+from stabjax.lipschitz._indexed_conv import norm_of_reads, reads
+from stabjax.lipschitz._network._data_movement import MOVES, handed_on, side_by_side
+from stabjax.lipschitz._network._elementwise_rules import entrywise
+from stabjax.lipschitz._network._interval_arithmetic import RULES as ENTRYWISE
+from stabjax.lipschitz._network._lax_conv import Axes, by_channel, norm_of_convolution, norm_of_transposed
+from stabjax.lipschitz._network._lipschitz_value import (
     Layer,
     Root,
     Slope,
@@ -37,7 +36,8 @@ from stabjax.lipschitz._slope import (
     tapped,
     together,
 )
-from stabjax.lipschitz._softmax import found as part_of_softmax
+from stabjax.lipschitz._network._selection import along_axes, most
+from stabjax.lipschitz._network._softmax import found as part_of_softmax
 
 Values = list[Any]
 
