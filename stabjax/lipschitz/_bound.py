@@ -1,4 +1,4 @@
-"""A number that bounds a norm, and what it is worth."""
+"""A number that bounds a norm, what it is worth, and the methods that make one."""
 
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias, get_args, no_type_check
@@ -14,10 +14,9 @@ from stabjax._types import AnyArray
 Kind: TypeAlias = Literal["upper", "exact", "lower"]
 Method: TypeAlias = Literal["gram", "exact", "power"]
 
-STEPS: dict[Method, int] = {"gram": 6, "exact": 0, "power": 100}
-_KIND: dict[Method, Kind] = {"gram": "upper", "exact": "exact", "power": "lower"}
-
-_SAYS = {"upper": "<=", "exact": "=", "lower": ">="}
+DEFAULT_STEPS: dict[Method, int] = {"gram": 6, "exact": 0, "power": 100}
+_KINDS: dict[Method, Kind] = {"gram": "upper", "exact": "exact", "power": "lower"}
+_RELATION = {"upper": "<=", "exact": "=", "lower": ">="}
 
 
 # Unflattening builds bounds of placeholders: nothing to check there.
@@ -41,23 +40,23 @@ class Bound:
     certified: bool = field(metadata={"static": True})
 
     def __repr__(self) -> str:
-        """``Bound(norm <= 3.414, certified)``."""
-        shown = self.value if isinstance(self.value, Tracer) else np.array2string(np.asarray(self.value), precision=6)
-        return f"Bound(norm {_SAYS[self.kind]} {shown}, {'' if self.certified else 'not '}certified)"
+        """Return ``Bound(norm <= 3.414, certified)``."""
+        value = self.value if isinstance(self.value, Tracer) else np.array2string(np.asarray(self.value), precision=6)
+        return f"Bound(norm {_RELATION[self.kind]} {value}, {'' if self.certified else 'not '}certified)"
 
 
-def steps_of(method: Method, steps: int | None) -> int:
-    """How many steps; raises for an unknown method, and for steps that are no number."""
+def resolve_steps(method: Method, steps: int | None) -> int:
+    """Return the number of steps, by default that of the method; raise ``ValueError`` where the two do not fit."""
     if method not in get_args(Method):
         raise ValueError(f"expected method to be one of {get_args(Method)}, got {method!r}")
     if steps is not None and (method == "exact" or isinstance(steps, bool) or steps < 0):
         takes = "none for method 'exact', which does not iterate" if method == "exact" else "a number >= 0"
         raise ValueError(f"expected steps to be {takes}, got {steps}")
-    return STEPS[method] if steps is None else steps
+    return DEFAULT_STEPS[method] if steps is None else steps
 
 
-def wide(kernel: AnyArray) -> Array:
-    """The kernel in the precision to compute with, single at least; raises unless it is real and has entries."""
+def promote_kernel(kernel: AnyArray) -> Array:
+    """Return the kernel in single precision at least; raise unless it is real and has entries."""
     if not jnp.issubdtype(kernel.dtype, jnp.floating):
         raise TypeError(f"expected a real floating-point kernel, got {kernel.dtype}: convert it first")
     if 0 in kernel.shape:
@@ -66,6 +65,6 @@ def wide(kernel: AnyArray) -> Array:
     return kernel if kernel.dtype == jnp.float64 else kernel.astype(jnp.float32)
 
 
-def bound(value: Array, method: Method) -> Bound:
-    """The value with what the method makes of it."""
-    return Bound(value, kind=_KIND[method], certified=method == "gram")
+def as_bound(value: Array, method: Method) -> Bound:
+    """Label a value by the method that computed it; only Gram iteration certifies."""
+    return Bound(value, kind=_KINDS[method], certified=method == "gram")

@@ -1,4 +1,4 @@
-"""Kernels inside a bound."""
+"""Projection of kernels onto a bound on their norm, once (`constrain`) or behind every step of training (`keep`)."""
 
 import math
 from collections.abc import Callable
@@ -15,13 +15,13 @@ from jaxtyping import Array, Float
 from stabjax._jaxpr import path_name
 from stabjax._numerics import HIGHEST
 from stabjax._types import AnyArray, Scalar
-from stabjax.lipschitz._bound import wide
+from stabjax.lipschitz._bound import promote_kernel
 from stabjax.lipschitz._circulant import Padding, Sizes
 from stabjax.lipschitz._conv import conv
-from stabjax.lipschitz._gram import frobenius, scaled
+from stabjax.lipschitz._gram import frobenius_norm, split_scale
 
 
-class Geometry(NamedTuple):
+class ConvGeometry(NamedTuple):
     """What `conv` is told about a convolution."""
 
     size: Sizes | None
@@ -42,7 +42,7 @@ def constrain(
     dilation: Sizes = 1,
     groups: int = 1,
 ) -> Float[Array, "..."]:
-    """The kernel closest to the given one whose spectral norm is at most the bound.
+    """Return the kernel closest to the given one whose spectral norm is at most the bound.
 
     Of a dense kernel: ``U min(S, bound) V'`` by its singular values, the closest matrix in the Frobenius norm (and in
     every other that does not see rotations). It is inside by some roundings, so that a second time nothing changes.
@@ -74,23 +74,23 @@ def constrain(
     """
     if kernel.ndim < 2:
         raise ValueError(f"expected a kernel (*window, inputs, outputs), got shape {kernel.shape}")
-    geometry = geometry_of(size, stride, padding, dilation, groups)
-    computed = wide(kernel)
+    geometry = make_geometry(size, stride, padding, dilation, groups)
+    computed = promote_kernel(kernel)
     dtype = jnp.asarray(kernel).dtype
-    return _constrained(computed, limit_of(bound, computed.dtype), exact, geometry, dtype)
+    return _project(computed, as_limit(bound, computed.dtype), exact, geometry, dtype)
 
 
-def geometry_of(size: Any, stride: Any, padding: Any, dilation: Any, groups: int) -> Geometry:
-    """The same, hashable."""
+def make_geometry(size: Any, stride: Any, padding: Any, dilation: Any, groups: int) -> ConvGeometry:
+    """Collect the options of a convolution, hashable: sequences become tuples."""
 
-    def fixed(value: Any) -> Any:
-        return tuple(map(fixed, value)) if isinstance(value, list | tuple) else value
+    def freeze(value: Any) -> Any:
+        return tuple(map(freeze, value)) if isinstance(value, list | tuple) else value
 
-    return Geometry(*map(fixed, (size, stride, padding, dilation, groups)))
+    return ConvGeometry(*map(freeze, (size, stride, padding, dilation, groups)))
 
 
-def limit_of(bound: Scalar, dtype: Any) -> Float[Array, ""]:
-    """The bound as a number of this dtype; a traced negative one is NaN, another raises."""
+def as_limit(bound: Scalar, dtype: Any) -> Float[Array, ""]:
+    """Return the bound as a number of this dtype; a traced negative one is NaN, another raises ``ValueError``."""
     if not isinstance(bound, Tracer) and not np.all(np.asarray(bound) >= 0):
         raise ValueError(f"expected a bound >= 0, got {bound}")
     limit = jnp.asarray(bound, dtype)
@@ -100,14 +100,15 @@ def limit_of(bound: Scalar, dtype: Any) -> Float[Array, ""]:
 
 
 @partial(jax.jit, static_argnums=(2, 3, 4))
-def _constrained(kernel: Array, limit: Array, exact: bool, geometry: Geometry, dtype: np.dtype) -> Array:
-    ball = measured(kernel, geometry)
+def _project(kernel: Array, limit: Array, exact: bool, geometry: ConvGeometry, dtype: np.dtype) -> Array:
+    """Project a kernel, with room for the rounding to ``dtype`` where that is narrower than the computation."""
+    measured = measure(kernel, geometry)
     if exact:
-        return ball.raised(limit).astype(dtype)
-    inside = ball.inside(limit)
+        return measured.scale_to(limit).astype(dtype)
+    inside = measured.project(limit)
     if dtype != kernel.dtype:
-        inside = ball.inside(limit - 0.6 * float(jnp.finfo(dtype).eps) * entries(inside))
-    return jnp.where(ball.norm <= limit, kernel, inside).astype(dtype)
+        inside = measured.project(limit - 0.6 * float(jnp.finfo(dtype).eps) * entrywise_sensitivity(inside))
+    return jnp.where(measured.norm <= limit, kernel, inside).astype(dtype)
 
 
 def keep(
@@ -120,7 +121,7 @@ def keep(
     dilation: Sizes = 1,
     groups: int = 1,
 ) -> optax.GradientTransformation:
-    """An optax transformation that keeps kernels inside a bound; the last of a chain.
+    """Build an optax transformation that keeps kernels inside a bound; the last of a chain.
 
     Projected descent: the update becomes the one that leads to what `constrain` makes of the parameters behind the
     step. After `optax.apply_updates` every selected kernel is inside, the rounding of that addition included, in
@@ -149,41 +150,46 @@ def keep(
     Example:
         >>> optax.chain(optax.adam(1e-3), lipschitz.keep(1.0))
     """
-    limit_of(bound, jnp.float32)
-    geometry = geometry_of(size, stride, padding, dilation, groups)
-    chosen = _kernels if select is None else select
+    as_limit(bound, jnp.float32)
+    geometry = make_geometry(size, stride, padding, dilation, groups)
+    is_selected = _is_kernel if select is None else select
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         if params is None:
             raise ValueError("expected update(updates, state, params), got no params: a bound on them needs them")
 
-        def kept(path: Any, parameter: Array, change: Array) -> Array:
-            if not chosen(path_name(path).removesuffix("/value"), parameter):
+        def project_update(path: Any, parameter: Array, change: Array) -> Array:
+            if not is_selected(path_name(path).removesuffix("/value"), parameter):
                 return change
-            return _kept(parameter, change, limit_of(bound, wide(parameter).dtype), geometry)
+            return _project_update(parameter, change, as_limit(bound, promote_kernel(parameter).dtype), geometry)
 
-        return jax.tree_util.tree_map_with_path(kept, params, updates), state
+        return jax.tree_util.tree_map_with_path(project_update, params, updates), state
 
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
 
-def _kernels(path: str, parameter: Array) -> bool:
+def _is_kernel(path: str, parameter: Array) -> bool:
+    """Tell a kernel from other parameters: real, with two axes at least."""
     return parameter.ndim > 1 and jnp.issubdtype(parameter.dtype, jnp.floating)
 
 
 @partial(jax.jit, static_argnums=3)
-def _kept(parameter: Array, change: Array, limit: Array, geometry: Geometry) -> Array:
-    """The change that leads inside: ``constrained - parameter``, with room for the rounding of it and of the sum."""
-    start = wide(parameter)
-    ball = measured(start + wide(change).astype(start.dtype), geometry)
-    nearly = ball.inside(limit)
+def _project_update(parameter: Array, change: Array, limit: Array, geometry: ConvGeometry) -> Array:
+    """Return the change that leads inside: ``constrained - parameter``.
+
+    The limit is lowered by what rounding can add: half a unit of the last digit of the change, and of the sum that
+    `optax.apply_updates` forms of parameter and change.
+    """
+    start = promote_kernel(parameter)
+    measured = measure(start + promote_kernel(change).astype(start.dtype), geometry)
+    first_guess = measured.project(limit)
     unit = float(jnp.finfo(parameter.dtype).eps) / 2
-    limit = limit - 1.2 * unit * (entries(nearly - start) + entries(nearly))
-    inside = (ball.inside(limit) - start).astype(parameter.dtype)
-    return jnp.where(ball.strictly(limit), change, inside.astype(change.dtype))
+    limit = limit - 1.2 * unit * (entrywise_sensitivity(first_guess - start) + entrywise_sensitivity(first_guess))
+    inside = (measured.project(limit) - start).astype(parameter.dtype)
+    return jnp.where(measured.is_inside(limit), change, inside.astype(change.dtype))
 
 
-class Matrix(NamedTuple):
+class DenseKernel(NamedTuple):
     """The kernel of a dense layer, by its singular vectors."""
 
     kernel: Array
@@ -193,7 +199,7 @@ class Matrix(NamedTuple):
 
     @property
     def norm(self) -> Array:
-        """The spectral norm, to rounding."""
+        """Spectral norm, to rounding."""
         return self.values[0]
 
     @property
@@ -201,65 +207,65 @@ class Matrix(NamedTuple):
         """Room for the rounding of the decomposition, and of the product that undoes it, as a share of the norm."""
         return (16 + 4 * math.sqrt(max(self.kernel.shape))) * float(jnp.finfo(self.kernel.dtype).eps)
 
-    def strictly(self, limit: Array) -> Array:
-        """Whether the norm is at most the limit, whatever was rounded."""
+    def is_inside(self, limit: Array) -> Array:
+        """Tell whether the norm is at most the limit, whatever was rounded."""
         return self.norm * (1 + self._margin) <= limit
 
-    def inside(self, limit: Array) -> Array:
-        """The closest matrix strictly inside the limit."""
-        clipped = self._of(jnp.minimum(self.values, jnp.where(limit < 0, 0, limit) * (1 - self._margin)))
-        return jnp.where(self.strictly(limit), self.kernel, clipped)
+    def project(self, limit: Array) -> Array:
+        """Return the closest matrix inside the limit: ``U min(S, limit) V'``, smaller by the margin."""
+        clipped = self._with_values(jnp.minimum(self.values, jnp.where(limit < 0, 0, limit) * (1 - self._margin)))
+        return jnp.where(self.is_inside(limit), self.kernel, clipped)
 
-    def raised(self, limit: Array) -> Array:
-        """The closest matrix whose norm is the limit."""
-        return self._of(jnp.minimum(self.values, limit).at[0].set(limit))
+    def scale_to(self, limit: Array) -> Array:
+        """Return the closest matrix whose norm is the limit: smaller singular values stay, the largest moves."""
+        return self._with_values(jnp.minimum(self.values, limit).at[0].set(limit))
 
-    def _of(self, values: Array) -> Array:
+    def _with_values(self, values: Array) -> Array:
         return jnp.matmul(self.left * values[None], self.right, precision=HIGHEST)
 
 
-class Convolution(NamedTuple):
+class ConvKernel(NamedTuple):
     """The kernel of a convolution, with a certified bound on its norm."""
 
     kernel: Array
     norm: Array
 
-    def strictly(self, limit: Array) -> Array:
-        """Whether the norm is at most the limit, whatever was rounded."""
+    def is_inside(self, limit: Array) -> Array:
+        """Tell whether the norm is at most the limit, whatever was rounded."""
         return self.norm <= limit
 
-    def inside(self, limit: Array) -> Array:
-        """The kernel times a number, strictly inside the limit."""
+    def project(self, limit: Array) -> Array:
+        """Return the kernel times a number, inside the limit whatever was rounded."""
         eps = float(jnp.finfo(self.kernel.dtype).eps)
         # Scaling rounds every entry, the bound of what is scaled may differ in the last digits.
-        safe = self.norm * (1 + 64 * eps) + 2 * eps * entries(self.kernel)
+        safe = self.norm * (1 + 64 * eps) + 2 * eps * entrywise_sensitivity(self.kernel)
         share = jnp.where(limit < 0, 0, limit) / jnp.where(safe > 0, safe, 1)
-        return jnp.where(self.strictly(limit), self.kernel, self.kernel * share)
+        return jnp.where(self.is_inside(limit), self.kernel, self.kernel * share)
 
-    def raised(self, limit: Array) -> Array:
-        """The kernel times a number, with its bound at the limit; NaN if it is zero and cannot be raised."""
+    def scale_to(self, limit: Array) -> Array:
+        """Return the kernel times a number, with its bound at the limit; NaN if it is zero and cannot be raised."""
         zero = self.norm == 0
         share = jnp.where(zero, jnp.nan, limit / jnp.where(zero, 1, self.norm))
         return jnp.where(limit == 0, 0, self.kernel * share)
 
 
-Ball: TypeAlias = Matrix | Convolution
+MeasuredKernel: TypeAlias = DenseKernel | ConvKernel
 
 
-def measured(kernel: Array, geometry: Geometry) -> Ball:
-    """The kernel with its norm: of a dense layer if it has two axes, of a convolution if it has more."""
+def measure(kernel: Array, geometry: ConvGeometry) -> MeasuredKernel:
+    """Compute the norm of a kernel: of a dense layer if it has two axes, of a convolution if it has more."""
     if kernel.ndim > 2:
         size, stride, padding, dilation, groups = geometry
         bound = conv(kernel, size, stride=stride, padding=padding, dilation=dilation, groups=groups)
-        return Convolution(kernel, bound.value)
-    small, scale = scaled(kernel)
+        return ConvKernel(kernel, bound.value)
+    small, scale = split_scale(kernel)
     left, values, right = jnp.linalg.svd(small, full_matrices=False)
-    return Matrix(kernel, left, values * scale, right)
+    return DenseKernel(kernel, left, values * scale, right)
 
 
-def entries(kernel: Array) -> Float[Array, ""]:
-    """``|S|_F`` with ``S`` the sum of absolute values over the window.
+def entrywise_sensitivity(kernel: Array) -> Float[Array, ""]:
+    """Compute ``|S|_F`` with ``S`` the sum of absolute values over the window, ``(inputs, outputs)``.
 
     No change of the entries by a share ``u`` of theirs changes the norm by more than ``u`` times that.
     """
-    return frobenius(jnp.sum(jnp.reshape(jnp.abs(kernel), (-1, *kernel.shape[-2:])), axis=0))
+    return frobenius_norm(jnp.sum(jnp.reshape(jnp.abs(kernel), (-1, *kernel.shape[-2:])), axis=0))

@@ -268,19 +268,19 @@ def test_certified_if_everything_is_rounded_down(monkeypatch):
     kernel = jnp.full((1000, 3), 0.7, jnp.float32)
     signal = np.full((100, 1, 1), 0.7, np.float32)
     true = [float(kernel[0, 0]) * 3000**0.5, 100 * float(kernel[0, 0])]
-    honest = _gram.product
+    honest = _gram.blocked_product
 
     def low(a, b):
-        lost = 0.8 * _gram.rounding(len(a), eps, further=0) * honest(jnp.abs(a), jnp.abs(b))
+        lost = 0.8 * _gram.summation_error(len(a), eps, extra=0) * honest(jnp.abs(a), jnp.abs(b))
         return honest(a, b) - lost
 
-    monkeypatch.setattr(_gram, "product", low)
-    monkeypatch.setattr(_circulant, "product", low)
-    _circulant.largest.clear_cache()
-    found = [_gram.above(kernel, 6), lipschitz.conv(signal, 100, padding="circular", steps=0).value]
+    monkeypatch.setattr(_gram, "blocked_product", low)
+    monkeypatch.setattr(_circulant, "blocked_product", low)
+    _circulant.circulant_norm.clear_cache()
+    found = [_gram.gram_bound(kernel, 6), lipschitz.conv(signal, 100, padding="circular", steps=0).value]
     for value, least in zip(found, true, strict=True):
         assert least <= float(value) <= 1.0002 * least
-    _circulant.largest.clear_cache()
+    _circulant.circulant_norm.clear_cache()
 
 
 def test_products_are_rounded_no_more_than_that():
@@ -289,8 +289,8 @@ def test_products_are_rounded_no_more_than_that():
     for length, spread in ((100, 0), (128, 3), (3000, 0), (3000, 3)):
         a, b = (np.exp(spread * rng.normal(size=(length, 9))).astype(np.float32) for _ in range(2))
         exact = a.T.astype(float) @ b
-        found = _gram.product(jnp.asarray(a), jnp.asarray(b))
-        assert np.all(np.abs(found - exact) <= _gram.rounding(length, eps, further=0) / 1.2 * exact)
+        found = _gram.blocked_product(jnp.asarray(a), jnp.asarray(b))
+        assert np.all(np.abs(found - exact) <= _gram.summation_error(length, eps, extra=0) / 1.2 * exact)
 
 
 def test_between_the_frequencies():
@@ -369,13 +369,13 @@ def test_vmap_and_few_frequencies_at_a_time(monkeypatch):
     kernels = normal(0, 3, 3, 3, 2, 2)
     f = jax.value_and_grad(lambda kernel: lipschitz.conv(kernel, 6, steps=0).value)
     values, gradients = jax.jit(jax.vmap(f))(kernels)
-    _circulant.largest.clear_cache()
-    monkeypatch.setattr(_circulant, "_ENTRIES", 100)
+    _circulant.circulant_norm.clear_cache()
+    monkeypatch.setattr(_circulant, "_MAX_ENTRIES", 100)
     step = 1e-2 * normal(1, 3, 3, 2, 2)
     value, after = (lipschitz.conv(kernel, 6, steps=0).value for kernel in (kernels[1], kernels[1] + step))
     np.testing.assert_allclose(value, values[1], rtol=1e-6)
     np.testing.assert_allclose(after - value, np.sum(gradients[1] * step), atol=1e-3)
-    _circulant.largest.clear_cache()
+    _circulant.circulant_norm.clear_cache()
 
 
 def test_not_finite_is_not_a_number():

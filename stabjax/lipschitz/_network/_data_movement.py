@@ -1,4 +1,4 @@
-"""Operations that hand on the entries of values as they are, in other places."""
+"""Data movement: operations that put the entries of a value in other places, unchanged."""
 
 from functools import partial
 from math import prod, sqrt
@@ -10,66 +10,66 @@ import numpy as np
 from jaxtyping import Array
 
 from stabjax import _jaxpr
-from stabjax.lipschitz._network._lipschitz_value import Slope, after, selected, selection_of, settled, together
-from stabjax.lipschitz._network._selection import Places, joined, moved, moves, whole
+from stabjax.lipschitz._network._lipschitz_value import LipschitzValue, as_root, as_selection, compose, l2_sum, select
+from stabjax.lipschitz._network._selection import IndexMap, compose_indices, index_transform, join, select_all
 
 Values = list[Any]
 
-MOVES = frozenset(
+DATA_MOVEMENT = frozenset(
     "reshape transpose squeeze expand_dims rev slice split unstack dynamic_slice pad gather "
     "broadcast_in_dim tile".split()
 )
-"""What hands entries of its first operand on, in other places."""
+"""Primitives that move entries of their first operand."""
 
 
-def handed_on(step: _jaxpr.Step, operands: Values) -> list[Slope]:
-    """Entries of a value in other places; where these are known, how often each is there counts."""
+def move_entries(step: _jaxpr.Step, operands: Values) -> list[LipschitzValue]:
+    """Move the entries of a value; the norm is the root of how often one occurs, exactly where the places are known."""
     value = operands[0]
-    known = moves(step, operands[1:])
+    known = index_transform(step, operands[1:])
     if known is None:
-        return [after(value, _repeats(step, operands)) for _ in step.results]
+        return [compose(value, _repetition_norm(step, operands)) for _ in step.results]
     if step.name in ("pad", "gather"):
-        # The new entries are no function of the old ones.
-        begun, value = selection_of(value, step.shapes[0]), settled(value)
+        # The entries filled in are no function of the old ones: the function is applied before.
+        start, value = as_selection(value, step.shapes[0]), as_root(value)
     else:
-        begun = value.root.selection or whole(value.root, value.bound, step.shapes[0])
-    once = step.name not in ("gather", "broadcast_in_dim", "tile")
+        start = value.root.selection or select_all(value.root, value.bound, step.shapes[0])
+    injective = step.name not in ("gather", "broadcast_in_dim", "tile")
     results = []
-    for make, result in zip(known.makes, step.results, strict=True):
-        places = Places(tuple(result.shape), make, (begun.places,), known.by_rows)
-        found = moved(begun, places, once=once)
-        count = found.count()
+    for build, result in zip(known.builds, step.results, strict=True):
+        index_map = IndexMap(tuple(result.shape), build, (start.index_map,), known.row_wise)
+        selection = compose_indices(start, index_map, injective=injective)
+        count = selection.max_count()
         if count is None:
-            results.append(after(value, _repeats(step, operands)))
+            results.append(compose(value, _repetition_norm(step, operands)))
         else:
-            results.append(selected(value, found, sqrt(max(count, 1))))
+            results.append(select(value, selection, sqrt(max(count, 1))))
     return results
 
 
-def _repeats(step: _jaxpr.Step, operands: Values) -> Any:
-    """The norm of handing on entries, from the operation alone."""
+def _repetition_norm(step: _jaxpr.Step, operands: Values) -> Any:
+    """Bound the norm of a data movement from its shapes, or from its own counts."""
     if step.name == "gather":
-        return _looked_up(step, *operands)
+        return _gather_norm(step, *operands)
     return sqrt(max(1, prod(step.results[0].shape) / max(1, prod(step.shapes[0]))))
 
 
-def _looked_up(step: _jaxpr.Step, value: Slope, places: Any) -> Array:
-    """An entry counts as often as it is read: what reading gives, transposed, finds on it."""
+def _gather_norm(step: _jaxpr.Step, value: LipschitzValue, indices: Any) -> Array:
+    """Count how often each entry is read: the transpose of reading, applied to ones; the places may be traced."""
     dtype = value.bound.dtype
     struct = jax.ShapeDtypeStruct(step.shapes[0], dtype)
-    (counts,) = jax.linear_transpose(lambda x: step.apply(x, places), struct)(jnp.ones(step.results[0].shape, dtype))
+    (counts,) = jax.linear_transpose(lambda x: step.apply(x, indices), struct)(jnp.ones(step.results[0].shape, dtype))
     return jnp.sqrt(jnp.max(counts))
 
 
-def side_by_side(step: _jaxpr.Step, operands: Values) -> Slope:
-    """Values side by side, and constants; what comes of one value counts as one."""
+def concatenate(step: _jaxpr.Step, operands: Values) -> LipschitzValue:
+    """Put values and constants side by side; parts of one value count as one selection of it."""
     axis = int(step.params["dimension" if step.name == "concatenate" else "axis"])
     put = partial(np.concatenate if step.name == "concatenate" else np.stack, axis=axis)
-    active = [operand for operand in operands if isinstance(operand, Slope)]
+    active = [operand for operand in operands if isinstance(operand, LipschitzValue)]
     if len(active) == 1:
-        return together(active)
+        return l2_sum(active)
     parts = [
-        selection_of(operand, shape) if isinstance(operand, Slope) else None
+        as_selection(operand, shape) if isinstance(operand, LipschitzValue) else None
         for operand, shape in zip(operands, step.shapes, strict=True)
     ]
     kinds = list(dict.fromkeys(part.key for part in parts if part is not None))
@@ -77,8 +77,8 @@ def side_by_side(step: _jaxpr.Step, operands: Values) -> Slope:
     for key in kinds:
         several = [part if part is not None and part.key == key else None for part in parts]
         values = [operand for operand, part in zip(operands, several) if part is not None]
-        found = joined(
-            several, step.shapes, tuple(step.results[0].shape), lambda *places: put(places), by_rows=axis > 0
+        joined = join(
+            several, step.shapes, tuple(step.results[0].shape), lambda *indices: put(indices), row_wise=axis > 0
         )
-        groups.append(together(values) if found is None else selected(settled(values[0]), found[1], found[0]))
-    return groups[0] if len(groups) == 1 else together(groups)
+        groups.append(l2_sum(values) if joined is None else select(as_root(values[0]), joined[1], joined[0]))
+    return groups[0] if len(groups) == 1 else l2_sum(groups)

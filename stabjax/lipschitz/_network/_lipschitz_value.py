@@ -1,4 +1,10 @@
-"""What is known of a value while a network is followed: how far it may move when the image moves by one."""
+"""The abstract value of the verifier: how far a value of the program may move when the image moves by one.
+
+A value is ``f(r)``, entry by entry, with ``f`` a function of one number and ``r`` a root whose Lipschitz constant is
+bounded. Elementwise operations extend ``f`` and cost nothing; every other operation needs the value as a root of its
+own, whose bound is that of ``r`` times the steepest slope of ``f``. So a shift that cancels, or ``x * sigmoid(x)``, is
+bounded as one function and not as a product of factors. All bounds are rounded upwards.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -11,9 +17,9 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float
 
-from stabjax.lipschitz._network._elementwise import NUMBER, Curve, steepest
-from stabjax.lipschitz._network._piecewise_linear import Rays
-from stabjax.lipschitz._network._selection import Selection, whole
+from stabjax.lipschitz._network._elementwise import IDENTITY, ScalarFunction, lipschitz_constant
+from stabjax.lipschitz._network._piecewise_linear import PiecewiseLinear
+from stabjax.lipschitz._network._selection import Selection, select_all
 
 
 @dataclass(eq=False)
@@ -22,15 +28,15 @@ class Root:
 
     Attributes:
         selection: the entries of another value that it is.
-        rays: functions with a kink at zero that its entries are, of values before it.
-        form: what it is in a softmax, see `stabjax.lipschitz._network._softmax`.
-        made: what some operations make of it, so that the same made twice is one.
+        pieces: functions with a kink at zero that its entries are, of values before it.
+        softmax_part: what it is in a softmax, see `stabjax.lipschitz._network._softmax`.
+        derived: what some operations make of it, by operation, so that the same made twice is one root.
     """
 
     selection: Selection | None = None
-    rays: tuple[Rays, ...] = ()
-    form: Any = None
-    made: dict[Any, "Root"] = field(default_factory=dict)
+    pieces: tuple[PiecewiseLinear, ...] = ()
+    softmax_part: Any = None
+    derived: dict[Any, "Root"] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,27 +44,27 @@ class Layer:
     """A linear layer whose channels may still be scaled, so that both count as one map.
 
     Attributes:
-        before: bound of its input, ``()``.
+        input_bound: bound of its input, ``()``.
         axis: of its channels in the value.
         norm: bound of the layer with its channels scaled, ``(channels,) -> ()``.
         scale: what they were scaled by already, ``(channels,)``.
     """
 
-    before: Float[Array, ""]
+    input_bound: Float[Array, ""]
     axis: int
     norm: Callable[[Any], Float[Array, ""]]
     scale: Any = 1.0
 
 
 @dataclass(frozen=True, eq=False)
-class Slope:
+class LipschitzValue:
     """A value that depends on the images: entry by entry a function of a root with a known bound.
 
     Attributes:
         bound: Lipschitz constant of the root as a function of the image, from above, ``()``.
         factor: the part of it that came since the last tap, ``()``.
         root: what the entries are a function of.
-        curve: the function.
+        function: the function.
         layer: the linear layer that the value is, up to a shift.
         tap: at a tap, the bound there, and the factor since the one before.
     """
@@ -66,146 +72,166 @@ class Slope:
     bound: Float[Array, ""]
     factor: Float[Array, ""]
     root: Root
-    curve: Curve = NUMBER
+    function: ScalarFunction = IDENTITY
     layer: Layer | None = None
     tap: tuple[Array, Array] | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class Unbounded:
-    """Whole numbers or truths that depend on the images, and what is to say if they are used further on."""
+    """Integers or truth values that depend on the images, without a bound; holds the error to raise at a use."""
 
     error: ValueError
 
 
 class UnboundedError(Exception):
-    """Holds the primitives of a function that is too steep."""
+    """A function is steeper than any number; holds the primitives that it is made of."""
 
 
-def image(dtype: Any) -> Slope:
-    """The images themselves."""
+def input_value(dtype: Any) -> LipschitzValue:
+    """Return the images themselves, with bound 1."""
     one = jnp.ones((), dtype)
-    return Slope(one, one, Root())
+    return LipschitzValue(one, one, Root())
 
 
-def still(dtype: Any) -> Slope:
-    """A value that does not see them, at a tap."""
+def constant_value(dtype: Any) -> LipschitzValue:
+    """Return a value at a tap that does not depend on the images, with bound 0."""
     zero = jnp.zeros((), dtype)
-    return Slope(zero, zero, Root(), tap=(zero, zero))
+    return LipschitzValue(zero, zero, Root(), tap=(zero, zero))
 
 
-def settled(value: Slope) -> Slope:
-    """The value as a root of its own."""
-    if value.curve is NUMBER:
+def as_root(value: LipschitzValue) -> LipschitzValue:
+    """Return the value as a root of its own: the bound times the slope of its function.
+
+    Raises:
+        UnboundedError: if the function is steeper than any number.
+    """
+    if value.function is IDENTITY:
         return value
-    factor = steepest(value.curve)
+    factor = lipschitz_constant(value.function)
     if not isfinite(factor):
-        raise UnboundedError(value.curve.names)
-    return replace(_grown(value, factor), layer=value.layer)
+        raise UnboundedError(value.function.names)
+    return replace(_scale(value, factor), layer=value.layer)
 
 
-def tapped(value: Slope) -> Slope:
-    """The value at a tap, where a new factor begins; as a function of its root it goes on."""
-    if not isfinite(steepest(value.curve)):
-        endless = jnp.full_like(value.bound, jnp.inf)
-        return replace(value, tap=(endless, endless))
-    here = settled(value)
-    steep = steepest(value.curve)
-    if steep == 0:
+def mark_tap(value: LipschitzValue) -> LipschitzValue:
+    """Record bound and factor at a tap, where a new factor begins; the value stays a function of its root.
+
+    A function of infinite slope gives an infinite bound here: it may be bounded later on, as an exponential is by the
+    logarithm of a sum.
+    """
+    if not isfinite(lipschitz_constant(value.function)):
+        infinite = jnp.full_like(value.bound, jnp.inf)
+        return replace(value, tap=(infinite, infinite))
+    here = as_root(value)
+    constant = lipschitz_constant(value.function)
+    # From here on the factor counts from the tap: as a root the value has factor 1, hence before f it has 1 / slope.
+    if constant == 0:
         return replace(here, factor=jnp.ones_like(here.factor), tap=(here.bound, here.factor))
-    return replace(value, factor=jnp.full_like(here.factor, 1 / steep), tap=(here.bound, here.factor))
+    return replace(value, factor=jnp.full_like(here.factor, 1 / constant), tap=(here.bound, here.factor))
 
 
-def after(value: Slope, factor: Any, root: Root | None = None) -> Slope:
-    """The value after an operation of this Lipschitz constant, with what is known of the outcome."""
-    return _grown(settled(value), factor, root)
+def compose(value: LipschitzValue, factor: Any, root: Root | None = None) -> LipschitzValue:
+    """Apply an operation of this Lipschitz constant; ``root`` is what is known of the outcome."""
+    return _scale(as_root(value), factor, root)
 
 
-def _grown(value: Slope, factor: Any, root: Root | None = None) -> Slope:
-    return Slope(_times(value.bound, factor), _times(value.factor, factor), root or Root())
+def _scale(value: LipschitzValue, factor: Any, root: Root | None = None) -> LipschitzValue:
+    return LipschitzValue(_multiply_up(value.bound, factor), _multiply_up(value.factor, factor), root or Root())
 
 
-def _times(bound: Array, factor: Any) -> Array:
-    """The product, rounded upwards."""
+def _multiply_up(bound: Array, factor: Any) -> Array:
+    """Multiply a bound by a factor, rounded upwards."""
     if isinstance(factor, float) and factor == 1:
         return bound
-    return bound * factor * _above(4, bound)
+    return bound * factor * _rounding_factor(4, bound)
 
 
-def _above(roundings: int, bound: Array) -> float:
+def _rounding_factor(roundings: int, bound: Array) -> float:
+    """Return the factor that outweighs so many roundings to nearest."""
     return 1 + roundings * float(jnp.finfo(bound.dtype).eps)
 
 
-def scaled(value: Slope, factors: Any, rays: tuple[Rays, ...] = ()) -> Slope:
-    """The value times numbers of its rank, or one number; a layer and the scale of its channels are one linear map."""
-    value = settled(value)
+def multiply(value: LipschitzValue, factors: Any, pieces: tuple[PiecewiseLinear, ...] = ()) -> LipschitzValue:
+    """Multiply by an array of the value's rank, or by one number.
+
+    A layer and the scale of its channels are one linear map (as a convolution with the normalisation behind it), whose
+    norm may be far below the product of the two: the smaller bound is taken.
+    """
+    value = as_root(value)
     factors = jnp.abs(jnp.asarray(factors, value.bound.dtype))
-    plain = _grown(value, jnp.max(factors), Root(rays=rays))
+    plain = _scale(value, jnp.max(factors), Root(pieces=pieces))
     layer = value.layer
     if layer is None or not factors.ndim:
         return plain
     channels = jnp.max(factors, axis=tuple(axis for axis in range(factors.ndim) if axis != layer.axis))
     layer = replace(layer, scale=layer.scale * channels)
-    bound = jnp.minimum(plain.bound, _times(layer.before, layer.norm(layer.scale)))
-    return replace(leading(plain, bound, plain.root), layer=layer)
+    bound = jnp.minimum(plain.bound, _multiply_up(layer.input_bound, layer.norm(layer.scale)))
+    return replace(with_bound(plain, bound, plain.root), layer=layer)
 
 
-def selection_of(value: Slope, shape: tuple[int, ...]) -> Selection:
-    """The value as entries of another, or of itself."""
-    found = value.root.selection or whole(value.root, value.bound, shape)
-    if value.curve is NUMBER:
-        return found
-    factor = steepest(value.curve)
+def as_selection(value: LipschitzValue, shape: tuple[int, ...]) -> Selection:
+    """Return the value as a selection of entries of another, or of itself.
+
+    Raises:
+        UnboundedError: if its function is steeper than any number.
+    """
+    selection = value.root.selection or select_all(value.root, value.bound, shape)
+    if value.function is IDENTITY:
+        return selection
+    factor = lipschitz_constant(value.function)
     if not isfinite(factor):
-        raise UnboundedError(value.curve.names)
-    return replace(found, key=(*found.key, value.curve.lines()), bound=_times(found.bound, factor))
+        raise UnboundedError(value.function.names)
+    return replace(
+        selection, key=(*selection.key, value.function.instructions()), bound=_multiply_up(selection.bound, factor)
+    )
 
 
-def selected(value: Slope, selection: Selection, norm: float) -> Slope:
-    """A selection of this norm that was made of a value, among others; functions of its entries stay functions."""
-    return leading(value, _times(selection.bound, norm), Root(selection=selection), value.curve)
+def select(value: LipschitzValue, selection: Selection, norm: float) -> LipschitzValue:
+    """Return a selection of this norm that holds entries of the value; functions of entries stay functions."""
+    return with_bound(value, _multiply_up(selection.bound, norm), Root(selection=selection), value.function)
 
 
-def leading(value: Slope, bound: Array, root: Root, curve: Curve = NUMBER) -> Slope:
-    """What has this bound, and was made from a value."""
+def with_bound(value: LipschitzValue, bound: Array, root: Root, function: ScalarFunction = IDENTITY) -> LipschitzValue:
+    """Return a value made from another, with this bound; the factor grows as the bound does."""
     positive = value.bound > 0
     gain = bound / jnp.where(positive, value.bound, 1)
-    return Slope(bound, jnp.where(positive, value.factor * gain, value.factor), root, curve)
+    return LipschitzValue(bound, jnp.where(positive, value.factor * gain, value.factor), root, function)
 
 
-def total(values: Sequence[Slope], form: Any = None) -> Slope:
-    """Paths that meet in a sum."""
+def sum_bounds(values: Sequence[LipschitzValue], softmax_part: Any = None) -> LipschitzValue:
+    """Add paths that meet in a sum: ``L = sum_i L_i``, by the triangle inequality."""
     bounds = _bounds(values)
-    return replace(_beginning(jnp.sum(bounds), len(bounds)), root=Root(form=form))
+    return replace(_start_factor(jnp.sum(bounds), len(bounds)), root=Root(softmax_part=softmax_part))
 
 
-def together(values: Sequence[Slope]) -> Slope:
-    """Values side by side, or of which every entry is that of one: ``sqrt(sum_i L_i^2)``."""
+def l2_sum(values: Sequence[LipschitzValue]) -> LipschitzValue:
+    """Join values side by side, or values of which each entry is that of one: ``L = sqrt(sum_i L_i^2)``."""
     if len(values) == 1:
-        return after(values[0], 1.0)
+        return compose(values[0], 1.0)
     bounds = _bounds(values)
     largest = jnp.max(bounds)
     size = jnp.where(largest > 0, largest, 1)  # the square of a small bound would underflow
-    return _beginning(size * jnp.sqrt(jnp.sum(jnp.square(bounds / size))), len(bounds))
+    return _start_factor(size * jnp.sqrt(jnp.sum(jnp.square(bounds / size))), len(bounds))
 
 
-def largest(values: Sequence[Slope]) -> Slope:
-    """One of the values as a whole."""
-    return _beginning(jnp.max(_bounds(values)), 1)
+def max_bound(values: Sequence[LipschitzValue]) -> LipschitzValue:
+    """Take one of the values, not known which: ``L = max_i L_i``."""
+    return _start_factor(jnp.max(_bounds(values)), 1)
 
 
-def _bounds(values: Sequence[Slope]) -> Array:
-    return jnp.stack([settled(value).bound for value in values])
+def _bounds(values: Sequence[LipschitzValue]) -> Array:
+    return jnp.stack([as_root(value).bound for value in values])
 
 
-def _beginning(bound: Array, terms: int) -> Slope:
-    """A value that several make up, with nothing done to it since."""
-    bound = bound * _above(4 + terms, bound)
-    return Slope(bound, jnp.ones_like(bound), Root())
+def _start_factor(bound: Array, terms: int) -> LipschitzValue:
+    """Return a value made of several, rounded upwards; a new factor begins."""
+    bound = bound * _rounding_factor(4 + terms, bound)
+    return LipschitzValue(bound, jnp.ones_like(bound), Root())
 
 
-def number(value: Any) -> float | None:
-    """The number that is in all entries, if it is known while the program is followed."""
+def uniform_number(value: Any) -> float | None:
+    """Return the number that is in all entries; None if they differ, or are known only when the program runs."""
     if isinstance(value, Tracer) or not value.size or jnp.issubdtype(value.dtype, jax.dtypes.extended):
         return None
     entries = np.asarray(value)

@@ -1,7 +1,12 @@
 """Functions of one number that are linear on each side of zero: ReLU, and ReLUs with slopes of their own per channel.
 
-The slopes may be parameters, also traced, and differ from entry to entry: what a curve cannot say. Wherever such
-functions of one value are added, scaled, chosen from by the sign of the value, or the larger taken, there is another.
+::
+
+    f(t) = up t   for t > 0,      f(t) = down t   for t < 0
+
+The slopes may be parameters, also traced, and differ from entry to entry, which a `ScalarFunction` cannot express.
+Wherever such functions of one value are added, scaled, chosen by the sign of the value, or compared for the larger,
+the result is another one.
 """
 
 import operator
@@ -13,175 +18,200 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from stabjax.lipschitz._network._elementwise import Curve, Lines
+from stabjax.lipschitz._network._elementwise import Instructions, ScalarFunction
 
 Slopes: TypeAlias = tuple[Any, Any, Any]
-"""Above zero, below, and a size: of the largest number that was added up to them, whose rounding they may share.
+"""Slope above zero, slope below, and a size: the largest number that was added up to them, whose rounding they share.
 
 Numbers, or arrays that broadcast."""
 
-NUMBER: Slopes = (1.0, 1.0, 1.0)
-"""Those of the number itself."""
+IDENTITY_SLOPES: Slopes = (1.0, 1.0, 1.0)
+"""Slopes of the number itself."""
 
 _ROUNDINGS = 32
+"""At most so many roundings are behind a slope; each is one of a number no larger than the size."""
 
 
 @dataclass(frozen=True, eq=False)
-class Rays:
-    """A value made of two rays, entry by entry.
+class PiecewiseLinear:
+    """A value that is, entry by entry, a function of another with a kink at zero.
 
     Attributes:
-        key: what it is a function of: a root, and a function of that.
+        key: what it is a function of: a root, and the instructions of a function of that.
         bound: Lipschitz constant of that as a function of the image, from above, ``()``.
         factor: the part of it that came since the last tap, ``()``.
         slopes: see `Slopes`.
     """
 
-    key: tuple[Any, Lines]
+    key: tuple[Any, Instructions]
     bound: Float[Array, ""]
     factor: Float[Array, ""]
     slopes: Slopes
 
     @property
-    def steepest(self) -> Float[Array, ""]:
-        """At least the Lipschitz constant, whatever was rounded."""
+    def lipschitz_constant(self) -> Float[Array, ""]:
+        """Bound on the Lipschitz constant from above, whatever was rounded: the steeper side of the steepest entry."""
         up, down, size = (jnp.max(jnp.abs(jnp.asarray(slope, self.bound.dtype))) for slope in self.slopes)
         return jnp.maximum(up, down) + _ROUNDINGS * float(jnp.finfo(self.bound.dtype).eps) * size
 
 
 @dataclass(frozen=True)
-class Side:
+class PiecewiseConstant:
     """A number, the same on a whole side of zero: true or false, one or zero, or a constant that is on both."""
 
     above: Any
     below: Any
 
 
-Known: TypeAlias = Slopes | Side | None
+Piecewise: TypeAlias = Slopes | PiecewiseConstant | None
 
 
-def along(curve: Curve, number: Lines, slopes: Slopes) -> Known:
-    """What a curve is, if a part of it, ``number``, is rays of these slopes; None if it has no such form."""
-    made: dict[int, Known] = {}
+def substitute(function: ScalarFunction, number: Instructions, slopes: Slopes) -> Piecewise:
+    """Evaluate a function in which a part, ``number``, has these slopes; None if the result has no such form."""
+    values: dict[int, Piecewise] = {}
 
-    def of(part: Curve) -> Known:
-        if id(part) not in made:
-            made[id(part)] = slopes if part.lines() == number else applied(part)
-        return made[id(part)]
+    def evaluate(part: ScalarFunction) -> Piecewise:
+        if id(part) not in values:
+            values[id(part)] = slopes if part.instructions() == number else evaluate_operation(part)
+        return values[id(part)]
 
-    def applied(part: Curve) -> Known:
+    def evaluate_operation(part: ScalarFunction) -> Piecewise:
         if part.constant is not None:
             low, high = part.constant
-            return Side(low, low) if low == high else None
-        return None if part.exponent is not None else apply(part.name, list(map(of, part.operands)))
+            return PiecewiseConstant(low, low) if low == high else None
+        return None if part.exponent is not None else apply(part.name, list(map(evaluate, part.operands)))
 
-    return of(curve)
+    return evaluate(function)
 
 
-def apply(name: str, operands: Sequence[Known]) -> Known:
-    """An operation on rays and constants; None if the outcome is neither."""
+def apply(name: str, operands: Sequence[Piecewise]) -> Piecewise:
+    """Apply an operation to slopes and constants; None if the outcome is neither."""
     rule = RULES.get(name)
     return None if rule is None or any(operand is None for operand in operands) else rule(*operands)
 
 
-def _zero(x: Known) -> bool:
-    return isinstance(x, Side) and all(isinstance(side, int | float) and side == 0 for side in (x.above, x.below))
+def _is_zero(x: Piecewise) -> bool:
+    """Tell whether this is the constant zero."""
+    return isinstance(x, PiecewiseConstant) and all(
+        isinstance(side, int | float) and side == 0 for side in (x.above, x.below)
+    )
 
 
-def _as_rays(x: Known) -> Slopes | None:
-    """Rays, or the constant zero, which is flat."""
-    return (0.0, 0.0, 0.0) if _zero(x) else x if isinstance(x, tuple) else None
+def _as_slopes(x: Piecewise) -> Slopes | None:
+    """Return slopes, those of the constant zero included, which is flat; None for other constants."""
+    return (0.0, 0.0, 0.0) if _is_zero(x) else x if isinstance(x, tuple) else None
 
 
-def _pairwise(above: Callable[..., Any], below: Callable[..., Any], size: Callable[..., Any]) -> Callable[..., Known]:
-    def rule(*operands: Known) -> Known:
-        sides = [operand for operand in operands if isinstance(operand, Side)]
+def _by_side(
+    above: Callable[..., Any], below: Callable[..., Any], size: Callable[..., Any]
+) -> Callable[..., Piecewise]:
+    """Make a rule that acts on the slopes above and below zero and on the sizes, each by a function of its own."""
+
+    def rule(*operands: Piecewise) -> Piecewise:
+        # Constants are numbers on both sides: the operation itself, which is that of slopes above zero.
+        sides = [operand for operand in operands if isinstance(operand, PiecewiseConstant)]
         if len(sides) == len(operands):
-            return Side(above(*[side.above for side in sides]), above(*[side.below for side in sides]))
-        rays = [_as_rays(operand) for operand in operands]
-        if any(ray is None for ray in rays):
+            return PiecewiseConstant(above(*[side.above for side in sides]), above(*[side.below for side in sides]))
+        pieces = [_as_slopes(operand) for operand in operands]
+        if any(piece is None for piece in pieces):
             return None
-        ups, downs, sizes = zip(*rays)
+        ups, downs, sizes = zip(*pieces)
         return above(*ups), below(*downs), size(*sizes)
 
     return rule
 
 
-def _mul(a: Known, b: Known) -> Known:
-    if isinstance(a, Side) and isinstance(b, Side):
-        return Side(a.above * b.above, a.below * b.below)
-    if isinstance(a, Side):
+def _mul(a: Piecewise, b: Piecewise) -> Piecewise:
+    """Multiply by a constant or a mask; two functions would make a square."""
+    if isinstance(a, PiecewiseConstant) and isinstance(b, PiecewiseConstant):
+        return PiecewiseConstant(a.above * b.above, a.below * b.below)
+    if isinstance(a, PiecewiseConstant):
         a, b = b, a
-    if not isinstance(a, tuple) or not isinstance(b, Side):
+    if not isinstance(a, tuple) or not isinstance(b, PiecewiseConstant):
         return None
-    return a[0] * b.above, a[1] * b.below, a[2] * _largest(abs(b.above), abs(b.below))
+    return a[0] * b.above, a[1] * b.below, a[2] * _maximum(abs(b.above), abs(b.below))
 
 
-def _div(a: Known, b: Known) -> Known:
-    if not isinstance(a, tuple) or not isinstance(b, Side) or _zero(b):
+def _div(a: Piecewise, b: Piecewise) -> Piecewise:
+    """Divide by a constant."""
+    if not isinstance(a, tuple) or not isinstance(b, PiecewiseConstant) or _is_zero(b):
         return None
-    return a[0] / b.above, a[1] / b.below, a[2] / _smallest(abs(b.above), abs(b.below))
+    return a[0] / b.above, a[1] / b.below, a[2] / _minimum(abs(b.above), abs(b.below))
 
 
-def _select(which: Known, no: Known, yes: Known) -> Known:
-    no, yes = _as_rays(no), _as_rays(yes)
-    if not isinstance(which, Side) or no is None or yes is None:
+def _select(which: Piecewise, no: Piecewise, yes: Piecewise) -> Piecewise:
+    """Choose by the side of zero: ``where(t > 0, f(t), g(t))`` has one slope of each."""
+    no, yes = _as_slopes(no), _as_slopes(yes)
+    if not isinstance(which, PiecewiseConstant) or no is None or yes is None:
         return None
 
-    def chosen(side: Any, k: int) -> Any:
+    def choose(side: Any, k: int) -> Any:
         return (yes[k] if side else no[k]) if isinstance(side, bool) else jnp.where(side, yes[k], no[k])
 
-    return chosen(which.above, 0), chosen(which.below, 1), _largest(no[2], yes[2])
+    return choose(which.above, 0), choose(which.below, 1), _maximum(no[2], yes[2])
 
 
-def _compared(above: bool) -> Callable[[Known, Known], Known]:
-    """Whether the number is above zero, say, if it is compared with that."""
+def _compare(above: bool) -> Callable[[Piecewise, Piecewise], Piecewise]:
+    """Make the rule of a comparison with zero: true on the side above, or on the side below.
 
-    def rule(a: Known, b: Known) -> Known:
-        for rays, other, sign in ((a, b, 1), (b, a, -1)):
-            if isinstance(rays, tuple) and _zero(other) and all(isinstance(slope, int | float) for slope in rays):
-                up, down, _ = rays
+    A point more or less, ``>`` or ``>=``, makes no difference to slopes.
+    """
+
+    def rule(a: Piecewise, b: Piecewise) -> Piecewise:
+        for pieces, other, sign in ((a, b, 1), (b, a, -1)):
+            if (
+                isinstance(pieces, tuple)
+                and _is_zero(other)
+                and all(isinstance(slope, int | float) for slope in pieces)
+            ):
+                up, down, _ = pieces
                 # Equal to zero on a whole side would be neither above nor below.
-                return None if 0 in (up, down) else Side((sign * up > 0) is above, (sign * down < 0) is above)
+                return (
+                    None if 0 in (up, down) else PiecewiseConstant((sign * up > 0) is above, (sign * down < 0) is above)
+                )
         return None
 
     return rule
 
 
-def _not(a: Known) -> Known:
-    if isinstance(a, Side) and isinstance(a.above, bool) and isinstance(a.below, bool):
-        return Side(not a.above, not a.below)
+def _not(a: Piecewise) -> Piecewise:
+    """Negate a truth value on both sides."""
+    if isinstance(a, PiecewiseConstant) and isinstance(a.above, bool) and isinstance(a.below, bool):
+        return PiecewiseConstant(not a.above, not a.below)
     return None
 
 
-def _largest(a: Any, b: Any) -> Any:
+def _maximum(a: Any, b: Any) -> Any:
+    """Take the larger; numbers stay numbers."""
     return float(np.maximum(a, b)) if isinstance(a, int | float) and isinstance(b, int | float) else jnp.maximum(a, b)
 
 
-def _smallest(a: Any, b: Any) -> Any:
-    return -_largest(-a, -b)
+def _minimum(a: Any, b: Any) -> Any:
+    """Take the smaller; numbers stay numbers."""
+    return -_maximum(-a, -b)
 
 
-def _same(a: Any) -> Any:
+def _unchanged(a: Any) -> Any:
+    """Return the argument."""
     return a
 
 
-RULES: dict[str, Callable[..., Known]] = {
-    "add": _pairwise(operator.add, operator.add, operator.add),
-    "add_any": _pairwise(operator.add, operator.add, operator.add),
-    "sub": _pairwise(operator.sub, operator.sub, operator.add),
-    "neg": _pairwise(operator.neg, operator.neg, _same),
+RULES: dict[str, Callable[..., Piecewise]] = {
+    "add": _by_side(operator.add, operator.add, operator.add),
+    "add_any": _by_side(operator.add, operator.add, operator.add),
+    "sub": _by_side(operator.sub, operator.sub, operator.add),
+    "neg": _by_side(operator.neg, operator.neg, _unchanged),
     # Below zero the larger value has the smaller slope.
-    "max": _pairwise(_largest, _smallest, _largest),
-    "min": _pairwise(_smallest, _largest, _largest),
-    "abs": _pairwise(abs, lambda a: -abs(a), _same),
+    "max": _by_side(_maximum, _minimum, _maximum),
+    "min": _by_side(_minimum, _maximum, _maximum),
+    "abs": _by_side(abs, lambda a: -abs(a), _unchanged),
     "mul": _mul,
     "div": _div,
     "select_n": _select,
-    "gt": _compared(True),
-    "ge": _compared(True),
-    "lt": _compared(False),
-    "le": _compared(False),
+    "gt": _compare(True),
+    "ge": _compare(True),
+    "lt": _compare(False),
+    "le": _compare(False),
     "not": _not,
-    "convert_element_type": _same,
+    "convert_element_type": _unchanged,
 }

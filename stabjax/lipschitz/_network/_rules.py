@@ -1,7 +1,7 @@
-"""How far each operation stretches: Lipschitz constants by primitive, composed along the program.
+"""Propagation rules: the Lipschitz constant of each primitive, composed along the program.
 
-Constants are those of a whole value, all rows of the batch together; as long as no operation mixes rows, that is the
-constant of one row. What is not here is refused, by name.
+Constants are those of a value as a whole, all rows of the batch together; as long as no operation mixes rows, that is
+the constant of one row. What has no rule is refused, by name.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,42 +15,42 @@ import numpy as np
 from jaxtyping import Array
 
 from stabjax import _jaxpr
-from stabjax.lipschitz._bound import STEPS
+from stabjax.lipschitz._bound import DEFAULT_STEPS
 from stabjax.lipschitz._dense import dense
-from stabjax.lipschitz._indexed_conv import norm_of_reads, reads
-from stabjax.lipschitz._network._data_movement import MOVES, handed_on, side_by_side
-from stabjax.lipschitz._network._elementwise_rules import entrywise
-from stabjax.lipschitz._network._interval_arithmetic import RULES as ENTRYWISE
-from stabjax.lipschitz._network._lax_conv import Axes, by_channel, norm_of_convolution, norm_of_transposed
+from stabjax.lipschitz._indexed_conv import indexed_axis, indexed_conv_norm
+from stabjax.lipschitz._network._data_movement import DATA_MOVEMENT, concatenate, move_entries
+from stabjax.lipschitz._network._elementwise_rules import apply_elementwise
+from stabjax.lipschitz._network._interval_arithmetic import RULES as ELEMENTWISE
+from stabjax.lipschitz._network._lax_conv import ConvAxes, convolution_norm, scale_outputs, transposed_convolution_norm
 from stabjax.lipschitz._network._lipschitz_value import (
     Layer,
+    LipschitzValue,
     Root,
-    Slope,
     Unbounded,
     UnboundedError,
-    after,
-    largest,
-    leading,
-    selection_of,
-    settled,
-    tapped,
-    together,
+    as_root,
+    as_selection,
+    compose,
+    l2_sum,
+    mark_tap,
+    max_bound,
+    with_bound,
 )
-from stabjax.lipschitz._network._selection import along_axes, most
-from stabjax.lipschitz._network._softmax import found as part_of_softmax
+from stabjax.lipschitz._network._selection import factor_axes, max_multiplicity
+from stabjax.lipschitz._network._softmax import match_softmax
 
 Values = list[Any]
 
-_SAME = frozenset("copy copy_p stop_gradient reduce_precision optimization_barrier name".split())
+_IDENTITIES = frozenset("copy copy_p stop_gradient reduce_precision optimization_barrier name".split())
 
-_KEEPS = frozenset(
+_NONEXPANSIVE = frozenset(
     "sort reduce_max reduce_min device_put sharding_constraint layout_constraint pvary pbroadcast reshard".split()
 )
-"""What hands on every entry at most once, or of several the largest."""
+"""Primitives with constant 1 that return each entry at most once, or the largest of several."""
 
 _STATISTICS = "a normalisation by statistics of the batch or of the image"
 
-_STEEP = {
+_STEEP_CAUSE = {
     "exp": "a softmax",
     "square": _STATISTICS,
     "integer_pow": _STATISTICS,
@@ -58,13 +58,13 @@ _STEEP = {
     "rsqrt": _STATISTICS,
     "div": _STATISTICS,
 }
-"""Where functions are usually found whose slope has no bound."""
+"""Where a function without a bound on its slope usually comes from, by primitive."""
 
-_SEVERAL = {"mul": "a gate or attention", "dot_general": "attention", "div": f"a softmax, or {_STATISTICS}"}
+_PRODUCT_CAUSE = {"mul": "a gate or attention", "dot_general": "attention", "div": f"a softmax, or {_STATISTICS}"}
 
 
-def follow(step: _jaxpr.Step, operands: Values) -> Values:
-    """What the outputs of an operation are, one of its operands at least being followed.
+def propagate(step: _jaxpr.Step, operands: Values) -> Values:
+    """Return the outputs of an operation, at least one of whose operands depends on the images.
 
     Raises:
         ValueError: for an operation without a bound, or with none that is known.
@@ -73,63 +73,67 @@ def follow(step: _jaxpr.Step, operands: Values) -> Values:
         if isinstance(operand, Unbounded):
             raise operand.error
     try:
-        found = part_of_softmax(step, operands)
-        if found is not None:
-            return [found]
-        if step.name in ENTRYWISE:
-            found = entrywise(step, operands)
-        elif step.name in _SAME:
+        output = match_softmax(step, operands)
+        if output is not None:
+            return [output]
+        if step.name in ELEMENTWISE:
+            output = apply_elementwise(step, operands)
+        elif step.name in _IDENTITIES:
             return operands
-        elif step.name in _KEEPS and len(operands) == 1:
-            key = step.name, str(step.params), operands[0].curve.lines()
-            found = after(operands[0], 1.0, operands[0].root.made.setdefault(key, Root()))
-        elif step.name in MOVES and len(_followed(operands[:1])) == len(_followed(operands)) == 1:
-            return handed_on(step, operands)
+        elif step.name in _NONEXPANSIVE and len(operands) == 1:
+            key = step.name, str(step.params), operands[0].function.instructions()
+            output = compose(operands[0], 1.0, operands[0].root.derived.setdefault(key, Root()))
+        elif step.name in DATA_MOVEMENT and len(_active(operands[:1])) == len(_active(operands)) == 1:
+            return move_entries(step, operands)
         else:
             rule = _RULES.get(step.name)
-            found = None if rule is None else rule(step, operands)
+            output = None if rule is None else rule(step, operands)
     except UnboundedError as error:
-        raise _too_steep(error, step.where) from None
-    if found is None:
-        several = len(_followed(operands)) > 1
-        usual = _SEVERAL.get(step.name) if several else None
-        error = _refused([step.name], f"of {'several activations' if several else 'an activation'}", usual, step.where)
+        raise _steepness_error(error, step.where) from None
+    if output is None:
+        several = len(_active(operands)) > 1
+        usual = _PRODUCT_CAUSE.get(step.name) if several else None
+        error = _unsupported(
+            [step.name], f"of {'several activations' if several else 'an activation'}", usual, step.where
+        )
         if any(jnp.issubdtype(result.dtype, jnp.inexact) for result in step.results):
             raise error
         return [Unbounded(error) for _ in step.results]
-    return [found]
+    return [output]
 
 
-def is_followed(value: Any) -> bool:
-    """Whether a value depends on the images."""
-    return isinstance(value, Slope | Unbounded)
+def depends_on_input(value: Any) -> bool:
+    """Tell whether a value depends on the images."""
+    return isinstance(value, LipschitzValue | Unbounded)
 
 
-def at_tap(value: Any, _: str) -> Any:
-    """The value at a tap; if it is too steep it may be bounded later on, as exponentials by the logarithm of a sum."""
-    return value if isinstance(value, Unbounded) else tapped(value)
+def value_at_tap(value: Any, _: str) -> Any:
+    """Record a value at a tap; one that is too steep may be bounded later on, as exponentials by the log of a sum."""
+    return value if isinstance(value, Unbounded) else mark_tap(value)
 
 
-def at_output(value: Any) -> Any:
-    """The value at a tap where nothing follows; raises as `follow` does."""
+def value_at_output(value: Any) -> Any:
+    """Record a value at the output, where nothing follows; raise as `propagate` does."""
     try:
-        return value if isinstance(value, Unbounded) else tapped(settled(value))
+        return value if isinstance(value, Unbounded) else mark_tap(as_root(value))
     except UnboundedError as error:
-        raise _too_steep(error, "at the output") from None
+        raise _steepness_error(error, "at the output") from None
 
 
-def _followed(operands: Sequence[Any]) -> list[Slope]:
-    return [operand for operand in operands if isinstance(operand, Slope)]
+def _active(operands: Sequence[Any]) -> list[LipschitzValue]:
+    return [operand for operand in operands if isinstance(operand, LipschitzValue)]
 
 
-def _too_steep(error: UnboundedError, where: str) -> ValueError:
+def _steepness_error(error: UnboundedError, where: str) -> ValueError:
+    """Say which function is too steep, and what it is usually part of."""
     names = error.args[0]
-    familiar = next((name for name in names if name in _STEEP), None)
+    familiar = next((name for name in names if name in _STEEP_CAUSE), None)
     shown = names if familiar is None else [familiar]
-    return _refused(shown, "of an activation, whose slope has no bound", _STEEP.get(familiar or ""), where)
+    return _unsupported(shown, "of an activation, whose slope has no bound", _STEEP_CAUSE.get(familiar or ""), where)
 
 
-def _refused(names: Sequence[str], what: str, usual: str | None, where: str) -> ValueError:
+def _unsupported(names: Sequence[str], what: str, usual: str | None, where: str) -> ValueError:
+    """Say which primitives are not bounded, of what, and where they stand."""
     return ValueError(
         f"expected operations whose Lipschitz constant is known, got `{', '.join(names)}` {what}"
         f"{f' (as in {usual})' if usual else ''}, {where}; put the network in evaluation mode, bound the part before "
@@ -137,29 +141,36 @@ def _refused(names: Sequence[str], what: str, usual: str | None, where: str) -> 
     )
 
 
-def _of_layer(before: Slope, axis: int | None, norm: Callable[[Any], Array], bound: Array | None = None) -> Slope:
-    """A linear layer, also of what ``before`` was made from, with this ``bound``, if ``norm`` is that of both."""
-    before = settled(before)
-    start = before.bound if bound is None else bound
-    dtype = start.dtype
+def _linear_layer(
+    value: LipschitzValue, axis: int | None, norm: Callable[[Any], Array], bound: Array | None = None
+) -> LipschitzValue:
+    """Apply a linear layer of this norm, ``norm`` being a function of the scale of its channels.
+
+    With a ``bound``, the norm is that of the layer and of the selection in front of it together, and ``bound`` that of
+    the value selected from.
+    """
+    value = as_root(value)
+    input_bound = value.bound if bound is None else bound
+    dtype = input_bound.dtype
 
     def rounded(scale: Any) -> Array:
         return norm(scale).astype(dtype)
 
-    made = after(Slope(start, before.factor, Root()), rounded(1.0))
-    made = made if bound is None else leading(before, made.bound, Root())
-    layer = None if axis is None else Layer(start, axis, rounded)
-    return Slope(made.bound, made.factor, made.root, layer=layer)
+    output = compose(LipschitzValue(input_bound, value.factor, Root()), rounded(1.0))
+    output = output if bound is None else with_bound(value, output.bound, Root())
+    layer = None if axis is None else Layer(input_bound, axis, rounded)
+    return LipschitzValue(output.bound, output.factor, output.root, layer=layer)
 
 
-def _convolution(step: _jaxpr.Step, operands: Values) -> Slope | None:
+def _convolution(step: _jaxpr.Step, operands: Values) -> LipschitzValue | None:
+    """Bound a convolution whose kernel does not depend on the images, with a padding of the image in front of it."""
     image, kernel = operands
     params, numbers = step.params, step.params["dimension_numbers"]
-    if isinstance(kernel, Slope) or params["batch_group_count"] > 1:
+    if isinstance(kernel, LipschitzValue) or params["batch_group_count"] > 1:
         return None
     out, inputs, *window = numbers.rhs_spec
-    kernel = _real(jnp.transpose(kernel, (*window, inputs, out)), image)
-    axes = Axes(
+    kernel = _promote(jnp.transpose(kernel, (*window, inputs, out)), image)
+    axes = ConvAxes(
         tuple(step.shapes[0][axis] for axis in numbers.lhs_spec[2:]),
         tuple(step.results[0].shape[axis] for axis in numbers.out_spec[2:]),
         tuple(params["window_strides"]),
@@ -168,65 +179,72 @@ def _convolution(step: _jaxpr.Step, operands: Values) -> Slope | None:
         tuple(params["rhs_dilation"]),
     )
     groups = params["feature_group_count"]
-    lines = _lines(image, step, numbers.lhs_spec)
-    if lines is not None:
+    indices = _axis_indices(image, step, numbers.lhs_spec)
+    if indices is not None:
         window = tuple(
-            reads(line, k, *rest)
-            for line, k, *rest in zip(lines, kernel.shape, axes.strides, axes.padding, axes.spread, axes.dilation)
+            indexed_axis(index_line, k, *rest)
+            for index_line, k, *rest in zip(
+                indices, kernel.shape, axes.strides, axes.padding, axes.spread, axes.dilation
+            )
         )
-        bound = selection_of(image, step.shapes[0]).bound
+        bound = as_selection(image, step.shapes[0]).bound
 
         def joint(scale: Any) -> Array:
-            return norm_of_reads(by_channel(kernel, scale), window, groups, STEPS["gram"])
+            return indexed_conv_norm(scale_outputs(kernel, scale), window, groups, DEFAULT_STEPS["gram"])
 
-        return _of_layer(image, numbers.out_spec[1], joint, bound)
+        return _linear_layer(image, numbers.out_spec[1], joint, bound)
     transposed = max(axes.spread) > 1 and max(axes.strides) == 1
-    norm = partial(norm_of_transposed if transposed else norm_of_convolution, kernel, axes)
-    return _of_layer(image, numbers.out_spec[1], partial(norm, groups))
+    norm = partial(transposed_convolution_norm if transposed else convolution_norm, kernel, axes)
+    return _linear_layer(image, numbers.out_spec[1], partial(norm, groups))
 
 
-def _lines(image: Slope, step: _jaxpr.Step, spec: Sequence[int]) -> list[np.ndarray] | None:
-    """For a convolution that reads some entries twice, as behind a padding with them, which stand along its axes."""
+def _axis_indices(image: LipschitzValue, step: _jaxpr.Step, spec: Sequence[int]) -> list[np.ndarray] | None:
+    """Return which entries stand along each spatial axis, for a convolution that reads some twice.
+
+    That is so behind a padding output of the image itself. None where it is not, or not along the axes of space alone.
+    """
     selection = image.root.selection
-    if selection is None or selection.once:
+    if selection is None or selection.injective:
         return None
-    lines = along_axes(selection)
-    if lines is None or any((lines[axis] < 0).any() or most(lines[axis]) > 1 for axis in spec[:2]):
+    indices = factor_axes(selection)
+    if indices is None or any((indices[axis] < 0).any() or max_multiplicity(indices[axis]) > 1 for axis in spec[:2]):
         return None
-    return [lines[axis] for axis in spec[2:]]
+    return [indices[axis] for axis in spec[2:]]
 
 
-def _product(step: _jaxpr.Step, operands: Values) -> Slope | None:
-    """A matrix for each entry of the shared axes, applied to every row of the activation."""
-    active = _followed(operands)
+def _dot_general(step: _jaxpr.Step, operands: Values) -> LipschitzValue | None:
+    """Bound a product with a constant array: one matrix for each entry of the batch axes, applied to every row."""
+    active = _active(operands)
     if len(active) > 1:
         return None
-    side = 1 if isinstance(operands[0], Slope) else 0
+    side = 1 if isinstance(operands[0], LipschitzValue) else 0
     contracted, shared = (axes[side] for axes in step.params["dimension_numbers"])
+    # The constant as (shared, contracted, free): the norm of a block-diagonal matrix is the largest of its blocks.
     kernel = jnp.asarray(operands[side])
     free = [axis for axis in range(kernel.ndim) if axis not in contracted and axis not in shared]
     sides = [prod(kernel.shape[axis] for axis in axes) for axes in (shared, contracted, free)]
-    kernel = _real(jnp.reshape(jnp.transpose(kernel, (*shared, *contracted, *free)), sides), active[0])
+    kernel = _promote(jnp.reshape(jnp.transpose(kernel, (*shared, *contracted, *free)), sides), active[0])
     axis = None
     if not shared and len(free) == 1:
         axis = len(step.results[0].shape) - 1 if side == 1 else 0
 
     def norm(scale: Any) -> Array:
-        matrices = by_channel(kernel, scale)
+        matrices = scale_outputs(kernel, scale)
         if len(matrices) == 1:
             return dense(matrices[0]).value
         return jnp.max(jax.lax.map(lambda matrix: dense(matrix).value, matrices))
 
-    return _of_layer(active[0], axis, norm)
+    return _linear_layer(active[0], axis, norm)
 
 
-def _real(kernel: Array, value: Slope) -> Array:
+def _promote(kernel: Array, value: LipschitzValue) -> Array:
+    """Return the kernel in the precision of the bound, or wider."""
     precise = jnp.issubdtype(kernel.dtype, jnp.floating) and kernel.dtype.itemsize >= value.bound.dtype.itemsize
     return kernel if precise else kernel.astype(value.bound.dtype)
 
 
-def _window(step: _jaxpr.Step, axis: int) -> np.ndarray:
-    """Which entries along an axis each window reads, ``(windows, entries)``."""
+def _window_matrix(step: _jaxpr.Step, axis: int) -> np.ndarray:
+    """Return how often each window reads each entry along an axis, ``(windows, entries)``."""
     params, entries, windows = step.params, step.shapes[0][axis], step.results[0].shape[axis]
     ones = (1,) * len(step.shapes[0])
     spread, gap = ((params.get(name) or ones)[axis] for name in ("base_dilation", "window_dilation"))
@@ -235,57 +253,63 @@ def _window(step: _jaxpr.Step, axis: int) -> np.ndarray:
     return (reads[..., None] == spread * np.arange(entries)).sum(1)
 
 
-def _sums_of_windows(step: _jaxpr.Step, operands: Values) -> Slope | None:
-    """A product of one matrix for each axis, hence of their norms."""
-    return after(operands[0], prod(map(_norm, (_window(step, axis) for axis in range(len(step.shapes[0]))))))
+def _reduce_window_sum(step: _jaxpr.Step, operands: Values) -> LipschitzValue | None:
+    """Bound a sum over windows: a Kronecker product of one matrix per axis, so the product of their norms."""
+    return compose(
+        operands[0], prod(map(_matrix_norm, (_window_matrix(step, axis) for axis in range(len(step.shapes[0])))))
+    )
 
 
-def _norm(matrix: np.ndarray) -> float:
+def _matrix_norm(matrix: np.ndarray) -> float:
+    """Compute the norm of a matrix of counts, rounded upwards; 1 exactly for a selection without repetition."""
     if not matrix.any():
         return 0.0
-    found = float(np.linalg.norm(matrix.astype(float), 2)) * (1 + 1e-12)
-    return 1.0 if (matrix.sum(0) <= 1).all() and (matrix.sum(1) <= 1).all() else found
+    norm = float(np.linalg.norm(matrix.astype(float), 2)) * (1 + 1e-12)
+    return 1.0 if (matrix.sum(0) <= 1).all() and (matrix.sum(1) <= 1).all() else norm
 
 
-def _largest_of_windows(step: _jaxpr.Step, operands: Values) -> Slope | None:
-    """An entry counts in as many windows as read it, at most."""
-    counts = [_window(step, axis).sum(0).max() for axis in range(len(step.shapes[0]))]
-    return after(operands[0], sqrt(prod(map(float, counts))))
+def _reduce_window_max(step: _jaxpr.Step, operands: Values) -> LipschitzValue | None:
+    """Bound a maximum over windows: an entry is returned by as many windows as read it, at most."""
+    counts = [_window_matrix(step, axis).sum(0).max() for axis in range(len(step.shapes[0]))]
+    return compose(operands[0], sqrt(prod(map(float, counts))))
 
 
-def _summed(step: _jaxpr.Step, operands: Values) -> Slope | None:
-    return after(operands[0], sqrt(prod(step.shapes[0]) / prod(step.results[0].shape)))
+def _reduce_sum(step: _jaxpr.Step, operands: Values) -> LipschitzValue | None:
+    """Bound a sum of ``n`` entries by ``sqrt(n)``: the norm of a row of ones."""
+    return compose(operands[0], sqrt(prod(step.shapes[0]) / prod(step.results[0].shape)))
 
 
-def _accumulated(step: _jaxpr.Step, operands: Values) -> Slope | None:
-    return after(operands[0], _norm(np.tri(step.shapes[0][step.params["axis"]])))
+def _cumsum(step: _jaxpr.Step, operands: Values) -> LipschitzValue | None:
+    """Bound a running sum by the norm of the triangle of ones."""
+    return compose(operands[0], _matrix_norm(np.tri(step.shapes[0][step.params["axis"]])))
 
 
-def _placed(arrays: int) -> Callable[[_jaxpr.Step, Values], Slope | None]:
-    """Arrays of which every entry is handed on at most once, at places that the images have no part in."""
+def _update(arrays: int) -> Callable[[_jaxpr.Step, Values], LipschitzValue | None]:
+    """Make the rule of an update of so many arrays, each entry returned at most once, at places that are constant."""
 
-    def rule(step: _jaxpr.Step, operands: Values) -> Slope | None:
-        return None if _followed(operands[arrays:]) else together(_followed(operands[:arrays]))
+    def rule(step: _jaxpr.Step, operands: Values) -> LipschitzValue | None:
+        return None if _active(operands[arrays:]) else l2_sum(_active(operands[:arrays]))
 
     return rule
 
 
-def _written(step: _jaxpr.Step, operands: Values) -> Slope | None:
-    base, places, parts = operands
-    return None if isinstance(places, Slope) else together(_followed([base, parts]))
+def _scatter(step: _jaxpr.Step, operands: Values) -> LipschitzValue | None:
+    """Bound a scatter that overwrites entries, at constant places."""
+    base, indices, parts = operands
+    return None if isinstance(indices, LipschitzValue) else l2_sum(_active([base, parts]))
 
 
-_RULES: dict[str, Callable[[_jaxpr.Step, Values], Slope | None]] = {
+_RULES: dict[str, Callable[[_jaxpr.Step, Values], LipschitzValue | None]] = {
     "conv_general_dilated": _convolution,
-    "dot_general": _product,
-    "reduce_sum": _summed,
-    "cumsum": _accumulated,
-    "reduce_window_sum": _sums_of_windows,
-    "reduce_window_max": _largest_of_windows,
-    "reduce_window_min": _largest_of_windows,
-    "concatenate": side_by_side,
-    "stack": side_by_side,
-    "dynamic_update_slice": _placed(2),
-    "scatter": _written,
-    "branches": lambda step, operands: largest(_followed(operands)),
+    "dot_general": _dot_general,
+    "reduce_sum": _reduce_sum,
+    "cumsum": _cumsum,
+    "reduce_window_sum": _reduce_window_sum,
+    "reduce_window_max": _reduce_window_max,
+    "reduce_window_min": _reduce_window_max,
+    "concatenate": concatenate,
+    "stack": concatenate,
+    "dynamic_update_slice": _update(2),
+    "scatter": _scatter,
+    "branches": lambda step, operands: max_bound(_active(operands)),
 }

@@ -1,4 +1,4 @@
-"""Softmax and its relatives, found in what they are written as.
+"""Softmax and its relatives, recognized in the operations that programs write them as.
 
 With ``p = softmax(u)`` over ``n`` entries, and Euclidean norms:
 
@@ -11,7 +11,14 @@ With ``p = softmax(u)`` over ``n`` entries, and Euclidean norms:
 
 Programs subtract the largest entry first. That changes nothing: softmax and its logarithm do not see a constant,
 whatever it depends on, and ``log sum exp`` gets it back. So sums of exponentials are kept as ``exp(l)``, ``l = log sum
-exp``, and a quotient of exponentials is one of a difference.
+exp``, and a quotient of exponentials is one of a difference. The usual program, and the part each value is of it::
+
+    c = max u               r = u - c            Difference(u, c)
+    e = exp r                                    exp as a function of r
+    s = sum e                                    SumExp, or exp of its log: LogSumExp(r; u, c)
+    e / s                                        Softmax:     exp(r - log s)
+    r - log s                                    LogSoftmax:  u - log sum exp u
+    log s + c                                    LogSumExp(u)
 """
 
 from dataclasses import dataclass, replace
@@ -21,219 +28,233 @@ from typing import Any
 import numpy as np
 
 from stabjax import _jaxpr
-from stabjax.lipschitz._network._elementwise import NUMBER, Curve, steepest
-from stabjax.lipschitz._network._lipschitz_value import Root, Slope, after, selected
-from stabjax.lipschitz._network._selection import Places, whole, written
+from stabjax.lipschitz._network._elementwise import IDENTITY, ScalarFunction, lipschitz_constant
+from stabjax.lipschitz._network._lipschitz_value import LipschitzValue, Root, compose, select
+from stabjax.lipschitz._network._selection import IndexMap, materialize, select_all
 
 Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True, eq=False)
 class Difference:
-    """A value minus another."""
+    """A value minus another, of the shape ``other_shape``, which broadcasts."""
 
-    value: Slope
-    other: Slope
+    value: LipschitzValue
+    other: LipschitzValue
     other_shape: Shape
 
 
 @dataclass(frozen=True, eq=False)
 class LogSumExp:
-    """``log sum_axes exp v``: ``v`` and its shape, ``u`` that differs from it by ``other``, constant along the axes."""
+    """``log sum_axes exp v`` of ``v = exponent``; ``value = v + other``, with ``other`` constant along the axes."""
 
-    exponent: Slope
+    exponent: LipschitzValue
     shape: Shape
     axes: tuple[int, ...]
-    value: Slope
-    other: Slope | None = None
+    value: LipschitzValue
+    other: LipschitzValue | None = None
     other_shape: Shape = ()
 
     @property
     def entries(self) -> int:
+        """Number of terms of each sum."""
         return prod(self.shape[axis] for axis in self.axes)
 
 
 @dataclass(frozen=True, eq=False)
 class SumExp:
-    """``exp`` of this, where that has a bound of its own."""
+    """``exp(log)``, where that has a bound of its own."""
 
-    log: Slope
+    log: LipschitzValue
 
 
 @dataclass(frozen=True, eq=False)
 class LogSoftmax:
-    """``log softmax u`` over so many entries."""
+    """``log softmax`` of a value over so many entries."""
 
-    value: Slope
+    value: LipschitzValue
     entries: int
 
 
 @dataclass(frozen=True, eq=False)
 class Softmax:
-    """``exp`` of this."""
+    """``exp(log)`` with ``log`` a `LogSoftmax`."""
 
-    log: Slope
+    log: LipschitzValue
 
 
-def found(step: _jaxpr.Step, operands: list[Any]) -> Slope | None:
-    """The output of an operation that is part of a softmax; None if it is none."""
-    active = [operand for operand in operands if isinstance(operand, Slope)]
+def match_softmax(step: _jaxpr.Step, operands: list[Any]) -> LipschitzValue | None:
+    """Return the output of an operation that is part of a softmax; None if it is none."""
+    active = [operand for operand in operands if isinstance(operand, LipschitzValue)]
     if not active or not step.results:
         return None
     name, shape = step.name, step.results[0].shape
     if name == "exp":
-        return _exponential(operands[0])
+        return _exp_rule(operands[0])
     if name == "log":
-        return _logarithm(operands[0])
+        return _log_of(operands[0])
     if name == "reduce_sum":
-        return _summed(operands[0], step.shapes[0], tuple(map(int, step.params["axes"])), shape)
+        return _sum_exp_rule(operands[0], step.shapes[0], tuple(map(int, step.params["axes"])))
     if len(active) != 2 or len(operands) != 2:
         return None
-    one, two = operands
+    first, second = operands
     if name == "div":
-        logs = _logarithm(one), _logarithm(two)
+        logs = _log_of(first), _log_of(second)
         if logs[0] is None or logs[1] is None:
             return None
         log = _log_softmax(logs[0], logs[1], step.shapes, shape)
-        return None if log is None else _exponential(log)
+        return None if log is None else _exp_rule(log)
     if name == "sub":
-        return _log_softmax(one, two, step.shapes, shape)
+        return _log_softmax(first, second, step.shapes, shape)
     if name in ("add", "add_any") and step.shapes[0] == step.shapes[1] == shape:
-        return _given_back(one, two, shape) or _given_back(two, one, shape)
+        return _restore_shift(first, second, shape) or _restore_shift(second, first, shape)
     return None
 
 
-def difference(step: _jaxpr.Step, operands: list[Any]) -> Difference | None:
-    """What is to be kept of a difference of two values."""
+def as_difference(step: _jaxpr.Step, operands: list[Any]) -> Difference | None:
+    """Record a difference of two values of one shape, or of which the second broadcasts; None for other operations."""
     if step.name != "sub" or step.shapes[0] != step.results[0].shape:
         return None
     value, other = operands
     return Difference(value, other, step.shapes[1])
 
 
-def _same(one: Slope, two: Slope, shape: Shape) -> bool:
-    """Whether two values of this shape are the same, also if each was computed by itself."""
+def _are_equal(one: LipschitzValue, two: LipschitzValue, shape: Shape) -> bool:
+    """Tell whether two values of this shape are the same, also if each was computed by itself."""
     if one.root is two.root:
-        return one.curve.lines() == two.curve.lines()
-    first, second = _form(one), _form(two)
+        return one.function.instructions() == two.function.instructions()
+    first, second = _part_of(one), _part_of(two)
     if not isinstance(first, Difference) or not isinstance(second, Difference):
         return False
-    if first.other_shape != second.other_shape or not _same(first.value, second.value, shape):
+    if first.other_shape != second.other_shape or not _are_equal(first.value, second.value, shape):
         return False
-    (key, places), (other_key, other_places) = (_places(form.other, form.other_shape) for form in (first, second))
-    return key == other_key and _equal(places, other_places) and _equal(*(_places(v, shape)[1] for v in (one, two)))
+    (key, indices), (other_key, other_indices) = (_index_map(part.other, part.other_shape) for part in (first, second))
+    return (
+        key == other_key
+        and _same_entries(indices, other_indices)
+        and _same_entries(*(_index_map(v, shape)[1] for v in (one, two)))
+    )
 
 
-def _equal(one: Places, two: Places) -> bool:
-    """Whether they are the same entries in the same order; of constants, which may differ, that is not known."""
-    if one.whole and two.whole:
+def _same_entries(one: IndexMap, two: IndexMap) -> bool:
+    """Tell whether these are the same entries in the same order; of constants, which may differ, that is not known."""
+    if one.is_identity and two.is_identity:
         return one.shape == two.shape
-    both = written(one, two)
+    both = materialize(one, two)
     return both is not None and np.array_equal(both[0], both[1]) and bool((both[0] >= 0).all())
 
 
-def _logarithm(value: Slope) -> Slope | None:
-    """What the value is an exponential of."""
-    if value.curve.name == "exp":
-        return Slope(value.bound, value.factor, value.root, value.curve.operands[0])
-    form, selection = _form(value), value.root.selection
-    if not isinstance(form, SumExp | Softmax):
+def _log_of(value: LipschitzValue) -> LipschitzValue | None:
+    """Return ``l`` for a value that is ``exp(l)``, or entries of one; None for others."""
+    if value.function.name == "exp":
+        return LipschitzValue(value.bound, value.factor, value.root, value.function.operands[0])
+    part, selection = _part_of(value), value.root.selection
+    if not isinstance(part, SumExp | Softmax):
         return None
     if selection is None:
-        return form.log
-    root = Root(selection=replace(selection, key=(form.log.root,), bound=form.log.bound))
-    return Slope(form.log.bound, value.factor, root)
+        return part.log
+    root = Root(selection=replace(selection, key=(part.log.root,), bound=part.log.bound))
+    return LipschitzValue(part.log.bound, value.factor, root)
 
 
-def _form(value: Slope) -> Any:
-    """What the root is a part of, also where its entries were handed on."""
-    if value.curve is not NUMBER:
+def _part_of(value: LipschitzValue) -> Any:
+    """Return what the value is in a softmax, also where its entries were moved; None if it is nothing."""
+    if value.function is not IDENTITY:
         return None
     selection = value.root.selection
     if selection is None:
-        return value.root.form
-    return selection.key[0].form if len(selection.key) == 1 else None
+        return value.root.softmax_part
+    return selection.key[0].softmax_part if len(selection.key) == 1 else None
 
 
-def _places(value: Slope, shape: Shape) -> tuple[Any, Places]:
-    """What the entries are made of, and which."""
-    selection = value.root.selection or whole(value.root, value.bound, shape)
-    return (selection.key, value.curve.lines()), selection.places
+def _index_map(value: LipschitzValue, shape: Shape) -> tuple[Any, IndexMap]:
+    """Return a key of what the entries are taken from, and which they are."""
+    selection = value.root.selection or select_all(value.root, value.bound, shape)
+    return (selection.key, value.function.instructions()), selection.index_map
 
 
-def _spread(places: Places, shape: Shape, axes: tuple[int, ...]) -> np.ndarray | None:
-    """The places spread over a value of this shape; over its first row alone, if that stands for all."""
-    alike = places.alike and places.shape[0] == shape[0] and 0 not in axes
-    made = places.written(alike=alike)
-    if made is None or made.ndim != len(shape):
+def _broadcast_indices(indices: IndexMap, shape: Shape, axes: tuple[int, ...]) -> np.ndarray | None:
+    """Broadcast indices to a value of this shape; to its first row alone, if that stands for all."""
+    same_rows = indices.same_rows and indices.shape[0] == shape[0] and 0 not in axes
+    full = indices.materialize(same_rows=same_rows)
+    if full is None or full.ndim != len(shape):
         return None
-    return np.broadcast_to(made, (1, *shape[1:]) if alike else shape)
+    return np.broadcast_to(full, (1, *shape[1:]) if same_rows else shape)
 
 
-def _exponential(value: Slope) -> Slope | None:
-    form = value.root.form
-    if value.curve is not NUMBER or not isinstance(form, LogSoftmax):
+def _exp_rule(value: LipschitzValue) -> LipschitzValue | None:
+    """Bound ``exp(log softmax u)`` by 1/2 times ``u``."""
+    part = value.root.softmax_part
+    if value.function is not IDENTITY or not isinstance(part, LogSoftmax):
         return None
-    made = after(form.value, 0.5 if form.entries > 1 else 0.0)
-    return _with_form(made, Softmax(value))
+    result = compose(part.value, 0.5 if part.entries > 1 else 0.0)
+    return _with_part(result, Softmax(value))
 
 
-def _with_form(value: Slope, form: Any) -> Slope:
-    return Slope(value.bound, value.factor, Root(form=form), value.curve)
+def _with_part(value: LipschitzValue, part: Any) -> LipschitzValue:
+    """Return the value with what it is in a softmax."""
+    return LipschitzValue(value.bound, value.factor, Root(softmax_part=part), value.function)
 
 
-def _summed(value: Slope, shape: Shape, axes: tuple[int, ...], result: Shape) -> Slope | None:
-    if value.curve.name != "exp":
+def _sum_exp_rule(value: LipschitzValue, shape: Shape, axes: tuple[int, ...]) -> LipschitzValue | None:
+    """Bound ``sum exp v`` as ``exp(log sum exp v)``, whose logarithm has constant 1; None for other sums.
+
+    If ``v = u - c`` with ``c`` constant along the summed axes, ``u`` is recorded too.
+    """
+    if value.function.name != "exp":
         return None
-    exponent = Slope(value.bound, value.factor, value.root, value.curve.operands[0])
-    form = LogSumExp(exponent, shape, axes, exponent)
-    less = exponent.root.form if exponent.curve is NUMBER else None
-    if isinstance(less, Difference):
-        places = _spread(_places(less.other, less.other_shape)[1], shape, axes)
-        if places is not None and all((places == places.take([0], axis)).all() for axis in axes):
-            form = LogSumExp(exponent, shape, axes, less.value, less.other, less.other_shape)
-    log = _with_form(after(exponent, 1.0), form)
-    if np.isfinite(steepest(value.curve)):
-        return _with_form(after(value, sqrt(form.entries)), SumExp(log))
-    return Slope(log.bound, log.factor, log.root, Curve("exp", (NUMBER,)))
+    exponent = LipschitzValue(value.bound, value.factor, value.root, value.function.operands[0])
+    part = LogSumExp(exponent, shape, axes, exponent)
+    difference = exponent.root.softmax_part if exponent.function is IDENTITY else None
+    if isinstance(difference, Difference):
+        indices = _broadcast_indices(_index_map(difference.other, difference.other_shape)[1], shape, axes)
+        if indices is not None and all((indices == indices.take([0], axis)).all() for axis in axes):
+            part = LogSumExp(exponent, shape, axes, difference.value, difference.other, difference.other_shape)
+    log = _with_part(compose(exponent, 1.0), part)
+    if np.isfinite(lipschitz_constant(value.function)):
+        return _with_part(compose(value, sqrt(part.entries)), SumExp(log))
+    return LipschitzValue(log.bound, log.factor, log.root, ScalarFunction("exp", (IDENTITY,)))
 
 
-def _log_softmax(value: Slope, log: Slope, shapes: Any, shape: Shape) -> Slope | None:
-    """``v - log sum exp v``."""
-    form = _form(log)
-    if not isinstance(form, LogSumExp) or shapes[0] != shape or form.shape != shape:
+def _log_softmax(value: LipschitzValue, log: LipschitzValue, shapes: Any, shape: Shape) -> LipschitzValue | None:
+    """Recognize ``v - log sum exp v``; its constant with respect to ``u`` is ``sqrt(n)``."""
+    part = _part_of(log)
+    if not isinstance(part, LogSumExp) or shapes[0] != shape or part.shape != shape:
         return None
-    if not _same(form.exponent, value, shape):
+    if not _are_equal(part.exponent, value, shape):
         return None
-    found = _spread(_places(log, shapes[1])[1], shape, form.axes)
-    if found is None:
+    sums = _broadcast_indices(_index_map(log, shapes[1])[1], shape, part.axes)
+    if sums is None:
         return None
-    kept = [1 if axis in form.axes else side for axis, side in enumerate(found.shape)]
-    if not np.array_equal(found, np.broadcast_to(np.arange(prod(kept)).reshape(kept), found.shape)):
+    # Each entry must meet the sum of its own group: sums numbered in order, spread along the axes summed over.
+    group_sides = [1 if axis in part.axes else side for axis, side in enumerate(sums.shape)]
+    if not np.array_equal(sums, np.broadcast_to(np.arange(prod(group_sides)).reshape(group_sides), sums.shape)):
         return None
-    made = after(form.value, sqrt(form.entries) if form.entries > 1 else 0.0)
-    return _with_form(made, LogSoftmax(form.value, form.entries))
+    result = compose(part.value, sqrt(part.entries) if part.entries > 1 else 0.0)
+    return _with_part(result, LogSoftmax(part.value, part.entries))
 
 
-def _given_back(log: Slope, other: Slope, shape: Shape) -> Slope | None:
-    """``log sum exp (u - c) + c``."""
-    form = _form(log)
-    if not isinstance(form, LogSumExp) or form.other is None:
+def _restore_shift(log: LipschitzValue, other: LipschitzValue, shape: Shape) -> LipschitzValue | None:
+    """Recognize ``log sum exp (u - c) + c``, which is ``log sum exp u``, with constant 1."""
+    part = _part_of(log)
+    if not isinstance(part, LogSumExp) or part.other is None:
         return None
-    (key, places), (taken, before) = _places(other, shape), _places(form.other, form.other_shape)
-    written_out = written(before, places, _places(log, shape)[1], alike=0 not in form.axes)
-    if key != taken or written_out is None:
+    (key, indices), (other_key, other_indices) = _index_map(other, shape), _index_map(part.other, part.other_shape)
+    materialized = materialize(other_indices, indices, _index_map(log, shape)[1], same_rows=0 not in part.axes)
+    if key != other_key or materialized is None:
         return None
-    groups, given, sums = written_out
-    if groups.ndim != len(form.shape):
+    # `groups` says which entry of c each term was lowered by, `sums` which sum stands where, `added` which entry of c
+    # is added there: it must be that of the sum's group.
+    groups, added, sums = materialized
+    if groups.ndim != len(part.shape):
         return None
-    rows = len(groups) if 0 not in form.axes else form.shape[0]
-    groups = np.broadcast_to(groups, (rows, *form.shape[1:]))
-    for axis in form.axes:
+    rows = len(groups) if 0 not in part.axes else part.shape[0]
+    groups = np.broadcast_to(groups, (rows, *part.shape[1:]))
+    for axis in part.axes:
         groups = groups.take([0], axis)
-    if not np.array_equal(groups.ravel()[sums], given):
+    if not np.array_equal(groups.ravel()[sums], added):
         return None
-    made = _with_form(after(form.value, 1.0), LogSumExp(form.value, form.shape, form.axes, form.value))
+    result = _with_part(compose(part.value, 1.0), LogSumExp(part.value, part.shape, part.axes, part.value))
     if log.root.selection is None:
-        return made
-    return selected(made, replace(log.root.selection, key=(made.root,), bound=made.bound), 1.0)
+        return result
+    return select(result, replace(log.root.selection, key=(result.root,), bound=result.bound), 1.0)
