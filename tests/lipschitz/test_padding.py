@@ -11,7 +11,7 @@ from flax import linen, nnx
 
 from stabjax import lipschitz, networks
 from stabjax.lipschitz import _indexed_conv
-from tests.lipschitz.test_network import bound_of, norm_of
+from tests.lipschitz.helpers import bound_of, norm_of
 from tests.sample_networks import normal
 
 

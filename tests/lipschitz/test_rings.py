@@ -7,7 +7,7 @@ import pytest
 
 from stabjax import lipschitz
 from stabjax.lipschitz import _indexed_conv
-from tests.lipschitz.test_layers import operator
+from tests.lipschitz.helpers import operator
 
 RINGS = {
     "one window": ((3, 3, 2, 3), 4, {"stride": 3}),
