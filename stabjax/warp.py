@@ -84,11 +84,12 @@ def _pull_back(
     for axis, n in enumerate(shape):
         start = np.arange(n).reshape(-1, *(1,) * (len(shape) - 1 - axis))
         position = jnp.clip(jnp.broadcast_to(jnp.asarray(start, field.dtype), shape) - field[axis], 0, n - 1)
+        # Clamped positions, and the flat offset of each neighbor along this axis with its weight.
         stride = math.prod(shape[axis + 1 :])
         neighbors.append(
             [(index * stride, w.astype(work)[..., None]) for index, w in _KERNELS[interpolation](position, n)]
         )
-    # One flat index per pixel and tap fetches all its channels: the fastest gather on the CPU.
+    # One flat index per pixel and neighbor fetches all its channels: the fastest gather on the CPU.
     flat = image.reshape(-1, channels)
 
     # The weights of a pixel are a product over the axes: a sum over the neighbors on axis 0, each a sum over those on
@@ -139,6 +140,7 @@ def _gaussian(position: Float[Array, "*spatial"], n: int) -> list[WeightedIndex]
 
 def _cubic(position: Float[Array, "*spatial"], n: int) -> list[WeightedIndex]:
     """Weigh four pixels by the cubic convolution of Keys 1981 with ``a = -1/2``, eq. 4."""
+    # Pixels index - 1 .. index + 2, those beyond the border being the border pixel.
     index = _floor_index(position, max(n - 2, 0))
     t = position - index.astype(position.dtype)
     weights = [

@@ -141,6 +141,7 @@ def _convolve_spectra(
     compute = jnp.float64 if dtype == jnp.float64 else jnp.float32
     x, kernel = (jnp.asarray(a, compute) for a in (x, kernel))
     axes = tuple(range(1, x.ndim - 1))
+    # Dilation puts zeros between the taps. Cross-correlation: the spectrum of the kernel is conjugate.
     zeros = lax.pad(kernel, jnp.zeros((), kernel.dtype), [*((0, 0, d - 1) for d in dilation), (0, 0, 0), (0, 0, 0)])
     torus = [n + low + high for n, (low, high) in zip(x.shape[1:-1], pads)]
     spectrum = jnp.fft.rfftn(pad(x, pads), axes=axes)

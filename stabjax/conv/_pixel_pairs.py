@@ -32,6 +32,7 @@ def can_pair(geometry: Geometry) -> bool:
 def forward(x: Array, kernel: Array, geometry: Geometry, route: Route) -> Array:
     """Convolve; ``route`` computes the convolution of pairs."""
     y = route(_as_pairs(x, geometry), _pair_kernel(kernel, geometry), _pair_geometry(geometry))
+    # (..., pairs, 2 out) -> (..., pixels, out); of an odd number of outputs, the last pair is half.
     y = jnp.reshape(y, (*y.shape[:-2], -1, geometry.out_channels))
     return lax.slice_in_dim(y, 0, geometry.out_size[-1], axis=-2)
 
@@ -42,6 +43,7 @@ def kernel_gradient(x: Array, g: Array, geometry: Geometry, route: Route) -> Arr
     g = _pad_to(g, -2, 0, 2 * pair_geometry.out_size[-1])
     g = jnp.reshape(g, (*g.shape[:-2], -1, pair_geometry.out_channels))
     gradient = route(_as_pairs(x, geometry), g, pair_geometry)
+    # The kernel stands twice in that of pairs: the transpose of laying it out adds both gradients up.
     shape = (*geometry.kernel, geometry.in_channels, geometry.out_channels)
     transpose = jax.linear_transpose(
         lambda kernel: _pair_kernel(kernel, geometry), jax.ShapeDtypeStruct(shape, gradient.dtype)

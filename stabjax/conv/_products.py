@@ -32,6 +32,7 @@ def _as_rows(x: Array) -> Array:
 def forward(x: Array, kernel: Array, geometry: Geometry) -> Array:
     """Multiply the patches of the input (im2col) by the kernel, as one product."""
     patches = _as_rows(jnp.concatenate(_tap_views(x, geometry), -1))
+    # (positions, taps * in) @ (taps * in, out)
     y = patches @ jnp.reshape(kernel, (-1, geometry.out_channels))
     return jnp.reshape(y, (geometry.batch, *geometry.out_size, geometry.out_channels))
 
@@ -114,6 +115,7 @@ def dense_matrix(kernel: Array, geometry: Geometry) -> Array:
     """Write the whole convolution of a small map as one matrix, ``(pixels * in, out pixels * out)``."""
     blocks = jnp.reshape(kernel, (-1, geometry.in_channels, geometry.out_channels))
     zero = jnp.zeros(blocks.shape[1:], kernel.dtype)
+    # Block (p, q) of the matrix is the tap through which output q sees pixel p.
     rows = [[zero if tap is None else blocks[tap] for tap in row] for row in _dense_taps(geometry)]
     return lax.optimization_barrier(jnp.concatenate([jnp.concatenate(row, 1) for row in rows], 0))
 
@@ -143,5 +145,6 @@ def dense_kernel_gradient(x: Array, g: Array, geometry: Geometry) -> Array:
             if tap is not None:
                 taps[tap].append(blocks[p, :, q])
     zero = jnp.zeros((geometry.in_channels, geometry.out_channels), matrix.dtype)
+    # A tap that connects no pixels, all in the padding, has gradient zero.
     gradient = jnp.stack([reduce(operator.add, terms) if terms else zero for terms in taps])
     return jnp.reshape(gradient, (*geometry.kernel, geometry.in_channels, geometry.out_channels))

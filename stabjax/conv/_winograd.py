@@ -72,8 +72,10 @@ def forward(x: Array, kernel: Array, geometry: Geometry) -> Array:
     kernels = lax.optimization_barrier(_kernel_tiles(kernel))
     tiles = _tiles(geometry)
     shape = (geometry.batch, *tiles, geometry.out_channels)
+    # (batch * tiles, in) @ (in, out), 16 times.
     products = [jnp.reshape(v @ u, shape) for v, u in zip(inputs, kernels, strict=True)]
     outputs = _transform(_A, [products[4 * i : 4 * i + 4] for i in range(4)])
+    # (batch, tiles_y, 2, tiles_x, 2, out) -> (batch, 2 tiles_y, 2 tiles_x, out), cut to the output.
     y = jnp.stack([jnp.stack(line, 3) for line in outputs], 2)
     y = jnp.reshape(y, (geometry.batch, 2 * tiles[0], 2 * tiles[1], geometry.out_channels))
     return y[:, : geometry.out_size[0], : geometry.out_size[1]]

@@ -71,6 +71,7 @@ def invert(field: Field, *, steps: int = 50) -> Inverse:
 @partial(jax.jit, static_argnums=1)
 def _invert(field: Float[Array, " ndim *spatial"], steps: int) -> Inverse:
     sigma = jax.lax.fori_loop(0, steps, lambda _, sigma: -_pull_back(field, sigma), jnp.zeros_like(field))
+    # A true inverse has sigma(s) + tau(s - sigma(s)) = 0.
     miss = sigma + _pull_back(field, sigma)
     return Inverse(sigma, jnp.sqrt(jnp.max(jnp.sum(jnp.square(miss), axis=0))))
 

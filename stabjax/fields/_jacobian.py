@@ -40,6 +40,7 @@ def _determinant(
     strength = coefficients * (pixels(shape) * safe_sqrt(temperature))
     columns = []
     for axis in range(ndim):
+        # d tau / d s_axis: a cosine in place of the sine on this axis, times i pi / (n - 1), the slope of i pi u.
         tables = [sines(n, m) for n, m in zip(shape, modes)]
         n, m = shape[axis], modes[axis]
         tables[axis] = np.cos(phases(n, m)) * (np.pi * np.arange(1, m + 1) / (n - 1))[:, None]

@@ -70,6 +70,7 @@ def shell_order(modes: int, ndim: int) -> Int[np.ndarray, "*modes"]:
         6 7 8
     """
     index = np.indices((modes,) * ndim).reshape(ndim, -1)
+    # lexsort takes the last key first: max(i), then the axes in order. argsort of the order is the rank.
     rank = np.argsort(np.lexsort((*index[::-1], index.max(axis=0))))
     return rank.reshape((modes,) * ndim)
 
@@ -164,6 +165,7 @@ def separable_sum(
     """Compute ``sum_i C_i prod_k table_k[i_k, s_k]``, one axis after the other."""
     out = coefficients
     for table in tables:
+        # Contract the first axis of modes with its table; the axis of pixels goes to the end, so all get their turn.
         # Zero modes up to a multiple of eight: XLA's CPU product over 3 terms takes five times as long as over 8.
         missing = -len(table) % 8
         table = jnp.asarray(np.pad(table, ((0, missing), (0, 0))), coefficients.dtype)

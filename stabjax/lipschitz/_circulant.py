@@ -63,6 +63,7 @@ class TorusAxis:
 
 def circular_axis(n: int, k: int, stride: int, dilation: int) -> TorusAxis:
     """Return the image's own torus; where the stride does not divide it, that of stride 1, of which it is a part."""
+    # With stride s | n, the outputs are every s-th row of a circulant matrix; else they are not a torus of their own.
     fits = n % stride == 0
     offsets = tuple(q * dilation for q in range(k))
     return TorusAxis(n, stride if fits else 1, tuple(range(k)), offsets, exact=fits)
@@ -91,11 +92,13 @@ def embedded_axis(n: int, k: int, stride: int, dilation: int, pads: tuple[int, i
             f"expected a window that fits into the padded image, got window {extent} (dilation counted) and side "
             f"{n + low + high} (padding counted): pad more, or take a smaller kernel"
         )
+    # reads[p, q]: the pixel that window p reads at entry q. Windows and entries in the padding alone are dropped.
     first = stride * np.arange((n + low + high - extent) // stride + 1) - low
     reads = first[:, None] + dilation * np.arange(k)[None]
     inside = (reads >= 0) & (reads < n)
     windows, taps = np.flatnonzero(inside.any(1)), np.flatnonzero(inside.any(0))
     reads = reads[np.ix_(windows, taps)]
+    # Zeros for the longer of both reaches stand behind the image; around the torus they are those in front of it, too.
     side = n + max(-int(reads.min(initial=0)), int(reads.max(initial=0)) - n + 1, 0)
     side = -(-side // stride) * stride
     offsets = tuple(int(q) * dilation for q in taps)
@@ -202,6 +205,8 @@ def _largest_norm(kernel: Float[Array, "groups taps inputs outputs"], plan: Norm
 
 @_largest_norm.defjvp
 def _(plan: NormPlan, primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    """Differentiate the largest norm."""
+    # All norms are computed without derivatives; only the matrix that attains the maximum is differentiated.
     norms = lax.stop_gradient(_norms(primals[0], plan))
     frequency, group = jnp.divmod(jnp.argmax(norms), plan.groups)
     at = jnp.asarray(plan.frequencies)[frequency]

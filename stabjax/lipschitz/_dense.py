@@ -42,6 +42,7 @@ def dense(kernel: Float[AnyArray, "inputs outputs"], *, method: Method = "gram",
 
 @partial(jax.jit, static_argnums=(1, 2))
 def _dense(kernel: Array, method: Method, steps: int) -> Array:
+    """Compute the norm by its method; all scale the kernel to about one first, exactly, by a power of two."""
     if method == "gram":
         return gram_bound(kernel, steps)
     kernel, scale = split_scale(kernel)

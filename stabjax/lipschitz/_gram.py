@@ -92,6 +92,7 @@ def blocked_product(a: Float[Array, "k m"], b: Float[Array, "k n"]) -> Float[Arr
 
 
 def _dot(a: Array, b: Array) -> Array:
+    """Compute ``a'b`` in the highest precision of the device."""
     return lax.dot_general(a, b, (((0,), (0,)), ((), ())), precision=HIGHEST)
 
 

@@ -94,6 +94,7 @@ def _make_ring(n: int, indices: np.ndarray, stride: int, dilation: int) -> Index
 
 
 def _as_tuples(indices: np.ndarray) -> tuple[tuple[int, ...], ...]:
+    """Make indices hashable: they are static arguments of a jit."""
     return tuple(map(tuple, indices.tolist()))
 
 
@@ -110,6 +111,7 @@ def indexed_conv_norm(
     if rest:
         value = circulant_norm(small, NormPlan(tuple(axis.torus for axis in rest), groups, "gram", steps))
     else:
+        # Nothing of the window is left: one matrix per group.
         matrices = jnp.moveaxis(jnp.reshape(small, (small.shape[0], groups, -1)), 1, 0)
         value = jnp.max(jax.vmap(lambda matrix: gram_bound(matrix, steps))(matrices))
     value = (value + lost) * prod(axis.excess for axis in rest)
@@ -139,6 +141,7 @@ def _multiplications(
     small, large = sorted((rows, columns))
     if small * large > _MAX_MATRIX_ENTRIES:
         return float("inf")
+    # One product of (small, large) by its transpose, then one of (small, small) matrices for each further step.
     products = small * small * large + max(steps - 1, 0) * small**3
     # Complex numbers take four, and half of the frequencies are enough.
     return float(groups * products * (2 * prod(axis.frequencies for axis in rest) if rest else 1))
@@ -162,6 +165,7 @@ def _unroll_axes(
     stretch = 1.0
     for k in unrolled:
         entries, indices = axes[k].entries, np.array(axes[k].indices)
+        # table[entry, window, tap]: whether the window reads that entry at this tap.
         table = indices[None] == np.arange(entries)[:, None, None]
         stretch *= float(np.linalg.norm(table.sum(-1).astype(float), 2))
         (taps, *others), windows = matrix.shape, len(indices)
@@ -177,6 +181,7 @@ def _unroll_axes(
     rows = prod(axes[k].entries for k in unrolled) * inputs
     matrix = jnp.reshape(matrix, (*[window[k] for k in rest], rows, -1))
     eps = float(jnp.finfo(kernel.dtype).eps)
+    # Entries that a single tap makes are not rounded at all.
     several = any(_reads_twice(np.array(axes[k].indices)) for k in unrolled)
     taps = sum(window[k] for k in unrolled) if several else 0
     sums = frobenius_norm(jnp.sum(jnp.reshape(jnp.abs(kernel), (-1, inputs, outputs)), axis=0))

@@ -201,12 +201,15 @@ def _lanczos(
     tiny = 100 * jnp.finfo(dtype).eps
 
     def step(state: _LanczosState) -> _LanczosState:
+        # z = A u_k, with A = back half over the square of the scale, so that its largest eigenvalue is of order one.
         k = state.step
         u = state.basis[:, k]
         w = apply_half(u)
         largest = jnp.max(jnp.abs(w), axis=1)
         scale = jnp.where(k == 0, jnp.where(largest > 0, largest, 1), state.scale)
         z = apply_back(w / scale[:, None]) / scale[:, None]
+        # Column k of the projected matrix. In exact arithmetic it is tridiagonal; the whole column is kept, so that
+        # what is lost of orthogonality does not count.
         coefficients = _project_onto(state.basis, z)
         rest = z
         # Gram-Schmidt against the whole basis, twice is enough: once leaves rounding of the size of what it removed,
@@ -218,6 +221,7 @@ def _lanczos(
         next_vector = jnp.where(length[:, None] > 0, rest / jnp.where(length > 0, length, 1)[:, None], 0)
         basis = state.basis.at[:, k + 1].set(next_vector, mode="drop")
         projected = state.projected.at[:, k].set(coefficients).at[:, :, k].set(coefficients)
+        # Rows and columns not yet reached are zero: they add eigenvalues of zero, below the largest.
         values, vectors = jnp.linalg.eigh(projected)
         square, weights = values[:, -1], vectors[:, :, -1]
         value = scale * jnp.sqrt(jnp.maximum(square, 0))
@@ -226,6 +230,7 @@ def _lanczos(
         converged = (residual <= tolerance * value) | ~jnp.isfinite(value)
         done = state.done
 
+        # An image that reached the tolerance keeps its result while the loop goes on for others.
         def freeze(old: Array, new: Array) -> Array:
             return jnp.where(jnp.reshape(done, (batch,) + (1,) * (old.ndim - 1)), old, new)
 
@@ -267,6 +272,7 @@ def _full_decomposition(
 
     Returns it with the image of its vector, up to the length.
     """
+    # The matrix itself, row by row, and the eigenvalues of its small Gram matrix.
     rows = jax.lax.map(lambda e: apply_half(jnp.broadcast_to(e[None], (batch, size))), jnp.eye(size, dtype=dtype))
     rows = jnp.swapaxes(rows, 0, 1)
     scale = jnp.max(jnp.abs(rows), axis=(1, 2))
@@ -287,6 +293,7 @@ def _combine(basis: Array, weights: Array) -> Array:
 
 
 def _row_norms(vectors: Array) -> Array:
+    """Compute the length of each row."""
     return jnp.linalg.norm(vectors, axis=1)
 
 

@@ -38,6 +38,7 @@ def power_iteration(
 
 
 def _norm(x: Array) -> Array:
+    """Compute the Euclidean norm by the norms of the rows, which keeps small entries."""
     return safe_sqrt(jnp.sum(jnp.square(safe_sqrt(jnp.sum(jnp.square(x), axis=-1)))))
 
 

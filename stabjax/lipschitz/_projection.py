@@ -22,7 +22,7 @@ from stabjax.lipschitz._gram import frobenius_norm, split_scale
 
 
 class ConvGeometry(NamedTuple):
-    """What `conv` is told about a convolution."""
+    """Options of `conv`, hashable."""
 
     size: Sizes | None
     stride: Sizes
@@ -107,6 +107,8 @@ def _project(kernel: Array, limit: Array, exact: bool, geometry: ConvGeometry, d
         return measured.scale_to(limit).astype(dtype)
     inside = measured.project(limit)
     if dtype != kernel.dtype:
+        # Rounding to dtype changes entries by half a unit of theirs, eps / 2, the norm by that times the sensitivity:
+        # once more, with that much room and a fifth in reserve.
         inside = measured.project(limit - 0.6 * float(jnp.finfo(dtype).eps) * entrywise_sensitivity(inside))
     return jnp.where(measured.norm <= limit, kernel, inside).astype(dtype)
 
@@ -180,6 +182,8 @@ def _project_update(parameter: Array, change: Array, limit: Array, geometry: Con
     The limit is lowered by what rounding can add: half a unit of the last digit of the change, and of the sum that
     `optax.apply_updates` forms of parameter and change.
     """
+    # What is applied in the end is round(parameter + round(inside - parameter)): two roundings in the dtype of the
+    # parameter. A first projection tells how large both numbers are, the second leaves room for them.
     start = promote_kernel(parameter)
     measured = measure(start + promote_kernel(change).astype(start.dtype), geometry)
     first_guess = measured.project(limit)
@@ -221,6 +225,7 @@ class DenseKernel(NamedTuple):
         return self._with_values(jnp.minimum(self.values, limit).at[0].set(limit))
 
     def _with_values(self, values: Array) -> Array:
+        """Compute ``U diag(values) V'``."""
         return jnp.matmul(self.left * values[None], self.right, precision=HIGHEST)
 
 
@@ -258,6 +263,7 @@ def measure(kernel: Array, geometry: ConvGeometry) -> MeasuredKernel:
         size, stride, padding, dilation, groups = geometry
         bound = conv(kernel, size, stride=stride, padding=padding, dilation=dilation, groups=groups)
         return ConvKernel(kernel, bound.value)
+    # The decomposition of a kernel near 1 in size neither overflows nor underflows.
     small, scale = split_scale(kernel)
     left, values, right = jnp.linalg.svd(small, full_matrices=False)
     return DenseKernel(kernel, left, values * scale, right)

@@ -33,6 +33,7 @@ def move_entries(step: _jaxpr.Step, operands: Values) -> list[LipschitzValue]:
         start, value = as_selection(value, step.shapes[0]), as_root(value)
     else:
         start = value.root.selection or select_all(value.root, value.bound, step.shapes[0])
+    # All others put an entry in one place at most.
     injective = step.name not in ("gather", "broadcast_in_dim", "tile")
     results = []
     for build, result in zip(known.builds, step.results, strict=True):
@@ -72,6 +73,7 @@ def concatenate(step: _jaxpr.Step, operands: Values) -> LipschitzValue:
         as_selection(operand, shape) if isinstance(operand, LipschitzValue) else None
         for operand, shape in zip(operands, step.shapes, strict=True)
     ]
+    # Parts of one value, the rest taken as constants, are one selection; different values join by the l2 sum.
     kinds = list(dict.fromkeys(part.key for part in parts if part is not None))
     groups = []
     for key in kinds:

@@ -44,12 +44,15 @@ def apply_elementwise(step: _jaxpr.Step, operands: Values) -> LipschitzValue | N
     name, shape = step.name, step.results[0].shape
     active = [operand for operand in operands if isinstance(operand, LipschitzValue)]
     aligned = all(step.shapes[k] == shape for k, operand in enumerate(operands) if isinstance(operand, LipschitzValue))
+    # 1. All operands are functions of one root: so is the result.
     if aligned and all(value.root is active[0].root for value in active):
         function = _scalar_function(step, operands)
         if function is not None:
             keeps = len(active) == 1 and name in ("add", "sub")
             first = active[0]
             return LipschitzValue(first.bound, first.factor, first.root, function, first.layer if keeps else None)
+    # 2. All operands are linear on each side of zero, of one value: so is the result. Of several such forms the one
+    # with the smallest bound counts, and all are remembered.
     # A conversion of dtype that is no function of a number is one to integers, which rounds.
     pieces = _piecewise_forms(name, operands) if aligned and name != "convert_element_type" else ()
     if pieces and not (name in ("mul", "div") and len(active) == 1):
@@ -57,11 +60,13 @@ def apply_elementwise(step: _jaxpr.Step, operands: Values) -> LipschitzValue | N
         return compose(
             LipschitzValue(bound, pieces[0].factor * pieces[0].lipschitz_constant, Root()), 1.0, Root(pieces=pieces)
         )
+    # 3. Entries of one value, sorted in pairs or chosen by a constant mask.
     if aligned and len(active) > 1 and name in ("max", "min", "select_n"):
         output = _order_pairs(step, active) if name != "select_n" else _choose_entries(step, operands)
         if output is not None:
             return output
-    # Operands that broadcast: an entry repeated n times, sqrt(n).
+    # 4. Any values: sums add bounds, what takes each entry from one operand has the l2 sum. Operands that broadcast
+    # first: an entry repeated n times, sqrt(n).
     spread = [
         value if step.shapes[k] == shape else compose(value, sqrt(prod(shape) / prod(step.shapes[k])))
         for k, value in enumerate(operands)
@@ -93,6 +98,7 @@ def _scalar_function(step: _jaxpr.Step, operands: Values) -> ScalarFunction | No
             functions.append(ScalarFunction(constant=(constant, constant)))
     if step.name == "convert_element_type" and not jnp.issubdtype(step.results[0].dtype, jnp.floating):
         return None
+    # log(exp(t)) = t, |exp(t)| = exp(t): kept simple, as softmax is recognized by its exponentials.
     if functions[0].name == "exp" and step.name in ("abs", "convert_element_type", "log"):
         return functions[0].operands[0] if step.name == "log" else functions[0]
     return ScalarFunction(step.name, tuple(functions), step.params.get("y"))

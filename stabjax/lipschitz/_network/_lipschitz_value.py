@@ -137,6 +137,7 @@ def compose(value: LipschitzValue, factor: Any, root: Root | None = None) -> Lip
 
 
 def _scale(value: LipschitzValue, factor: Any, root: Root | None = None) -> LipschitzValue:
+    """Multiply bound and factor; the result is a root."""
     return LipschitzValue(_multiply_up(value.bound, factor), _multiply_up(value.factor, factor), root or Root())
 
 
@@ -160,10 +161,12 @@ def multiply(value: LipschitzValue, factors: Any, pieces: tuple[PiecewiseLinear,
     """
     value = as_root(value)
     factors = jnp.abs(jnp.asarray(factors, value.bound.dtype))
+    # Without a layer: a diagonal matrix, whose norm is the largest factor.
     plain = _scale(value, jnp.max(factors), Root(pieces=pieces))
     layer = value.layer
     if layer is None or not factors.ndim:
         return plain
+    # With one: factors that differ along other axes count by their largest, per channel.
     channels = jnp.max(factors, axis=tuple(axis for axis in range(factors.ndim) if axis != layer.axis))
     layer = replace(layer, scale=layer.scale * channels)
     bound = jnp.minimum(plain.bound, _multiply_up(layer.input_bound, layer.norm(layer.scale)))
@@ -194,6 +197,7 @@ def select(value: LipschitzValue, selection: Selection, norm: float) -> Lipschit
 
 def with_bound(value: LipschitzValue, bound: Array, root: Root, function: ScalarFunction = IDENTITY) -> LipschitzValue:
     """Return a value made from another, with this bound; the factor grows as the bound does."""
+    # factor_new / factor_old = bound_new / bound_old; a bound of zero leaves the factor.
     positive = value.bound > 0
     gain = bound / jnp.where(positive, value.bound, 1)
     return LipschitzValue(bound, jnp.where(positive, value.factor * gain, value.factor), root, function)
@@ -209,6 +213,7 @@ def l2_sum(values: Sequence[LipschitzValue]) -> LipschitzValue:
     """Join values side by side, or values of which each entry is that of one: ``L = sqrt(sum_i L_i^2)``."""
     if len(values) == 1:
         return compose(values[0], 1.0)
+    # |(u, v)|^2 = |u|^2 + |v|^2 <= (L_u^2 + L_v^2) |x|^2, over the largest bound.
     bounds = _bounds(values)
     largest = jnp.max(bounds)
     size = jnp.where(largest > 0, largest, 1)  # the square of a small bound would underflow
@@ -221,6 +226,7 @@ def max_bound(values: Sequence[LipschitzValue]) -> LipschitzValue:
 
 
 def _bounds(values: Sequence[LipschitzValue]) -> Array:
+    """Stack the bounds of several values, each as a root of its own."""
     return jnp.stack([as_root(value).bound for value in values])
 
 

@@ -129,6 +129,7 @@ def _mul(a: Piecewise, b: Piecewise) -> Piecewise:
         a, b = b, a
     if not isinstance(a, tuple) or not isinstance(b, PiecewiseConstant):
         return None
+    # Each slope times the constant of its side.
     return a[0] * b.above, a[1] * b.below, a[2] * _maximum(abs(b.above), abs(b.below))
 
 

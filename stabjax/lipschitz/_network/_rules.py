@@ -72,6 +72,7 @@ def propagate(step: _jaxpr.Step, operands: Values) -> Values:
     for operand in operands:
         if isinstance(operand, Unbounded):
             raise operand.error
+    # Softmax first: its parts look like exponentials, sums and quotients, which have no bound by themselves.
     try:
         output = match_softmax(step, operands)
         if output is not None:
@@ -81,6 +82,8 @@ def propagate(step: _jaxpr.Step, operands: Values) -> Values:
         elif step.name in _IDENTITIES:
             return operands
         elif step.name in _NONEXPANSIVE and len(operands) == 1:
+            # The same operation on the same function of a root gives the same root, so that a maximum that is computed
+            # twice (as in softmax) is known to be one value.
             key = step.name, str(step.params), operands[0].function.instructions()
             output = compose(operands[0], 1.0, operands[0].root.derived.setdefault(key, Root()))
         elif step.name in DATA_MOVEMENT and len(_active(operands[:1])) == len(_active(operands)) == 1:
@@ -96,6 +99,7 @@ def propagate(step: _jaxpr.Step, operands: Values) -> Values:
         error = _unsupported(
             [step.name], f"of {'several activations' if several else 'an activation'}", usual, step.where
         )
+        # Integers and truth values may be unused, such as an index beside a maximum: refused only where they are used.
         if any(jnp.issubdtype(result.dtype, jnp.inexact) for result in step.results):
             raise error
         return [Unbounded(error) for _ in step.results]
@@ -121,6 +125,7 @@ def value_at_output(value: Any) -> Any:
 
 
 def _active(operands: Sequence[Any]) -> list[LipschitzValue]:
+    """Return the operands that have a bound."""
     return [operand for operand in operands if isinstance(operand, LipschitzValue)]
 
 
@@ -168,6 +173,7 @@ def _convolution(step: _jaxpr.Step, operands: Values) -> LipschitzValue | None:
     params, numbers = step.params, step.params["dimension_numbers"]
     if isinstance(kernel, LipschitzValue) or params["batch_group_count"] > 1:
         return None
+    # Kernels as `conv` has them: (*window, inputs / groups, outputs).
     out, inputs, *window = numbers.rhs_spec
     kernel = _promote(jnp.transpose(kernel, (*window, inputs, out)), image)
     axes = ConvAxes(
@@ -181,6 +187,7 @@ def _convolution(step: _jaxpr.Step, operands: Values) -> LipschitzValue | None:
     groups = params["feature_group_count"]
     indices = _axis_indices(image, step, numbers.lhs_spec)
     if indices is not None:
+        # A padding made of the image, and the convolution behind it, as one map of the image without padding.
         window = tuple(
             indexed_axis(index_line, k, *rest)
             for index_line, k, *rest in zip(
@@ -193,6 +200,7 @@ def _convolution(step: _jaxpr.Step, operands: Values) -> LipschitzValue | None:
             return indexed_conv_norm(scale_outputs(kernel, scale), window, groups, DEFAULT_STEPS["gram"])
 
         return _linear_layer(image, numbers.out_spec[1], joint, bound)
+    # Zeros between the pixels and stride 1: the transpose of a strided convolution, whose bound is closer.
     transposed = max(axes.spread) > 1 and max(axes.strides) == 1
     norm = partial(transposed_convolution_norm if transposed else convolution_norm, kernel, axes)
     return _linear_layer(image, numbers.out_spec[1], partial(norm, groups))
@@ -224,6 +232,8 @@ def _dot_general(step: _jaxpr.Step, operands: Values) -> LipschitzValue | None:
     free = [axis for axis in range(kernel.ndim) if axis not in contracted and axis not in shared]
     sides = [prod(kernel.shape[axis] for axis in axes) for axes in (shared, contracted, free)]
     kernel = _promote(jnp.reshape(jnp.transpose(kernel, (*shared, *contracted, *free)), sides), active[0])
+    # Outputs of one matrix are channels, whose scale may be folded in: the last axis, or the first if the constant
+    # stands on the left.
     axis = None
     if not shared and len(free) == 1:
         axis = len(step.results[0].shape) - 1 if side == 1 else 0
@@ -248,6 +258,7 @@ def _window_matrix(step: _jaxpr.Step, axis: int) -> np.ndarray:
     params, entries, windows = step.params, step.shapes[0][axis], step.results[0].shape[axis]
     ones = (1,) * len(step.shapes[0])
     spread, gap = ((params.get(name) or ones)[axis] for name in ("base_dilation", "window_dilation"))
+    # Window w reads place stride w - low + gap q at its entry q; places between entries that are spread hold nothing.
     first = params["window_strides"][axis] * np.arange(windows) - params["padding"][axis][0]
     reads = first[:, None] + gap * np.arange(params["window_dimensions"][axis])[None]
     return (reads[..., None] == spread * np.arange(entries)).sum(1)

@@ -159,6 +159,7 @@ def index_transform(step: _jaxpr.Step, known: Sequence[Any]) -> IndexTransform |
     if step.name == "slice" and params:
         cut = map(slice, params["start_indices"], params["limit_indices"], params["strides"] or (1,) * len(shape))
         return _slice_transform(tuple(cut), keeps_rows)
+    # Axis 0 holds the images. Where each row is moved alike, one row is enough to know all.
     if step.name == "split":
         ends, axis = np.cumsum([0, *params["sizes"]]).tolist(), int(params["axis"])
         cuts = [(slice(None),) * axis + (slice(a, b),) for a, b in pairwise(ends)]
@@ -167,6 +168,7 @@ def index_transform(step: _jaxpr.Step, known: Sequence[Any]) -> IndexTransform |
         axis = int(params["axis"])
         return IndexTransform([lambda x, k=k: np.take(x, k, axis) for k in range(len(step.results))], axis > 0)
     if step.name == "dynamic_slice":
+        # As in XLA, a start that would reach beyond the end is moved back.
         first = [int(np.clip(a, 0, n - m)) for a, n, m in zip(known, old, shape)]
         return _slice_transform(tuple(slice(a, a + m) for a, m in zip(first, shape)), keeps_rows)
     if step.name == "pad":
@@ -201,6 +203,7 @@ def _pad_indices(x: np.ndarray, shape: tuple[int, ...], config: Any) -> np.ndarr
     full = np.full(shape, -1, np.int32)
     into, source = [], []
     for n, side, (low, _, between) in zip(x.shape, shape, config):
+        # Entry i of this axis goes to low + (between + 1) i.
         at = low + (between + 1) * np.arange(n)
         inside = (at >= 0) & (at < side)
         into.append(at[inside])
@@ -265,6 +268,7 @@ def match_pairs(one: Selection, two: Selection) -> Pairs | None:
     first, second = np.minimum(a, b), np.maximum(a, b)
     if max_multiplicity(np.stack([first, second])) > 1:
         return None
+    # The name does not depend on the order of the pairs: a maximum and a minimum of the same slices share it.
     order = np.argsort(first, axis=None)
     return Pairs(np.stack([first.ravel()[order], second.ravel()[order]]).tobytes(), first, second)
 
@@ -279,6 +283,7 @@ def select_from_pairs(selection: Selection, root: Any, pairs: Pairs, *, larger: 
     row_size = selection.entries // shape[0]
 
     def build(rows: int) -> np.ndarray:
+        # Ends of the first row stand for all: row r adds r times the size of a row.
         if rows <= len(ends):
             return ends
         return ends + row_size * np.arange(rows, dtype=np.int32).reshape(-1, *[1] * (ends.ndim - 1))
