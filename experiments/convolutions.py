@@ -287,7 +287,7 @@ def training(config: Config, digits: _primer.Digits, train: Train) -> Drawn:
     figure, grid = sj.plot.panels(1, 1, size=(6.4, 4.4))
     axes = grid[0, 0]
     epochs = np.arange(1, 2 * config.epochs + 1)
-    for colour, name in zip(sj.plot.COLOURS[1:], list(_primer.NETWORKS)[config.smoke :], strict=False):
+    for colour, name in zip(sj.plot.COLORS[1:], list(_primer.NETWORKS)[config.smoke :], strict=False):
         many = [train(name, config.seed + k) for k in range(config.seeds)]
         run, accuracy = many[0][0], np.stack([each for _, each in many], axis=1)
         sizes = [int(leaf.size) for leaf in jax.tree.leaves(nnx.state(run.model("last"), nnx.Param))]

@@ -26,7 +26,7 @@ class LocalNorm:
 
     Attributes:
         value: from below, ``(batch,)``: the length of the change of the network, to first order, for a change of the
-            image of length one along ``direction``. NaN where the Jacobian is not finite.
+            image of length one coefficients ``direction``. NaN where the Jacobian is not finite.
         residual: a singular value lies within this of ``value``, ``(batch,)``. It is the largest one unless the random
             start has missed it.
         direction: the change of the image, of length one, that changes the network most, ``(batch, *spatial,
@@ -56,7 +56,7 @@ def local(
     steps: int = 40,
     spatial: Spatial = None,
 ) -> LocalNorm:
-    """Local Lipschitz constant: the largest singular value of the Jacobian of a network at each image.
+    """Estimate local Lipschitz constants: the largest singular value of the Jacobian of a network at each image.
 
     Lanczos iteration of ``J J'`` or ``J' J``, whichever is smaller, with full reorthogonalisation (Golub and Van Loan,
     Matrix Computations, section 10.1). ``J`` is never built: the network is linearised once, and a step takes one
@@ -98,16 +98,17 @@ def local(
     if len(x) == 1 and layer is not None and all(tap.name != layer for tap in traced.taps):
         # With a single image some taps lose their batch: the image passes twice.
         traced = features.trace(f, jax.ShapeDtypeStruct((2, *x.shape[1:]), x.dtype))
-    return _local(traced, x, as_key(key), jnp.asarray(tolerance, _precise(x.dtype)), layer, steps)
+    return _local(traced, x, as_key(key), jnp.asarray(tolerance, _compute_dtype(x.dtype)), layer, steps)
 
 
 @partial(jax.jit, static_argnums=(4, 5))
 def _local(
     traced: features.Traced, x: Array, key: PRNGKey, tolerance: Array, layer: str | None, steps: int
 ) -> LocalNorm:
-    y, forward = jax.linearize(_value_of(traced, layer), x)
+    """Linearize the network at all images at once, and find the largest singular value of each row's Jacobian."""
+    y, forward = jax.linearize(_layer_function(traced, layer), x)
     backward = jax.linear_transpose(forward, x)
-    dtype = _precise(x.dtype)
+    dtype = _compute_dtype(x.dtype)
     batch, outputs, inputs = len(x), prod(y.shape[1:]), prod(x.shape[1:])
 
     def jacobian(v: Array) -> Array:
@@ -117,30 +118,37 @@ def _local(
         (pulled,) = backward(jnp.reshape(u, y.shape).astype(y.dtype))
         return jnp.reshape(pulled, (batch, inputs)).astype(dtype)
 
-    there, back = (transposed, jacobian) if outputs <= inputs else (jacobian, transposed)
+    # A = back half is J J' or J' J, whichever is smaller, and `size` its side.
+    apply_half, apply_back = (transposed, jacobian) if outputs <= inputs else (jacobian, transposed)
     size = min(outputs, inputs)
     if 2 * size <= steps:
-        found, image = _spanned(there, batch, size, dtype)
+        pair, image = _full_decomposition(apply_half, batch, size, dtype)
     else:
         keys = jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(batch))
         start = jax.vmap(lambda k: jax.random.normal(k, (size,), dtype))(keys)
-        found = _lanczos(there, back, start, tolerance, min(steps, size))
-        image = there(found.vector) if outputs <= inputs else found.vector
-    direction = image if outputs <= inputs else found.vector
-    value = jnp.where(jnp.isfinite(found.value), found.value, jnp.nan)
-    return LocalNorm(value, found.residual, jnp.reshape(_unit(direction), x.shape).astype(x.dtype), found.done)
+        pair = _lanczos(apply_half, apply_back, start, tolerance, min(steps, size))
+        image = apply_half(pair.vector) if outputs <= inputs else pair.vector
+    # A vector of J' J is the direction itself; a vector of J J' is one of outputs, and J' takes it to the images.
+    direction = image if outputs <= inputs else pair.vector
+    value = jnp.where(jnp.isfinite(pair.value), pair.value, jnp.nan)
+    return LocalNorm(value, pair.residual, jnp.reshape(_normalize_rows(direction), x.shape).astype(x.dtype), pair.done)
 
 
-def _value_of(traced: features.Traced, layer: str | None) -> Callable[[Array], Array]:
-    """Return the layer's value as a function of the images, each row depending on its own alone."""
+def _layer_function(traced: features.Traced, layer: str | None) -> Callable[[Array], Array]:
+    """Return the layer's value as a function of the images, each row depending on its own alone.
+
+    Raises:
+        ValueError: for a name that is no operation, several outputs none of which is named, or mixed rows.
+    """
     names = [tap.name for tap in traced.taps]
     if layer is None:
-        ends = [tap.name for tap in traced.taps if tap.kind == "output"]
-        if len(ends) != 1:
+        outputs = [tap.name for tap in traced.taps if tap.kind == "output"]
+        if len(outputs) != 1:
             raise ValueError(
-                f"expected a network with one output, got {', '.join(ends) or 'none'}; say whose norm is meant: layer="
+                f"expected a network with one output, got {', '.join(outputs) or 'none'}; say whose norm is meant: "
+                "layer="
             )
-        (layer,) = ends
+        (layer,) = outputs
     elif layer not in names:
         raise ValueError(f"expected the name of an operation, got {layer!r}; the network has {', '.join(names)}")
     traced.check_rows()
@@ -155,8 +163,8 @@ def _value_of(traced: features.Traced, layer: str | None) -> Callable[[Array], A
     return value
 
 
-class _State(NamedTuple):
-    """Where the iteration stands: ``basis @ basis.T`` is the identity, ``projected = basis A basis.T``."""
+class _LanczosState(NamedTuple):
+    """State of the iteration, per image: ``basis basis' = 1``, and ``projected = basis A basis'``."""
 
     step: Array
     basis: Array
@@ -168,7 +176,9 @@ class _State(NamedTuple):
     done: Array
 
 
-class _Found(NamedTuple):
+class _SingularPair(NamedTuple):
+    """A singular value per image, how far one is from it at most, its vector, and whether it is good enough."""
+
     value: Array
     residual: Array
     vector: Array
@@ -176,9 +186,13 @@ class _Found(NamedTuple):
 
 
 def _lanczos(
-    there: Callable[[Array], Array], back: Callable[[Array], Array], start: Array, tolerance: Array, steps: int
-) -> _Found:
-    """Largest singular value of a matrix by Lanczos iteration of ``A = back there``, row by row of ``start``.
+    apply_half: Callable[[Array], Array],
+    apply_back: Callable[[Array], Array],
+    start: Array,
+    tolerance: Array,
+    steps: int,
+) -> _SingularPair:
+    """Find the largest singular value by Lanczos iteration of ``A = back half``, row by row of ``start``.
 
     The products are taken over the size of the first one, squared: the square of a small norm would underflow.
     """
@@ -186,49 +200,56 @@ def _lanczos(
     dtype = start.dtype
     tiny = 100 * jnp.finfo(dtype).eps
 
-    def step(state: _State) -> _State:
+    def step(state: _LanczosState) -> _LanczosState:
+        # z = A u_k, with A = back half over the square of the scale, so that its largest eigenvalue is of order one.
         k = state.step
         u = state.basis[:, k]
-        w = there(u)
+        w = apply_half(u)
         largest = jnp.max(jnp.abs(w), axis=1)
         scale = jnp.where(k == 0, jnp.where(largest > 0, largest, 1), state.scale)
-        z = back(w / scale[:, None]) / scale[:, None]
-        along = _rows_dot(state.basis, z)
+        z = apply_back(w / scale[:, None]) / scale[:, None]
+        # Column k of the projected matrix. In exact arithmetic it is tridiagonal; the whole column is kept, so that
+        # what is lost of orthogonality does not count.
+        coefficients = _project_onto(state.basis, z)
         rest = z
+        # Gram-Schmidt against the whole basis, twice is enough: once leaves rounding of the size of what it removed,
+        # and directions that have converged would come back.
         for _ in range(2):
-            rest = rest - _combined(state.basis, _rows_dot(state.basis, rest))
-        length = _length(rest)
-        length = jnp.where(length > tiny * _length(z), length, 0)  # else rounding: the space is invariant
-        following = jnp.where(length[:, None] > 0, rest / jnp.where(length > 0, length, 1)[:, None], 0)
-        basis = state.basis.at[:, k + 1].set(following, mode="drop")
-        projected = state.projected.at[:, k].set(along).at[:, :, k].set(along)
+            rest = rest - _combine(state.basis, _project_onto(state.basis, rest))
+        length = _row_norms(rest)
+        length = jnp.where(length > tiny * _row_norms(z), length, 0)  # else rounding: the space is invariant
+        next_vector = jnp.where(length[:, None] > 0, rest / jnp.where(length > 0, length, 1)[:, None], 0)
+        basis = state.basis.at[:, k + 1].set(next_vector, mode="drop")
+        projected = state.projected.at[:, k].set(coefficients).at[:, :, k].set(coefficients)
+        # Rows and columns not yet reached are zero: they add eigenvalues of zero, below the largest.
         values, vectors = jnp.linalg.eigh(projected)
         square, weights = values[:, -1], vectors[:, :, -1]
         value = scale * jnp.sqrt(jnp.maximum(square, 0))
         # |A y - lambda y| = beta_k |s_k| for A = J J' / scale^2, and lambda = (value / scale)^2
         residual = scale * length * jnp.abs(jnp.take(weights, k, axis=1)) / jnp.sqrt(jnp.where(square > 0, square, 1))
-        known = (residual <= tolerance * value) | ~jnp.isfinite(value)
+        converged = (residual <= tolerance * value) | ~jnp.isfinite(value)
         done = state.done
 
-        def kept(old: Array, new: Array) -> Array:
+        # An image that reached the tolerance keeps its result while the loop goes on for others.
+        def freeze(old: Array, new: Array) -> Array:
             return jnp.where(jnp.reshape(done, (batch,) + (1,) * (old.ndim - 1)), old, new)
 
-        return _State(
+        return _LanczosState(
             k + 1,
             basis,
             projected,
             scale,
-            kept(state.value, value),
-            kept(state.residual, residual),
-            kept(state.weights, weights),
-            done | known,
+            freeze(state.value, value),
+            freeze(state.residual, residual),
+            freeze(state.weights, weights),
+            done | converged,
         )
 
-    first = _unit(start)
+    first = _normalize_rows(start)
     state = jax.lax.while_loop(
         lambda state: (state.step < steps) & ~jnp.all(state.done),
         step,
-        _State(
+        _LanczosState(
             jnp.asarray(0),
             jnp.zeros((batch, steps, size), dtype).at[:, 0].set(first),
             jnp.zeros((batch, steps, steps), dtype),
@@ -239,44 +260,50 @@ def _lanczos(
             jnp.zeros(batch, bool),
         ),
     )
-    return _Found(
-        state.value, state.residual, _combined(state.basis, state.weights), state.done & jnp.isfinite(state.value)
+    return _SingularPair(
+        state.value, state.residual, _combine(state.basis, state.weights), state.done & jnp.isfinite(state.value)
     )
 
 
-def _spanned(there: Callable[[Array], Array], batch: int, size: int, dtype: Any) -> tuple[_Found, Array]:
-    """Largest singular value of a matrix with few rows, from its product with each of them.
+def _full_decomposition(
+    apply_half: Callable[[Array], Array], batch: int, size: int, dtype: Any
+) -> tuple[_SingularPair, Array]:
+    """Find the largest singular value of a matrix with few rows, from its product with each unit vector.
 
-    Beside it the image of its vector, up to the length.
+    Returns it with the image of its vector, up to the length.
     """
-    rows = jax.lax.map(lambda e: there(jnp.broadcast_to(e[None], (batch, size))), jnp.eye(size, dtype=dtype))
+    # The matrix itself, row by row, and the eigenvalues of its small Gram matrix.
+    rows = jax.lax.map(lambda e: apply_half(jnp.broadcast_to(e[None], (batch, size))), jnp.eye(size, dtype=dtype))
     rows = jnp.swapaxes(rows, 0, 1)
     scale = jnp.max(jnp.abs(rows), axis=(1, 2))
     rows = rows / jnp.where(scale > 0, scale, 1)[:, None, None]
     squares, vectors = jnp.linalg.eigh(jnp.einsum("bin,bjn->bij", rows, rows, precision=HIGHEST))
     value, vector = scale * jnp.sqrt(jnp.maximum(squares[:, -1], 0)), vectors[:, :, -1]
-    return _Found(value, jnp.zeros_like(value), vector, jnp.isfinite(value)), _combined(rows, vector)
+    return _SingularPair(value, jnp.zeros_like(value), vector, jnp.isfinite(value)), _combine(rows, vector)
 
 
-def _rows_dot(basis: Array, vectors: Array) -> Array:
+def _project_onto(basis: Array, vectors: Array) -> Array:
+    """Return the coefficients of each vector along the rows of its basis, ``(batch, steps)``."""
     return jnp.einsum("bkn,bn->bk", basis, vectors, precision=HIGHEST)
 
 
-def _combined(basis: Array, weights: Array) -> Array:
+def _combine(basis: Array, weights: Array) -> Array:
+    """Sum the rows of each basis by their weights, ``(batch, size)``."""
     return jnp.einsum("bkn,bk->bn", basis, weights, precision=HIGHEST)
 
 
-def _length(vectors: Array) -> Array:
+def _row_norms(vectors: Array) -> Array:
+    """Compute the length of each row."""
     return jnp.linalg.norm(vectors, axis=1)
 
 
-def _unit(vectors: Array) -> Array:
-    """Rows of length one; zero stays zero. Over the largest entry first, whose square may underflow."""
+def _normalize_rows(vectors: Array) -> Array:
+    """Scale rows to length one; zero stays zero. By the largest entry first, whose square may underflow."""
     largest = jnp.max(jnp.abs(vectors), axis=1, keepdims=True)
     vectors = vectors / jnp.where(largest > 0, largest, 1)
-    return vectors / jnp.where(largest > 0, _length(vectors)[:, None], 1)
+    return vectors / jnp.where(largest > 0, _row_norms(vectors)[:, None], 1)
 
 
-def _precise(dtype: Any) -> Any:
-    """At least single precision."""
+def _compute_dtype(dtype: Any) -> Any:
+    """Return the dtype to compute in: single precision at least."""
     return dtype if jnp.dtype(dtype).itemsize >= 4 else jnp.dtype(jnp.float32)

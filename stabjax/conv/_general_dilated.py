@@ -1,4 +1,4 @@
-"""The public convolution."""
+"""`conv_general_dilated`: the public convolution, by its route on a CPU and by XLA elsewhere."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -32,7 +32,7 @@ def conv_general_dilated(
     preferred_element_type: Any = None,
     out_sharding: Any = None,
 ) -> Float[Array, "..."]:
-    """`jax.lax.conv_general_dilated`, faster on a CPU; takes its place in Flax layers.
+    """Convolve as `jax.lax.conv_general_dilated` does, faster on a CPU; takes its place in Flax layers.
 
     Arguments, result and errors are those of `jax.lax.conv_general_dilated`, and so are the derivatives of every order,
     to rounding. bfloat16 is computed in float32 and rounded once. A pixel that is not finite may reach the outputs next
@@ -56,7 +56,7 @@ def conv_general_dilated(
         out_sharding=out_sharding,
     )
     out = jax.eval_shape(plain, lhs, rhs)
-    covered = (
+    has_route = (
         lhs.dtype == rhs.dtype == out.dtype
         and out.dtype in _DTYPES
         and 3 <= lhs.ndim <= 5
@@ -68,8 +68,9 @@ def conv_general_dilated(
         and not (is_explicit(lhs) or is_explicit(rhs))  # XLA's own carries the sharding; the routes reshape
         and (lhs_dilation is None or all(d == 1 for d in lhs_dilation))
     )
-    if not covered:
+    if not has_route:
         return plain(lhs, rhs)
+    # Axes of each array in the canonical order: specs are (batch, channels, *spatial) and (out, in, *spatial).
     layout = lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)
     lhs_order = (layout.lhs_spec[0], *layout.lhs_spec[2:], layout.lhs_spec[1])
     rhs_order = (*layout.rhs_spec[2:], layout.rhs_spec[1], layout.rhs_spec[0])
@@ -94,14 +95,14 @@ def conv_general_dilated(
     if any(side < 0 for pair in geometry.padding for side in pair):
         return plain(lhs, rhs)
 
-    def routed(lhs: Array, rhs: Array) -> Array:
-        return _routed(lhs, rhs, geometry, lhs_order, rhs_order, out_order)
+    def by_route(lhs: Array, rhs: Array) -> Array:
+        return _convolve(lhs, rhs, geometry, lhs_order, rhs_order, out_order)
 
-    return lax.platform_dependent(lhs, rhs, cpu=routed, default=plain)
+    return lax.platform_dependent(lhs, rhs, cpu=by_route, default=plain)
 
 
 @partial(jax.jit, static_argnums=(2, 3, 4, 5))
-def _routed(
+def _convolve(
     lhs: Array,
     rhs: Array,
     geometry: Geometry,
@@ -109,6 +110,7 @@ def _routed(
     rhs_order: tuple[int, ...],
     out_order: tuple[int, ...],
 ) -> Array:
+    """Convolve in the canonical layout, ``(batch, *spatial, channels)`` and ``(*kernel, in / groups, out)``."""
     compute = jnp.float32 if lhs.dtype == jnp.bfloat16 else lhs.dtype
     x, kernel = jnp.transpose(lhs, lhs_order), jnp.transpose(rhs, rhs_order)
     y = _routes.convolve(x.astype(compute), kernel.astype(compute), geometry).astype(lhs.dtype)

@@ -12,8 +12,8 @@ from jaxtyping import Array, Float
 from stabjax import _jaxpr, features
 from stabjax._images import Spatial, as_batch
 from stabjax._text import table
-from stabjax.lipschitz._rules import LipschitzDomain, at_output, is_followed
-from stabjax.lipschitz._slope import Slope, image, still, together
+from stabjax.lipschitz._network._lipschitz_value import LipschitzValue, constant_value, input_value, l2_sum
+from stabjax.lipschitz._network._rules import LipschitzDomain, depends_on_input, value_at_output
 
 
 @jax.tree_util.register_dataclass
@@ -53,7 +53,7 @@ class NetworkBound:
 
 
 def network(f: Any, x: Any, *, spatial: Spatial = None) -> NetworkBound:
-    """Certified bound on the Lipschitz constant of a network, in Euclidean norms of one image and one row of values.
+    """Bound the Lipschitz constant of a network from above, in Euclidean norms of one image and one row of values.
 
     The program of the network is followed operation by operation, and the constants of the operations are multiplied
     along each path: of dense layers and convolutions the norm, as in `dense` and `conv`; of a convolution or dense
@@ -63,8 +63,7 @@ def network(f: Any, x: Any, *, spatial: Spatial = None) -> NetworkBound:
     convolution behind circular or mirrored padding counts with it as one map (close to the norm where the axes with
     such a padding can be written out in ``2^35`` multiplications, and at most the root of how often a pixel counts
     above it elsewhere). Branches add up where they meet in a sum, and their squares where they stand side by side.
-    Bounds of this kind grow with depth and are mostly far above
-    what a network does, see `local`.
+    Bounds of this kind grow with depth and are mostly far above what a network does, see `local`.
 
     It is a statement about the function that the parameters define, in exact arithmetic: rounding of the bound itself
     counts, that of the network when it runs does not.
@@ -99,17 +98,17 @@ def network(f: Any, x: Any, *, spatial: Spatial = None) -> NetworkBound:
         traced.check_rows()
     dtype = jnp.dtype(jax.dtypes.canonicalize_dtype(x.dtype))
     dtype = dtype if dtype.itemsize >= 4 else jnp.dtype(jnp.float32)
-    parameters = map(jnp.asarray, traced.arrays)
-    found = _jaxpr.interpret(traced.program, LipschitzDomain(), [*parameters, image(dtype)])
-    values = [value if is_followed(value) else still(dtype) for value in found]
-    values = [at_output(value) if site.kind == "output" else value for site, value in zip(sites, values)]
-    known = [(site, value) for site, value in zip(sites, values) if isinstance(value, Slope)]
+    arrays = map(jnp.asarray, traced.arrays)
+    tapped = _jaxpr.interpret(traced.program, LipschitzDomain(), [*arrays, input_value(dtype)])
+    values = [value if depends_on_input(value) else constant_value(dtype) for value in tapped]
+    values = [value_at_output(value) if site.kind == "output" else value for site, value in zip(sites, values)]
+    known = [(site, value) for site, value in zip(sites, values) if isinstance(value, LipschitzValue)]
     bounds, factors = zip(*[value.tap for _, value in known])
     return NetworkBound(
         layers=tuple(site.name for site, _ in known),
         kinds=tuple(site.kind for site, _ in known),
         factor=jnp.stack(factors),
         bound=jnp.stack(bounds),
-        value=together([value for site, value in known if site.kind == "output"]).bound,
+        value=l2_sum([value for site, value in known if site.kind == "output"]).bound,
         certified=True,
     )
