@@ -146,7 +146,7 @@ def field(config: Config, digits: _primer.Digits, train: Train) -> Drawn:
     """The box of pixels that a unit of the second convolution sees: by arithmetic, paths, trial, and gradients."""
     # Its gradients take long to compile.
     untrained = _primer.convolutional(rngs=nnx.Rngs(config.seed)) if config.smoke else None
-    network = sj.features.of(untrained or train("SimpleCNN", config.seed)[0].model())
+    network = sj.networks.wrap(untrained or train("SimpleCNN", config.seed)[0].model())
     images = jnp.asarray(digits.pixels(digits.validation[0][:200]))
     first, second = [tap.name for tap in sj.features.taps(network, images) if tap.kind == "conv"][:2]
     place = (3, 3)

@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     curves, steps, found = {}, {}, {}
     for name, member in _zoo.chosen(config.size, config.networks or DEFAULT[config.size], None).items():
         run = _zoo.train(name, member, given, key=jax.random.key(config.seed), seeds=1, path=path)
-        network = sj.features.of(run.model("best"))
+        network = sj.networks.wrap(run.model("best"))
         curves[name] = strengths(config, network, measured, name)
         lengths = curves[name].sel(cutoff=config.cutoffs[0]).radius.to_numpy()
         steps[name] = {

@@ -123,7 +123,7 @@ def measure(name: str, config: Config, console: Console) -> Network:
     )
     # At initialisation batch normalisation has no statistics yet.
     models = {"initial": sj.train.calibrate(run.model("initial"), clean), "last": run.model("last")}
-    networks = {stage: sj.features.of(model) for stage, model in models.items()}
+    networks = {stage: sj.networks.wrap(model) for stage, model in models.items()}
     taps = sj.features.taps(networks["last"], images)
     layers = tuple(tap.name for tap in taps if tap.kind in ("conv", "pool") and len(tap.shape) == images.ndim)
     count = {tap.name: tap.shape[-1] for tap in taps}

@@ -213,7 +213,7 @@ def untrained(name: str, config: Config, probes: Mapping[int, Probe]) -> dict[st
         networks = {seed: sj.models.build(model, rngs=nnx.Rngs(seed)) for seed in probes}
         return {
             "seeds": [
-                probes[seed].measure(sj.features.of(network, mode="batch_statistics"))
+                probes[seed].measure(sj.networks.wrap(network, mode="batch_statistics"))
                 for seed, network in networks.items()
             ]
         }

@@ -114,10 +114,10 @@ class Material:
     about: Mapping[str, Any]
     """What is beside all numbers."""
 
-    def network(self, which: Any, *, seed: int = 0) -> sj.features.Guest:
+    def network(self, which: Any, *, seed: int = 0) -> sj.networks.Network:
         """At a stage or step; the statistics are those of training, at the beginning those the images give."""
         model = self.run.model(which, seed=seed)
-        return sj.features.of(sj.train.calibrate(model, self.images) if which in (0, "initial") else model)
+        return sj.networks.wrap(sj.train.calibrate(model, self.images) if which in (0, "initial") else model)
 
     def compare(self, f: Any, g: Any, **options: Any) -> sj.similarity.Similarity:
         """Every layer with every layer, the repeated one at the output left out; by debiased CKA if nothing is said."""

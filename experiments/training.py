@@ -103,7 +103,7 @@ def _along(name: str, run: sj.train.Run, folder: Path, measured: _zoo.Probe) -> 
     rows: dict[str, list[Any]] = {"epoch": [], "error": [], "R": [], "D": [], "G": [], "R low": [], "R high": []}
     for step, epoch in sj.train.checkpoints(folder / _zoo.folder(name)).items():
         model = run.model(step)
-        network = sj.features.of(model, mode="batch_statistics") if step == 0 else model
+        network = sj.networks.wrap(model, mode="batch_statistics") if step == 0 else model
         result = measured.measure(network)["median"]
         rows["epoch"].append(epoch)
         rows["error"].append(errors.get(step))

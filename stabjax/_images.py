@@ -118,7 +118,7 @@ def check_batch(
         raise ValueError(
             f"expected images ({', '.join(('n', *AXES[len(shape) - 2], 'channels'))}), got shape {shape}, which looks "
             f"like channels first: {CHANNELS_LAST}, also for a network that wants them first, which comes in by "
-            f"features.of(model, layout='channels_first'); if they are {_sides(shape[1:-1])} pixels of {shape[-1]} "
+            f"networks.wrap(model, layout='channels_first'); if they are {_sides(shape[1:-1])} pixels of {shape[-1]} "
             f"channels, say spatial={shape[1:-1]}"
         )
 
@@ -150,8 +150,8 @@ def explain_batch(x: Any) -> Iterator[None]:
         error.add_note(
             f"expected a network that takes a batch (n, h, w, channels), got this error from one called with "
             f"{tuple(np.shape(x))}: the channels come last, and gray images have one, x[..., None]; a network that "
-            "wants them first comes in by features.of(model, layout='channels_first'), one of single examples by "
-            "features.of(model, single=True)"
+            "wants them first comes in by networks.wrap(model, layout='channels_first'), one of single examples by "
+            "networks.wrap(model, single=True)"
         )
         raise
 
@@ -223,8 +223,8 @@ def check_numbers(images: Any, name: str, *, abstract: bool = True) -> None:
         if several:
             raise TypeError(
                 f"expected one batch of images, (n, h, w, channels), got {several}. A network is looked at as a "
-                "function of its images alone: hold all other inputs fixed, features.of(lambda images: model(...)), or "
-                "features.of(jax.tree_util.Partial(apply, others)) to have them as leaves of the network; single "
+                "function of its images alone: hold all other inputs fixed, networks.wrap(lambda images: model(...)), "
+                "or networks.wrap(jax.tree_util.Partial(apply, others)) to have them as leaves of the network; single "
                 "images come in as jnp.stack(images)"
             )
         raise TypeError(f"expected {name} as an array, got {type(images).__name__}: give np.asarray(...) of it")

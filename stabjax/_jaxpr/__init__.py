@@ -10,7 +10,7 @@ from stabjax._jaxpr._interpret import Step, interpret
 from stabjax._jaxpr._lifted import Lifted, lift
 from stabjax._jaxpr._positive import positive
 from stabjax._jaxpr._program import path_name
-from stabjax._jaxpr._reading import Reading, Site, read_network
+from stabjax._jaxpr._reading import Reading, Site, read, trace_network
 from stabjax._jaxpr._regions import Hidden
 from stabjax._jaxpr._reuse import in_double
 from stabjax._jaxpr._spans import Span, clipped, is_still
@@ -35,6 +35,7 @@ __all__ = [
     "of_object",
     "path_name",
     "positive",
-    "read_network",
+    "read",
     "token",
+    "trace_network",
 ]

@@ -117,7 +117,7 @@ def check_channels_last(equation: Any, axes: Axes) -> None:
         raise ValueError(
             "expected a network of images with channels last, (batch, *spatial, channels), got one whose first "
             f"convolution takes its channels from axis {feature} and slides along the last: say so, "
-            "features.of(model, layout='channels_first'), and give images with channels last, "
+            "networks.wrap(model, layout='channels_first'), and give images with channels last, "
             "jnp.moveaxis(images, 1, -1)"
         )
 

@@ -5,6 +5,7 @@ Closed and open programs are told apart by their attributes, never by class: rec
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -41,6 +42,17 @@ class Program:
     out_names: tuple[str, ...]
     out_tree: Any
 
+    @property
+    def images(self) -> jax.ShapeDtypeStruct:
+        """Shape and dtype of the images, the last input."""
+        aval = self.jaxpr.invars[-1].aval
+        return jax.ShapeDtypeStruct(aval.shape, aval.dtype)
+
+    @property
+    def outputs(self) -> list[jax.ShapeDtypeStruct]:
+        """Shapes and dtypes of the outputs."""
+        return [jax.ShapeDtypeStruct(var.aval.shape, var.aval.dtype) for var in self.jaxpr.outvars]
+
 
 def path_name(path: Sequence[Any]) -> str:
     """``blocks/2/kernel`` from the key path of a pytree."""
@@ -56,7 +68,7 @@ def path_name(path: Sequence[Any]) -> str:
 
 
 def trace(apply: Callable[..., Any], leaves: Sequence[Any], paths: Sequence[str], x: Any) -> Program:
-    """The program of ``apply(leaves, x)``; nothing is computed.
+    """Trace ``apply(leaves, x)``; nothing is computed.
 
     Args:
         apply: network as a function of its parameters and a batch.
@@ -67,9 +79,30 @@ def trace(apply: Callable[..., Any], leaves: Sequence[Any], paths: Sequence[str]
     Raises:
         TypeError: if JAX cannot trace the network.
     """
+    return _trace(jax.make_jaxpr(apply, return_shape=True), leaves, paths, x)
+
+
+def trace_shared(run: Any, leaves: Sequence[Any], paths: Sequence[str], x: Any) -> Program:
+    """Trace ``run(leaves, x)``, or return the program of an equal ``run`` that JAX has traced for such inputs before.
+
+    Args:
+        run: as ``apply`` in `trace`, equal to and hashed as those that make the same program of such inputs.
+        leaves: parameters, concrete, traced or abstract.
+        paths: their paths, "" for one without.
+        x: a batch, or its shape and dtype.
+    """
+    return _trace(partial(jax.make_jaxpr(_call, static_argnums=0, return_shape=True), run), leaves, paths, x)
+
+
+def _call(run: Callable[..., Any], leaves: Sequence[Any], x: Any) -> Any:
+    """Call what is static here: JAX keeps the programs of one function by its static arguments."""
+    return run(leaves, x)
+
+
+def _trace(make: Callable[..., Any], leaves: Sequence[Any], paths: Sequence[str], x: Any) -> Program:
     try:
         with explain_batch(x):
-            closed, shapes = jax.make_jaxpr(apply, return_shape=True)(list(leaves), x)
+            closed, shapes = make(list(leaves), x)
     except (jax.errors.JAXTypeError, jax.errors.JAXIndexError) as error:
         reason = str(error).strip().splitlines()[0]
         raise TypeError(
@@ -186,6 +219,19 @@ def run(jaxpr: Jaxpr, equations: Sequence[Equation], values: dict[Var, Any]) -> 
     )
     outputs = eval_jaxpr(part, (), *[values[var] for var in needed])
     values.update(zip(results, outputs, strict=True))
+
+
+def with_constants_as_inputs(jaxpr: Jaxpr, position: int) -> Jaxpr:
+    """Return an open program whose constants are inputs, in front of the input at a position."""
+    inputs = [*jaxpr.invars[:position], *jaxpr.constvars, *jaxpr.invars[position:]]
+    return jex.Jaxpr(
+        constvars=(),
+        invars=inputs,
+        outvars=jaxpr.outvars,
+        eqns=jaxpr.eqns,
+        effects=jaxpr.effects,
+        debug_info=_debug_info(jaxpr, len(inputs), len(jaxpr.outvars)),
+    )
 
 
 def _debug_info(jaxpr: Jaxpr, inputs: int, outputs: int) -> Any:

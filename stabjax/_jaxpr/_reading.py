@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import groupby
 from typing import Any
 
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 from stabjax._images import check_numbers
 from stabjax._jaxpr import _axes
 from stabjax._jaxpr._flow import Entry, Flow, Frame, Operation, Plan, common_path, passive
-from stabjax._jaxpr._program import Program, trace
+from stabjax._jaxpr._program import Program, trace, trace_shared
 from stabjax._jaxpr._recognise import Reader
 from stabjax._jaxpr._regions import Hidden
 
@@ -75,14 +76,27 @@ class Reading:
     mixed_rows: tuple[str, ...]
 
 
-def read_network(variables: Any, adapter: Any, x: Any) -> Reading:
-    """Trace a network on a batch, or its shape, and read its program; nothing is computed.
+@dataclass(frozen=True)
+class _Run:
+    """A network as a function of its leaves and a batch; equal for networks of one architecture."""
+
+    adapter: Any
+    treedef: Any
+
+    def __call__(self, leaves: Sequence[Any], x: Any) -> Any:
+        """Return the outputs."""
+        return self.adapter(jax.tree_util.tree_unflatten(self.treedef, leaves), x)
+
+
+def trace_network(adapter: Any, leaves: Sequence[Any], treedef: Any, x: Any, *, shared: bool) -> Program:
+    """Trace a network on a batch, or its shape; nothing is computed.
 
     Args:
-        variables: parameters, a pytree.
-        adapter: ``adapter(variables, x)`` runs the network; it knows the ``paths`` of the parameters and the ``root``
-            of the named scopes.
+        adapter: ``adapter(variables, x)`` runs the network; it knows the ``paths`` of the parameters.
+        leaves: the parameters, flattened.
+        treedef: their structure.
         x: a batch, ``(batch, *spatial, channels)``, or its shape and dtype.
+        shared: whether networks with equal adapters have one program, which then is traced once for them all.
 
     Raises:
         TypeError: if JAX cannot trace the network, or ``x`` is no array.
@@ -91,11 +105,9 @@ def read_network(variables: Any, adapter: Any, x: Any) -> Reading:
     check_numbers(x, "images")
     if len(x.shape) < 2:
         raise ValueError(f"expected a batch, (batch, *spatial, channels), got {x.shape}; put an axis in front: x[None]")
-    leaves, treedef = jax.tree_util.tree_flatten(variables)
-    program = trace(
-        lambda leaves, x: adapter(jax.tree_util.tree_unflatten(treedef, leaves), x), leaves, adapter.paths, x
-    )
-    return read(program, root_scope=adapter.root)
+    images = jax.ShapeDtypeStruct(x.shape, jax.dtypes.canonicalize_dtype(x.dtype))
+    run = _Run(adapter, treedef)
+    return (trace_shared if shared else trace)(run, leaves, adapter.paths, images)
 
 
 def read(program: Program, *, root_scope: str = "") -> Reading:
@@ -105,6 +117,18 @@ def read(program: Program, *, root_scope: str = "") -> Reading:
         program: a traced network.
         root_scope: outermost named scope, left out of names (Linen puts the class of the root there).
     """
+    if program.consts:
+        return _read(program, root_scope)
+    # JAX keeps the programs of networks of one architecture: what was read of one is kept with it.
+    return _read_once(program.jaxpr, program.paths, program.out_names, program.out_tree, root_scope)
+
+
+@lru_cache(maxsize=64)
+def _read_once(jaxpr: Any, paths: Any, out_names: Any, out_tree: Any, root_scope: str) -> Reading:
+    return _read(Program(jaxpr, (), paths, out_names, out_tree), root_scope)
+
+
+def _read(program: Program, root_scope: str) -> Reading:
     plan = Plan(program.jaxpr, program.consts)
     parameters = frozenset(
         path

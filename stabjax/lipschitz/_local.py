@@ -16,7 +16,6 @@ from stabjax._images import Spatial, check_batch
 from stabjax._numerics import HIGHEST, permit_nan
 from stabjax._sharding import without_explicit_axes
 from stabjax._types import Images, PRNGKey, Scalar
-from stabjax.features._ready import ready
 
 
 @jax.tree_util.register_dataclass
@@ -68,7 +67,7 @@ def local(
     Where a network has a kink (a ReLU at zero), its derivative is the one JAX takes.
 
     Args:
-        f: a network from `features.of`, or a plain function of a batch.
+        f: a network from `networks.wrap`, or a plain function of a batch.
         x: ``(batch, *spatial, channels)``.
         key: of the starting vectors; that of an image does not depend on the others.
         layer: name of an operation, as in `features.taps`: the Jacobian of its value. By default that of the output.
@@ -95,15 +94,18 @@ def local(
     x = without_explicit_axes(jnp.asarray(x))
     if steps < 1:
         raise ValueError(f"expected at least one step, got {steps}")
-    pair = [] if layer is None or len(x) > 1 else [jax.ShapeDtypeStruct((2, *x.shape[1:]), x.dtype)]
-    return _local(ready(f, x, *pair), x, as_key(key), jnp.asarray(tolerance, _precise(x.dtype)), layer, steps)
+    traced = features.trace(f, x)
+    if len(x) == 1 and layer is not None and all(tap.name != layer for tap in traced.taps):
+        # With a single image some taps lose their batch: the image passes twice.
+        traced = features.trace(f, jax.ShapeDtypeStruct((2, *x.shape[1:]), x.dtype))
+    return _local(traced, x, as_key(key), jnp.asarray(tolerance, _precise(x.dtype)), layer, steps)
 
 
 @partial(jax.jit, static_argnums=(4, 5))
 def _local(
-    network: features.Guest, x: Array, key: PRNGKey, tolerance: Array, layer: str | None, steps: int
+    traced: features.Traced, x: Array, key: PRNGKey, tolerance: Array, layer: str | None, steps: int
 ) -> LocalNorm:
-    y, forward = jax.linearize(_value_of(network, x, layer), x)
+    y, forward = jax.linearize(_value_of(traced, layer), x)
     backward = jax.linear_transpose(forward, x)
     dtype = _precise(x.dtype)
     batch, outputs, inputs = len(x), prod(y.shape[1:]), prod(x.shape[1:])
@@ -129,16 +131,11 @@ def _local(
     return LocalNorm(value, found.residual, jnp.reshape(_unit(direction), x.shape).astype(x.dtype), found.done)
 
 
-def _value_of(network: features.Guest, x: Array, layer: str | None) -> Callable[[Array], Array]:
-    """The layer's value as a function of the images, each row depending on its own alone."""
-    rows = len(x)
-    taps = features.taps(network, x)
-    if rows == 1 and layer is not None and all(tap.name != layer for tap in taps):
-        rows = 2  # with a single image some taps lose their batch
-        taps = features.taps(network, jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype))
-    names = [tap.name for tap in taps]
+def _value_of(traced: features.Traced, layer: str | None) -> Callable[[Array], Array]:
+    """Return the layer's value as a function of the images, each row depending on its own alone."""
+    names = [tap.name for tap in traced.taps]
     if layer is None:
-        ends = [tap.name for tap in taps if tap.kind == "output"]
+        ends = [tap.name for tap in traced.taps if tap.kind == "output"]
         if len(ends) != 1:
             raise ValueError(
                 f"expected a network with one output, got {', '.join(ends) or 'none'}; say whose norm is meant: layer="
@@ -146,18 +143,14 @@ def _value_of(network: features.Guest, x: Array, layer: str | None) -> Callable[
         (layer,) = ends
     elif layer not in names:
         raise ValueError(f"expected the name of an operation, got {layer!r}; the network has {', '.join(names)}")
-    mixed = features.mixed_rows(network, jnp.concatenate([x] * rows) if len(x) < rows else x)
-    if mixed:
-        raise ValueError(
-            f"expected a network whose rows depend on their own image alone, got one that mixes them: "
-            f"{', '.join(dict.fromkeys(mixed))}; put it in evaluation mode (features.of does for Flax NNX), or call "
-            "train.calibrate"
-        )
-    captured = features.capture(network, select=lambda tap: tap.name == layer)
+    traced.check_rows()
+    rows = traced.batch.shape[0]
 
     def value(x: Array) -> Array:
-        x = jnp.concatenate([x] * rows) if len(x) < rows else x
-        return captured(x)[1][layer][: len(x) if rows == len(x) else 1]
+        once = len(x)
+        x = jnp.concatenate([x] * (rows // once))
+        activation = traced.capture(x, select=lambda tap: tap.name == layer)[1][layer]
+        return activation if rows == once else activation[:once]
 
     return value
 

@@ -9,10 +9,9 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float
 
-from stabjax import _jaxpr
+from stabjax import _jaxpr, features
 from stabjax._images import Spatial, as_batch
 from stabjax._text import table
-from stabjax.features._ready import ready
 from stabjax.lipschitz._rules import at_output, at_tap, follow, is_followed
 from stabjax.lipschitz._slope import Slope, image, still, together
 
@@ -73,7 +72,7 @@ def network(f: Any, x: Any, *, spatial: Spatial = None) -> NetworkBound:
     May stand inside `jit` and `vmap` over parameters.
 
     Args:
-        f: a network from `features.of`, or a plain function of a batch.
+        f: a network from `networks.wrap`, or a plain function of a batch.
         x: a batch, ``(batch, *spatial, channels)``, its `jax.ShapeDtypeStruct`, or its shape alone.
         spatial: number of spatial axes of the images, or their sides, where the shape leaves open which axis is which:
             ``(n, 28, 28)`` may be gray images without channels, or (``spatial=1``) signals of 28 channels.
@@ -89,29 +88,20 @@ def network(f: Any, x: Any, *, spatial: Spatial = None) -> NetworkBound:
             mixed, or ``x`` is no batch.
 
     Example:
-        >>> lipschitz.network(features.of(model), (1, 32, 32, 3)).value
+        >>> lipschitz.network(networks.wrap(model), (1, 32, 32, 3)).value
     """
-    guest = ready(f)
     x = as_batch(x, spatial=spatial, vectors=True)
-    reading = _jaxpr.read_network(guest.variables, guest.adapter, x)
-    sites = reading.sites
-    shapes = [site.shape for site in sites if site.kind == "output"]
-    if not shapes or any(shape[:1] != tuple(x.shape[:1]) for shape in shapes):
-        raise ValueError(
-            f"expected a network with one output row per image, ({x.shape[0]}, ...), got outputs {shapes}; a network "
-            "of single examples comes in by features.of(model, single=True)"
-        )
-    if x.shape[0] > 1 and reading.mixed_rows:
-        mixed = ", ".join(dict.fromkeys(reading.mixed_rows))
-        raise ValueError(
-            f"expected a network whose rows depend on their own image alone, got one that mixes them: {mixed}; put it "
-            "in evaluation mode (features.of does for Flax NNX), or call train.calibrate"
-        )
+    traced = features.trace(f, x)
+    sites = traced.program.sites
+    if not any(site.kind == "output" for site in sites):
+        raise ValueError(f"expected a network with outputs that are real numbers, got {traced.program.program.outputs}")
+    if x.shape[0] > 1:
+        traced.check_rows()
     dtype = jnp.dtype(jax.dtypes.canonicalize_dtype(x.dtype))
     dtype = dtype if dtype.itemsize >= 4 else jnp.dtype(jnp.float32)
     found = _jaxpr.interpret(
-        reading,
-        jax.tree.leaves(guest.variables),
+        traced.program,
+        traced.arrays,
         image(dtype),
         follow,
         is_followed=is_followed,

@@ -66,9 +66,13 @@ def convert(perturbation: Any, **minima: float) -> None:
 
 
 def with_spatial(perturbation: T, spatial: tuple[int, ...]) -> T:
-    """A perturbation of this room that knows the sides of its images; others as they are.
+    """Return a perturbation of this room with the sides of its images noted, and any other as it is.
 
-    Who has a batch whose axes are known tells them: one of its images alone may leave them open.
+    One image alone may leave open which of its axes is which. Whoever has a batch whose axes are known says so here.
+
+    Args:
+        perturbation: any function ``(key, image) -> image``.
+        spatial: sides of the images.
     """
     members: Any = dataclasses.fields(perturbation) if dataclasses.is_dataclass(perturbation) else ()
     if not any(f.name == "spatial" and f.metadata.get("static") for f in members):

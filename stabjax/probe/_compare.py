@@ -22,7 +22,7 @@ Way = Literal["products", "grams"]
 
 @partial(jax.jit, static_argnames=("measure", "by", "steps", "layers", "units", "select", "confidence"))
 def compare(
-    networks: tuple[features.Guest, ...],
+    networks: tuple[features.Traced, ...],
     images: tuple[Array, ...],
     *,
     layers: tuple[Layers, ...],

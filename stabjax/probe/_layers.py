@@ -72,10 +72,10 @@ def deal_tiles(images: int, batch_size: int, held: int) -> Steps:
     return Steps(images, -(-per_tile // batches), batches, tiles)
 
 
-def layers_of(f: features.Guest, batch: jax.ShapeDtypeStruct, select: features.Select, units: Units) -> Layers:
+def layers_of(traced: features.Traced, select: features.Select, units: Units) -> Layers:
     """What there is to compare in a network; nothing is computed."""
-    found = jax.eval_shape(partial(_activations, f, select=select, units=units), batch)
-    kinds = {tap.name: tap.kind for tap in features.taps(f, batch)}
+    found = jax.eval_shape(partial(_activations, traced, select=select, units=units), traced.batch)
+    kinds = {tap.name: tap.kind for tap in traced.taps}
     names = tuple(name for name in kinds if name in found)
     if not names:
         raise ValueError(f"expected select to name at least one operation, got {select!r}: see features.taps")
@@ -106,7 +106,7 @@ class Reader:
 
 
 def reader(
-    f: features.Guest,
+    traced: features.Traced,
     layers: Layers,
     images: Float[Array, "b *spatial channels"],
     counted: Bool[Array, " b"],
@@ -114,7 +114,7 @@ def reader(
     units: Units,
 ) -> Reader:
     """A reader whose shifts and scales are those of a batch."""
-    run = partial(_activations, f, select=select, units=units)
+    run = partial(_activations, traced, select=select, units=units)
     found = run(images)
     shifts, scales = zip(*(_shift_and_scale(found[name], counted) for name in layers.names), strict=True)
     return Reader(run, layers, shifts, scales)
@@ -129,9 +129,9 @@ def _shift_and_scale(x: Array, counted: Array) -> tuple[Array, Array]:
     return one + mean, jnp.where(largest > 0, largest, jnp.where(jnp.isnan(largest), largest, 1))
 
 
-def _activations(f: features.Guest, images: Any, *, select: features.Select, units: Units) -> Mapping[str, Array]:
+def _activations(traced: features.Traced, images: Any, *, select: features.Select, units: Units) -> Mapping[str, Array]:
     rows = images.shape[0]
-    return features.capture(f, select=select, reduce=partial(_units, rows, units))(images)[1]
+    return traced.capture(images, select=select, reduce=partial(_units, rows, units))[1]
 
 
 def _units(rows: int, units: Units, tap: features.Tap, activation: Array) -> Float[Array, "rows units"]:

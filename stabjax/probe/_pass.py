@@ -1,6 +1,6 @@
 """The pass over the images: perturb, run, reduce at every tap, and carry the moments along."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -13,7 +13,7 @@ from stabjax import features, perturb
 from stabjax._numerics import centered, row_sum, scatter
 from stabjax._types import AnyArray, Perturbation, PRNGKey
 from stabjax.probe._plan import Plan
-from stabjax.probe._rows import check_front, check_independent, finite_rows, like_image, real
+from stabjax.probe._rows import check_front, finite_rows, like_image, real
 from stabjax.stability import Stability, summarize
 
 Radius: TypeAlias = Literal["each", "mean"]
@@ -39,7 +39,7 @@ class Row(NamedTuple):
 
 @partial(jax.jit, static_argnames=("radius", "plan", "average", "select", "confidence"))
 def measure(
-    f: features.Guest,
+    traced: features.Traced,
     images: Whole,
     key: PRNGKey,
     deformation: Perturbation,
@@ -52,9 +52,8 @@ def measure(
     confidence: float,
 ) -> Stability:
     """`stabjax.probe.stability` for a plan; see there."""
-    batch = jax.ShapeDtypeStruct((plan.rows, *images.shape[1:]), images.dtype)
     if not plan.separate:
-        check_independent(f, batch, plan.images)
+        traced.check_rows(otherwise=f", or pass all images as one batch, batch_size={plan.images}")
     starts, lengths, firsts = plan.steps()
     steps = jnp.asarray(starts), jnp.asarray(lengths), jnp.asarray(firsts)
     if noise is None and radius == "mean":
@@ -70,7 +69,7 @@ def measure(
         versions = jnp.concatenate([clean[None], *pairs])
         # Further draws of the same images must not count again.
         weights = ((jnp.arange(plan.size) < length) & finite & (draw == 0)).astype(seen.dtype)
-        rows = _run(f, versions, weights, plan, select)
+        rows = _run(traced, versions, weights, plan, select)
         seen = seen + jnp.sum(weights)
         share = jnp.sum(weights) / jnp.maximum(seen, 1)
         shifts = {name: row.mean - means[name] for name, row in rows.items()}
@@ -83,7 +82,7 @@ def measure(
         radii = jax.vmap(_distances, (0, None))(pairs[1], clean)
         return (seen, means), (found, radii, finite[None], weights)
 
-    layers, kinds, empty = _layers(f, batch, plan, select)
+    layers, kinds, empty = _layers(traced, plan, select)
     _, (found, radii, finite, weights) = jax.lax.scan(step, (jnp.zeros((), jnp.float32), empty), steps)
 
     def numerators(changes: Float[Array, "steps changed size"]) -> Float[Array, "two draws n"]:
@@ -180,7 +179,7 @@ def _distances(x: Float[AnyArray, " size *image"], y: Float[AnyArray, " size *im
 
 
 def _run(
-    f: features.Guest, versions: Array, weights: Float[Array, " size"], plan: Plan, select: features.Select
+    traced: features.Traced, versions: Array, weights: Float[Array, " size"], plan: Plan, select: features.Select
 ) -> dict[str, Row]:
     """One row per operation, the images first; what passes together is taken apart at every tap."""
 
@@ -188,11 +187,13 @@ def _run(
         rows = _rows_first(tap, activation, plan)
         return _reduce(jax.lax.all_gather(rows, _VERSION) if plan.separate else rows, weights, plan)
 
-    g = features.capture(f, select=select, reduce=reduce)
+    def capture(x: Array) -> Mapping[str, Row]:
+        return traced.capture(x, select=select, reduce=reduce)[1]
+
     if plan.separate:
-        found = jax.vmap(lambda x: g(x)[1], axis_name=_VERSION, out_axes=None)(versions)
+        found = jax.vmap(capture, axis_name=_VERSION, out_axes=None)(versions)
     else:
-        _, found = g(jnp.reshape(versions, (plan.rows, *versions.shape[2:])))
+        found = capture(jnp.reshape(versions, (plan.rows, *versions.shape[2:])))
     images = {_INPUT: _reduce(versions, weights, plan)}
     return images | {_unlike_input(name): row for name, row in found.items()}
 
@@ -212,13 +213,14 @@ def _rows_first(tap: features.Tap, activation: Array, plan: Plan) -> Array:
 
 
 def _layers(
-    f: features.Guest, batch: jax.ShapeDtypeStruct, plan: Plan, select: features.Select
+    traced: features.Traced, plan: Plan, select: features.Select
 ) -> tuple[tuple[str, ...], tuple[str, ...], dict[str, Array]]:
     """Names and kinds of the rows in the order of execution, and the means of no image."""
+    batch = traced.batch
     versions = jax.ShapeDtypeStruct((plan.versions, plan.size, *batch.shape[1:]), batch.dtype)
     weights = jax.ShapeDtypeStruct((plan.size,), jnp.float32)
-    rows = jax.eval_shape(partial(_run, f, plan=plan, select=select), versions, weights)
-    kinds = {_INPUT: _INPUT} | {_unlike_input(tap.name): tap.kind for tap in features.taps(f, batch)}
+    rows = jax.eval_shape(partial(_run, traced, plan=plan, select=select), versions, weights)
+    kinds = {_INPUT: _INPUT} | {_unlike_input(tap.name): tap.kind for tap in traced.taps}
     layers = tuple(name for name in kinds if name in rows)
     empty = {name: jnp.zeros(rows[name].mean.shape, rows[name].mean.dtype) for name in layers}
     return layers, tuple(kinds[name] for name in layers), empty

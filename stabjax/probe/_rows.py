@@ -20,17 +20,6 @@ def check_front(tap: features.Tap, activation: Array, rows: int) -> None:
         )
 
 
-def check_independent(f: features.Guest, batch: jax.ShapeDtypeStruct, images: int) -> None:
-    """Raises for a network that mixes the rows of a batch."""
-    mixed = features.mixed_rows(f, batch)
-    if mixed:
-        raise ValueError(
-            f"expected a network whose rows depend on themselves alone, got one that sums over its batch at "
-            f"{mixed[0]!r} ({len(mixed)} places), as batch normalisation does in training mode: fix its statistics "
-            f"first, or pass all images as one batch, batch_size={images}"
-        )
-
-
 def like_image(name: str, found: Any, image: Array) -> AnyArray:
     """What a perturbation made of an image; raises unless it is one like it, of real numbers."""
     array = isinstance(found, jax.Array | np.ndarray)

@@ -31,7 +31,7 @@ class Side(NamedTuple):
 
 
 def side_of(
-    f: features.Guest,
+    f: features.Traced,
     images: Float[Array, "n *spatial channels"],
     counted: Bool[Array, " padded"],
     layers: Layers,

@@ -4,14 +4,13 @@ from typing import Any, Literal, get_args
 
 import jax
 
-from stabjax import features
+from stabjax import features, perturb
 from stabjax._arguments import as_key, whole
 from stabjax._images import Spatial, check_batch
 from stabjax._numerics import permit_nan
 from stabjax._sharding import without_explicit_axes
 from stabjax._types import Images, Perturbation, PRNGKey
-from stabjax.features._ready import Watched, ready
-from stabjax.perturb._pytree import with_spatial
+from stabjax.features._ready import Watched
 from stabjax.probe._pass import Radius, measure
 from stabjax.probe._plan import deal
 from stabjax.stability import Stability
@@ -69,8 +68,8 @@ def stability(
     `jax.lax.map`, over stacked networks is faster than `vmap`, which makes grouped convolutions of theirs.
 
     Args:
-        f: The network: what `stabjax.features.of` returns, or anything it takes. Each row of its output must depend on
-            the same row of its input alone. A network that normalises by the statistics of its batch is measured
+        f: The network: what `stabjax.networks.wrap` returns, or anything it takes. Each row of its output must depend
+            on the same row of its input alone. A network that normalises by the statistics of its batch is measured
             only if all images pass as one batch; then the clean, the deformed and the noisy images pass separately.
         images: Clean images as the network takes them (normalised), ``(n, *spatial, channels)``, at least two. An
             image with a pixel that is not finite is left out, and ``measured`` says so (in a network with batch
@@ -105,11 +104,9 @@ def stability(
             network depend on each other and ``batch_size < n``; if an activation does not have its batch in front.
     """
     _check(images, deformation, noise, radius, draws, average, batch_size, spatial)
-    if not (select is None or isinstance(select, str) or callable(select)):
-        select = tuple(select)
     plan = deal(len(images), draws, batch_size)
     return measure(
-        ready(f, jax.ShapeDtypeStruct((plan.rows, *images.shape[1:]), images.dtype)),
+        features.trace(f, jax.ShapeDtypeStruct((plan.rows, *images.shape[1:]), images.dtype)),
         without_explicit_axes(images),
         as_key(key),
         as_tree(deformation, images.shape[1:-1]),
@@ -117,7 +114,7 @@ def stability(
         radius=radius,
         plan=plan,
         average=average,
-        select=select,
+        select=features.as_select(select),
         confidence=float(confidence),
     )
 
@@ -166,6 +163,6 @@ def as_tree(perturbation: Any, spatial: tuple[int, ...]) -> Any:
 
     A plain function is static, and compiles again if what it holds changes.
     """
-    perturbation = with_spatial(perturbation, spatial)
+    perturbation = perturb.with_spatial(perturbation, spatial)
     plain = callable(perturbation) and jax.tree_util.all_leaves([perturbation])
     return Watched(perturbation) if plain else perturbation

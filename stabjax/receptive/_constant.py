@@ -8,10 +8,10 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float64
 
-from stabjax import _jaxpr
+from stabjax import _jaxpr, features
 from stabjax._images import Spatial, as_batch
 from stabjax._types import AnyArray
-from stabjax.receptive._unit import Position, Unit, axes_of, is_there, locate, marked, parameters_of
+from stabjax.receptive._unit import Position, Unit, axes_of, is_there, locate, marked
 
 
 def constant_weight(
@@ -32,7 +32,7 @@ def constant_weight(
     kernels 3 with stride 2 counts 1 1 1, then 1 1 2 1 2 1 1, then 1 1 2 1 3 2 3 1 3 2 3 1 2 1 1.
 
     Args:
-        f: a network from `features.of`, or a plain function of a batch.
+        f: a network from `networks.wrap`, or a plain function of a batch.
         x: a batch, ``(n, *spatial, channels)``, its shape and dtype, or its shape. Two images pass
             where the network takes any number, else as many as there are.
         tap: name of an operation, as in `features.taps`.
@@ -54,13 +54,13 @@ def constant_weight(
             have.
     """
     x = as_batch(x, spatial=spatial, vectors=True)
-    reading, found = _found(f, jax.ShapeDtypeStruct(x.shape, jax.dtypes.canonicalize_dtype(x.dtype)), tap, unit)
-    image = reading.program.jaxpr.invars[-1].aval
+    traced, found = _found(f, jax.ShapeDtypeStruct(x.shape, jax.dtypes.canonicalize_dtype(x.dtype)), tap, unit)
+    image = traced.batch
     shape, channel_axis = found.site.shape, found.site.channel_axis
 
     def of_unit(place: Any) -> list[Array]:
         def network(x: Any) -> Any:
-            return _jaxpr.positive(reading, parameters_of(f), found.site, x)
+            return _jaxpr.positive(traced.program, traced.arrays, found.site, x)
 
         weights = jnp.where(marked(place, shape, channel_axis), 1 / found.channels, 0.0).astype(np.float64)
         (counts,) = jax.linear_transpose(network, jax.ShapeDtypeStruct(image.shape, np.float64))(weights)
@@ -71,14 +71,14 @@ def constant_weight(
     return counts if isinstance(found.place, Tracer) else np.asarray(counts)
 
 
-def _found(f: Any, image: Any, tap: str, unit: Position | None) -> tuple[_jaxpr.Reading, Unit]:
+def _found(f: Any, image: Any, tap: str, unit: Position | None) -> tuple[features.Traced, Unit]:
     """The unit in a program for two images, where the network runs alike on two; else on the batch that was given."""
-    reading, found = locate(f, image, tap, unit)
+    traced, found = locate(f, image, tap, unit)
     if image.shape[0] > 2:
         try:
             fewer = locate(f, jax.ShapeDtypeStruct((2, *image.shape[1:]), image.dtype), tap, unit)
         except (TypeError, ValueError):
-            return reading, found
+            return traced, found
         if fewer[1].site.shape[1:] == found.site.shape[1:]:
             return fewer
-    return reading, found
+    return traced, found

@@ -12,7 +12,6 @@ from stabjax import features
 from stabjax._images import Spatial, check_batch
 from stabjax._sharding import without_explicit_axes
 from stabjax._types import AnyArray, Images
-from stabjax.features._ready import ready
 from stabjax.receptive._unit import Position, axes_of, counted, integers, is_there, locate, marked, numbers_of
 
 
@@ -34,7 +33,7 @@ def effective(
     Every image passes by itself.
 
     Args:
-        f: a network from `features.of`, or a plain function of a batch.
+        f: a network from `networks.wrap`, or a plain function of a batch.
         images: ``(n, *spatial, channels)``.
         tap: name of an operation, as in `features.taps`.
         unit: position of the unit on the axes of the tap without batch and channels; by default the centre,
@@ -72,31 +71,29 @@ def effective(
     images = without_explicit_axes(jnp.asarray(images))
     if integers([batch_size]) is None or batch_size < 1:
         raise ValueError(f"expected batch_size as a number of images, at least one, got {batch_size!r}")
-    reading, found = locate(f, jax.ShapeDtypeStruct((1, *images.shape[1:]), images.dtype), tap, unit)
-    rows = reading.program.jaxpr.invars[-1].aval.shape[0]
+    traced, found = locate(f, jax.ShapeDtypeStruct((1, *images.shape[1:]), images.dtype), tap, unit)
     wanted: Any = range(found.channels) if channel is None else channel
     chosen = numbers_of(wanted if np.ndim(wanted) else [wanted], found.channels)
     if chosen is None or not len(chosen):
         raise ValueError(f"expected channels of {tap!r} within 0..{found.channels - 1}, got {channel!r}")
-    network = ready(f, jax.ShapeDtypeStruct((rows, *images.shape[1:]), images.dtype))
-    return _mean_gradient(network, images, found.place, chosen, tap, found.site.channel_axis, rows, batch_size)
+    return _mean_gradient(traced, images, found.place, chosen, tap, found.site.channel_axis, batch_size)
 
 
-@partial(jax.jit, static_argnums=(4, 5, 6, 7))
+@partial(jax.jit, static_argnums=(4, 5, 6))
 def _mean_gradient(
-    network: features.Guest,
+    traced: features.Traced,
     images: Array,
     place: AnyArray,
     channels: AnyArray,
     tap: str,
     channel_axis: int | None,
-    rows: int,
     batch_size: int,
 ) -> Array:
     """The unit and its channels are traced: they choose what is handed backwards, not what is compiled."""
 
     def activation(image: Array) -> Array:
-        _, found = features.capture(network, select=lambda site: site.name == tap)(jnp.stack([image] * rows))
+        batch = jnp.stack([image] * traced.batch.shape[0])
+        _, found = traced.capture(batch, select=lambda site: site.name == tap)
         return found[tap]
 
     shape = jax.eval_shape(activation, images[0]).shape

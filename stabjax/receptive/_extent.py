@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from stabjax import _jaxpr
+from stabjax import _jaxpr, features
 from stabjax._images import Spatial, as_batch
-from stabjax.receptive._unit import integers, parameters_of, reading_of
+from stabjax.receptive._unit import integers
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def extent(f: Any, x: Any, *, spatial: Spatial = None) -> dict[str, Extent]:
       what the mask leaves; they are exact if it leaves the same rows and columns to all channels.
 
     Args:
-        f: a network from `features.of`, or a plain function of a batch.
+        f: a network from `networks.wrap`, or a plain function of a batch.
         x: a batch, ``(n, *spatial, channels)``, its `jax.ShapeDtypeStruct`, or its shape alone.
         spatial: number of spatial axes of the images, or their sides, where the shape leaves open which axis is which:
             ``(n, 28, 28)`` may be gray images without channels, or (``spatial=1``) signals of 28 channels.
@@ -124,8 +124,8 @@ def extent(f: Any, x: Any, *, spatial: Spatial = None) -> dict[str, Extent]:
     """
     x = as_batch(x, spatial=spatial, vectors=True)
     result = {}
-    reading, parameters = reading_of(f, x), parameters_of(f)
-    for name, spans in _jaxpr.extents(reading, parameters).items():
+    traced = features.trace(f, x)
+    for name, spans in _jaxpr.extents(traced.program, traced.arrays).items():
         moving = _moving(spans)
         order = [axis for axes in moving for axis in axes]
         # Off any grid, a box behind a border says less than what is seen of it inside.

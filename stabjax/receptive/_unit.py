@@ -13,7 +13,6 @@ from jaxtyping import Array, Int
 
 from stabjax import _jaxpr, features
 from stabjax._types import AnyArray
-from stabjax.features._ready import ready
 
 Position: TypeAlias = Sequence[int | np.integer | Int[AnyArray, ""]] | Int[AnyArray, " axes"]
 """Where a unit stands on the axes of its tap without batch and channels; may be traced."""
@@ -61,33 +60,17 @@ def is_there(numbers: Any, sides: Any) -> Array:
     return jnp.all((numbers >= -sides) & (numbers < sides))
 
 
-def network_of(f: Any) -> features.Guest:
-    """The network as data."""
-    return ready(f)
+def locate(f: Any, image: Any, tap: str, unit: Position | None) -> tuple[features.Traced, Unit]:
+    """Find a unit in a network traced for that batch; with a single image some taps lose their batch, then for two."""
+    traced = features.trace(f, image)
+    if image.shape[0] == 1 and all(site.name != tap for site in traced.program.sites):
+        traced = features.trace(f, jax.ShapeDtypeStruct((2, *image.shape[1:]), image.dtype))
+    return traced, find(traced, tap, unit)
 
 
-def reading_of(f: Any, x: Any) -> _jaxpr.Reading:
-    """The program of a network, read; nothing is computed."""
-    network = network_of(f)
-    return _jaxpr.read_network(network.variables, network.adapter, x)
-
-
-def parameters_of(f: Any) -> list[Any]:
-    """The parameters, in the order of the program's inputs."""
-    return jax.tree.leaves(network_of(f).variables)
-
-
-def locate(f: Any, image: Any, tap: str, unit: Position | None) -> tuple[_jaxpr.Reading, Unit]:
-    """The unit in a program for that batch; with a single image some taps lose their batch, then in one for two."""
-    reading = reading_of(f, image)
-    if image.shape[0] == 1 and all(site.name != tap for site in reading.sites):
-        reading = reading_of(f, jax.ShapeDtypeStruct((2, *image.shape[1:]), image.dtype))
-    return reading, find(reading, tap, unit)
-
-
-def find(reading: _jaxpr.Reading, tap: str, unit: Position | None) -> Unit:
-    """The unit of that name and position; raises where there is none, if the position is not traced."""
-    sites = {site.name: site for site in reading.sites}
+def find(traced: features.Traced, tap: str, unit: Position | None) -> Unit:
+    """Find the unit of that name and position; raise where there is none, if the position is not traced."""
+    sites = {site.name: site for site in traced.program.sites}
     if tap not in sites:
         raise ValueError(f"expected the name of an operation, got {tap!r}; the network has {', '.join(sites)}")
     site = sites[tap]

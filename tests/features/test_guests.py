@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from flax import linen, nnx
 
-from stabjax import features, lipschitz, perturb, probe, receptive
+from stabjax import features, lipschitz, networks, perturb, probe, receptive
 from tests import sample_networks as guests
 
 pytestmark = pytest.mark.usefixtures("relaxed_promotion")
@@ -61,10 +61,10 @@ def arrays_of(model):
 
 
 MODELS = {
-    "nnx": (lambda: NNXNet(nnx.Rngs(0)), features.of),
-    "linen": (linen_guest, lambda model: features.of(model, train=True)),
+    "nnx": (lambda: NNXNet(nnx.Rngs(0)), networks.wrap),
+    "linen": (linen_guest, lambda model: networks.wrap(model, train=True)),
     "equinox": (lambda: eqx.nn.Conv2d(3, 4, 3, key=jax.random.key(0)), guests.single),
-    "partial": (partial_guest, features.of),
+    "partial": (partial_guest, networks.wrap),
 }
 
 
@@ -92,19 +92,19 @@ def test_a_network_can_be_donated_and_the_guest_lives_on(name, images):
 
 def test_arrays_of_numpy_are_copied_too(images):
     model = partial_guest()
-    network = features.of(model)
+    network = networks.wrap(model)
     expected = network(images)
     model.args[0]["shift"] += 1
     np.testing.assert_array_equal(network(images), expected)
-    np.testing.assert_allclose(features.of(model)(images), expected + 1, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(networks.wrap(model)(images), expected + 1, rtol=1e-5, atol=1e-5)
 
 
 def test_networks_are_made_inside_of_transformations_and_of_shapes(images):
     kernels = guests.normal(0, 2, 3, 4)
-    found = jax.jit(jax.vmap(lambda k: features.of(jax.tree_util.Partial(jnp.multiply, k.sum()))(images)))(kernels)
+    found = jax.jit(jax.vmap(lambda k: networks.wrap(jax.tree_util.Partial(jnp.multiply, k.sum()))(images)))(kernels)
     np.testing.assert_allclose(found, kernels.sum((1, 2)).reshape(2, 1, 1, 1, 1) * images, rtol=1e-5, atol=1e-6)
     abstract = nnx.eval_shape(lambda: NNXNet(nnx.Rngs(0)))
-    assert [tap.kind for tap in features.taps(features.of(abstract), images)][:2] == ["conv", "norm"]
+    assert [tap.kind for tap in features.taps(networks.wrap(abstract), images)][:2] == ["conv", "norm"]
 
 
 # Random keys
@@ -114,19 +114,19 @@ def test_networks_are_made_inside_of_transformations_and_of_shapes(images):
 def test_a_linen_module_keeps_the_keys_it_was_bound_with(make, images):
     module = LinenNet()
     variables = module.init(jax.random.key(0), images)
-    networks = [features.of(module.bind(variables, rngs={"dropout": make(k)}), train=True) for k in range(2)]
+    pair = [networks.wrap(module.bind(variables, rngs={"dropout": make(k)}), train=True) for k in range(2)]
     run = jax.jit(lambda f, x: features.capture(f)(x))
-    for k, network in enumerate(networks):
+    for k, network in enumerate(pair):
         outputs, found = run(network, images)
         expected = module.apply(variables, images, train=True, rngs={"dropout": make(k)})
         np.testing.assert_allclose(outputs, expected, rtol=1e-5, atol=1e-6)
         assert list(found) == ["Conv_0", "BatchNorm_0", "output"]
     assert run._cache_size() == 1
     keys = jnp.stack([make(k) for k in range(2)])
-    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *networks)
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *pair)
     assert any(leaf.dtype == keys.dtype and leaf.shape == keys.shape for leaf in jax.tree.leaves(stacked))
     together = jax.vmap(lambda f: f(images))(stacked)
-    np.testing.assert_allclose(together[1], networks[1](images), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(together[1], pair[1](images), rtol=1e-5, atol=1e-6)
 
 
 def test_a_part_of_a_bound_module_keeps_its_keys(images):
@@ -140,7 +140,7 @@ def test_a_part_of_a_bound_module_keeps_its_keys(images):
     variables = Whole().init({"params": jax.random.key(0), "dropout": jax.random.key(1)}, images)
     bind = lambda: Whole().bind(variables, rngs={"dropout": jax.random.key(2)})  # noqa: E731
     expected = bind().part(images, train=True)
-    np.testing.assert_allclose(features.of(bind().part, train=True)(images), expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(networks.wrap(bind().part, train=True)(images), expected, rtol=1e-5, atol=1e-6)
 
 
 # One batch of images
@@ -157,7 +157,9 @@ def test_a_part_of_a_bound_module_keeps_its_keys(images):
 def test_several_inputs_are_refused_by_name(several, named, images):
     network = lambda inputs: jax.tree.leaves(inputs)[0]  # noqa: E731
     for look in (features.capture(network), lambda x: features.taps(network, x)):
-        with pytest.raises(TypeError, match=rf"expected one batch of images.*got {named}.*features.of\(lambda images"):
+        with pytest.raises(
+            TypeError, match=rf"expected one batch of images.*got {named}.*networks.wrap\(lambda images"
+        ):
             look(several(images))
 
 
@@ -170,8 +172,8 @@ def test_what_is_no_array_is_refused_by_its_type(nothing):
 def test_other_inputs_are_held_fixed_as_the_error_says(images):
     model = lambda x, y: x @ y  # noqa: E731
     other = guests.normal(0, 3, 2)
-    by_name = features.of(jax.tree_util.Partial(lambda others, x: model(x, others["kernel"]), {"kernel": other}))
-    for network in (features.of(lambda x: model(x, other)), by_name):
+    by_name = networks.wrap(jax.tree_util.Partial(lambda others, x: model(x, others["kernel"]), {"kernel": other}))
+    for network in (networks.wrap(lambda x: model(x, other)), by_name):
         np.testing.assert_allclose(features.capture(network)(images)[0], images @ other, rtol=1e-5, atol=1e-6)
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from stabjax import features, lipschitz, receptive, similarity
+from stabjax import features, lipschitz, networks, receptive, similarity
 from tests import sample_networks as guests
 
 pytestmark = pytest.mark.usefixtures("relaxed_promotion")
@@ -73,7 +73,7 @@ def test_channels_stand_last_inside_a_scan():
     def network(kernels, x):
         return lax.scan(lambda x, k: (lax.conv_general_dilated(x, k, (1, 1), "SAME"), None), x, kernels)[0]
 
-    f = features.of(jax.tree_util.Partial(network, {"layers": kernels}["layers"]), layout="channels_first")
+    f = networks.wrap(jax.tree_util.Partial(network, {"layers": kernels}["layers"]), layout="channels_first")
     x = batch(2)
     found = features.capture(f, select="conv")(x)[1]
     for value, kernel in zip(found.values(), kernels, strict=True):
@@ -87,7 +87,7 @@ def test_a_function_of_images_with_channels_first_is_refused():
 
     with pytest.raises(ValueError, match=r"channels last.*takes its channels from axis 1.*layout='channels_first'"):
         features.capture(network)(jnp.moveaxis(batch(2), -1, 1))
-    f = features.of(network, layout="channels_first")
+    f = networks.wrap(network, layout="channels_first")
     assert [tap.channel_axis for tap in features.taps(f, batch(2))] == [3, 3, 3]
     signal = lambda x: lax.conv_general_dilated(x, jnp.ones((4, 3, 3)), (1,), "SAME")  # noqa: E731
     with pytest.raises(ValueError, match="channels last"):
@@ -114,7 +114,7 @@ def test_units_of_both_layouts_are_the_same():
         x = lax.conv_general_dilated(x, params["kernel"], (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
         return jnp.tanh(x + params["bias"])
 
-    last = features.of(jax.tree_util.Partial(with_channels_last, {"conv": {"kernel": kernel, "bias": bias}}["conv"]))
+    last = networks.wrap(jax.tree_util.Partial(with_channels_last, {"conv": {"kernel": kernel, "bias": bias}}["conv"]))
     taps = [next(tap for tap in features.taps(f, x) if tap.kind == "conv") for f in (first, last)]
     assert taps[0].shape == taps[1].shape
     seen = [

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from flax import linen, nnx
 
-from stabjax import features
+from stabjax import features, networks
 from stabjax._jaxpr._flow import stacked_module
 from tests import sample_networks as guests
 
@@ -91,10 +91,10 @@ def pure_params():
 
 
 GUESTS = {
-    "nnx": lambda: features.of(NNXStack(nnx.Rngs(0))),
-    "linen": lambda: features.of(LinenStack().bind(LinenStack().init(jax.random.key(0), jnp.zeros(IMAGES)))),
+    "nnx": lambda: networks.wrap(NNXStack(nnx.Rngs(0))),
+    "linen": lambda: networks.wrap(LinenStack().bind(LinenStack().init(jax.random.key(0), jnp.zeros(IMAGES)))),
     "equinox": lambda: guests.single(equinox_stack()),
-    "partial": lambda: features.of(jax.tree_util.Partial(pure_stack, pure_params())),
+    "partial": lambda: networks.wrap(jax.tree_util.Partial(pure_stack, pure_params())),
 }
 
 
@@ -131,7 +131,7 @@ def test_scans_in_scans_number_their_own_modules(with_more):
     blocks = {"layers": {"dense": {"kernel": guests.normal(0, 2, 2, 3, 3)}}}
     if with_more:
         blocks["out"] = {"kernel": guests.normal(1, 2, 3, 3)}
-    f = features.of(jax.tree_util.Partial(nested, {"blocks": blocks}))
+    f = networks.wrap(jax.tree_util.Partial(nested, {"blocks": blocks}))
     dense = [tap.name for tap in features.taps(f, jax.ShapeDtypeStruct(IMAGES, jnp.float32)) if tap.kind == "dense"]
     expected = []
     for i in range(2):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import linen, nnx
 
-from stabjax import features, lipschitz
+from stabjax import lipschitz, networks
 from stabjax.lipschitz import _reads
 from tests.lipschitz.test_network import bound_of, norm_of
 from tests.sample_networks import normal
@@ -230,7 +230,7 @@ class Circular(nnx.Module):
 
 def test_layers_are_the_product_of_their_circular_norms(relaxed_promotion):
     model = Circular(nnx.Rngs(0))
-    found = lipschitz.network(features.of(model), (2, 8, 8, 8))
+    found = lipschitz.network(networks.wrap(model), (2, 8, 8, 8))
     norms = [lipschitz.conv(layer.kernel[...], 8, padding="circular").value for layer in model.layers]
     np.testing.assert_allclose(found.value, math.prod(map(float, norms)), rtol=1e-4)
     np.testing.assert_allclose([f for f, kind in zip(found.factor, found.kinds) if kind == "conv"], norms, rtol=1e-4)
@@ -239,7 +239,7 @@ def test_layers_are_the_product_of_their_circular_norms(relaxed_promotion):
 def test_equinox_layers(relaxed_promotion):
     """Single examples, channels first."""
     layer = eqx.nn.Conv2d(3, 4, 3, padding="SAME", padding_mode="CIRCULAR", key=jax.random.key(0))
-    network = features.of(layer, single=True, layout="channels_first")
+    network = networks.wrap(layer, single=True, layout="channels_first")
     kernel = layer.weight.transpose(2, 3, 1, 0)
     exact = lipschitz.conv(kernel, 6, padding="circular", method="exact").value
     np.testing.assert_allclose(lipschitz.network(network, (2, 6, 6, 3)).value, exact, rtol=0.05)

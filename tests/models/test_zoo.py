@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from stabjax import features, models, train
+from stabjax import features, models, networks, train
 
 PUBLISHED = {
     "SmallCNN": None,
@@ -153,7 +153,7 @@ def test_number_of_parameters(name):
 @pytest.mark.parametrize("name", TRACED)
 def test_operations_are_recognised(name):
     """Every layer with parameters is a tap of the right kind by the path of its parameters; nothing is out of reach."""
-    model, x = features.of(abstract(name)), jax.ShapeDtypeStruct((4, *SHAPES.get(name, (32, 32, 3))), jnp.float32)
+    model, x = networks.wrap(abstract(name)), jax.ShapeDtypeStruct((4, *SHAPES.get(name, (32, 32, 3))), jnp.float32)
     taps = features.taps(model, x)
     assert features.hidden(model, x) == features.mixed_rows(model, x) == ()
     kinds = {tap.name: tap.kind for tap in taps}
@@ -277,9 +277,9 @@ def test_double_precision(x64, name):
 )
 def test_seeds_under_map_and_vmap(name):
     x = images(name)
-    networks = [filled(name, seed) for seed in range(3)]
-    f, _ = forward(networks[0])
-    states = [forward(network)[1] for network in networks]
+    several = [filled(name, seed) for seed in range(3)]
+    f, _ = forward(several[0])
+    states = [forward(network)[1] for network in several]
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
     each = jnp.stack([f(state, x)[0] for state in states])
     assert not np.allclose(each[0], each[1])

@@ -11,9 +11,8 @@ import numpy as np
 import pytest
 from flax import linen, nnx
 
-from stabjax import features, lipschitz, models, perturb, probe, receptive, sweep, train
-from stabjax._jaxpr import lift, of_object
-from stabjax.features._ready import Written, ready
+from stabjax import features, lipschitz, models, networks, perturb, probe, receptive, sweep, train
+from stabjax._jaxpr import of_object
 from stabjax.lipschitz._local import _local
 from stabjax.probe._compare import compare
 from stabjax.probe._pass import measure
@@ -31,6 +30,11 @@ DEFORMATION = perturb.Translation(0.7)
 @pytest.fixture(scope="module")
 def images():
     return jax.random.normal(jax.random.key(1), IMAGES)
+
+
+def is_traced_at_every_call(model):
+    adapter = networks.wrap(model).adapter
+    return adapter.opaque or adapter.foreign
 
 
 def kernels(seed):
@@ -161,7 +165,7 @@ def alone(f, x):
 
 
 def similar(f, x):
-    fixed = features.of(jax.tree_util.Partial(run, *kernels(3)))
+    fixed = networks.wrap(jax.tree_util.Partial(run, *kernels(3)))
     return probe.similarity(f, fixed, x, select=["output"], batch_size=4).matrix
 
 
@@ -192,12 +196,12 @@ def test_what_a_network_hides_is_read_at_every_call(look, images):
     """Whatever hides the arrays: the numbers are those of the same network as a tree, and nothing compiles again."""
     run_look, jitted = LOOKS[look], COMPILED.get(look)
     expected = [
-        jax.tree.leaves(run_look(features.of(jax.tree_util.Partial(run, *kernels(seed))), images)) for seed in (0, 5)
+        jax.tree.leaves(run_look(networks.wrap(jax.tree_util.Partial(run, *kernels(seed))), images)) for seed in (0, 5)
     ]
     compiled = None
     for k, build in enumerate(WHOLE.values()):
         model, change = build()
-        f = features.of(model) if k % 2 else model
+        f = networks.wrap(model) if k % 2 else model
         for values in expected:
             found = jax.tree.leaves(run_look(f, images))
             for one, other in zip(found, values, strict=True):
@@ -211,12 +215,12 @@ def test_what_a_network_hides_is_read_at_every_call(look, images):
 @pytest.mark.parametrize("build", PART)
 def test_arrays_beside_parameters_are_read_at_every_call(build, images):
     model, change = PART[build]()
-    f = features.of(model)
+    f = networks.wrap(model)
     before, compiled = steep(f, images), _local._cache_size()
     change()
     after = steep(f, images)
     assert _local._cache_size() == compiled
-    expected = features.of(jax.tree_util.Partial(run, kernels(0)[0], kernels(5)[1]))
+    expected = networks.wrap(jax.tree_util.Partial(run, kernels(0)[0], kernels(5)[1]))
     np.testing.assert_allclose(after, steep(expected, images), rtol=1e-4)
     assert not np.allclose(after, before, rtol=1e-3)
     assert features.taps(f, images)[0].name in ("conv", "conv_0", "first")
@@ -306,11 +310,11 @@ def scaled_modules():
     yield EquinoxScaled(*kernels(0), listed), lambda size: listed.__setitem__(0, size)
 
 
-def test_modules_with_something_that_changes_in_place_are_traced_anew(images):
-    assert all(isinstance(ready(model, images).adapter, Written) for model, _ in scaled_modules())
+def test_modules_with_something_that_changes_in_place_are_traced_anew():
+    assert all(is_traced_at_every_call(model) for model, _ in scaled_modules())
     modules = [nnx.Linear(3, 2, rngs=nnx.Rngs(0)), eqx.nn.Identity(), models.LeNet(rngs=nnx.Rngs(0))]
     modules += [linen.Dense(2).bind({"params": {"kernel": jnp.ones((3, 2))}})]
-    assert not any(isinstance(ready(model, images).adapter, Written) for model in modules)
+    assert not any(is_traced_at_every_call(model) for model in modules)
 
 
 @pytest.mark.slow
@@ -343,8 +347,9 @@ def test_an_evaluation_sees_what_changes_in_place(images):
 def test_names_of_a_plain_function_stay(images):
     model, _ = objects()
     names = ["conv_0", "relu_0", "avg_pool_0", "dense_0", "output"]
-    for network in (model, ready(model, images)):
-        assert [tap.name for tap in features.taps(network, images)] == names
+    traced = features.trace(model, images)
+    for copy in (traced, jax.tree.map(lambda leaf: leaf, traced)):
+        assert [tap.name for tap in copy.taps] == names
 
 
 class Config:
@@ -397,7 +402,7 @@ def readers():
 def test_what_modules_of_ones_own_read_is_read_at_every_call(images):
     compiled = None
     for model, put in readers():
-        f = features.of(model)
+        f = networks.wrap(model)
         slopes = []
         for size in (1.0, 3.0, 1.0):
             put(size)
@@ -406,7 +411,7 @@ def test_what_modules_of_ones_own_read_is_read_at_every_call(images):
         compiled = compiled or _local._cache_size()
     # The two rates are two programs, the same ones for all that read them.
     assert _local._cache_size() == compiled
-    network = features.of(Method(), method=lambda model, x: Config.rate * model(x))
+    network = networks.wrap(Method(), method=lambda model, x: Config.rate * model(x))
     first = steep(network, images)
     Config.rate = 2.0
     np.testing.assert_allclose(steep(network, images), 2 * first, rtol=1e-4)
@@ -423,12 +428,12 @@ def test_an_opaque_network_is_traced_once_per_call(images):
     assert measure._cache_size() == compiled
 
 
-# Where nobody makes them ready
+# Where nobody traces them
 
 
 def test_a_program_of_the_user_compiles_again_for_what_has_changed(images):
     model, change = objects()
-    f = features.of(model)
+    f = networks.wrap(model)
     run_user = jax.jit(lambda f, x: features.capture(f, select="dense")(x)[0])
     for seed in (0, 5):
         for _ in range(2):
@@ -444,7 +449,7 @@ def test_a_sweep_sees_what_has_changed(images):
     def cell(network, key, *, strength):
         return {"total": strength * jnp.sum(network(images))}
 
-    swept = functools.partial(cell, features.of(model))
+    swept = functools.partial(cell, networks.wrap(model))
     for seed in (0, 5):
         found = sweep.run(swept, {"strength": [1.0, 2.0]}, key=KEY).total.values[..., 0]
         expected = float(jnp.sum(run(*kernels(seed), images)))
@@ -518,7 +523,7 @@ scaled.defvjp(lambda factor, x: (x, None), lambda factor, _, cotangent: (factor 
 
 def test_programs_compare_by_what_they_compute():
     def identity(f):
-        return lift(lambda leaves, x: f(x), [], jnp.ones((2, 3)))[0].identity
+        return jax.tree.structure(features.trace(f, jnp.ones((2, 3))))
 
     alike = [
         jax.nn.relu,
@@ -559,26 +564,29 @@ def test_arrays_inside_of_jitted_functions_are_lifted(images):
 
         return outer
 
-    one, other = (lift(lambda leaves, x, f=f: f(x), [], images) for f in map(jitted, (0, 5)))
-    assert one[0].identity == other[0].identity
-    assert sorted(array.shape for array in one[1]) == [(3, 3, 3, 4), (4, 5)]
-    np.testing.assert_allclose(one[0](other[1], [], images), run(*kernels(5), images), rtol=1e-4, atol=1e-5)
+    (arrays, one), (others, other) = (jax.tree.flatten(features.trace(jitted(seed), images)) for seed in (0, 5))
+    assert one == other
+    assert sorted(array.shape for array in arrays) == [(3, 3, 3, 4), (4, 5)]
+    outputs = jax.tree.unflatten(one, others)(images)
+    np.testing.assert_allclose(outputs, run(*kernels(5), images), rtol=1e-4, atol=1e-5)
     stable(jitted(0), images)
     compiled = measure._cache_size()
-    expected = stable(features.of(jax.tree_util.Partial(run, *kernels(5))), images)
+    expected = stable(networks.wrap(jax.tree_util.Partial(run, *kernels(5))), images)
     np.testing.assert_allclose(stable(jitted(5), images), expected, rtol=1e-4)
     assert measure._cache_size() <= compiled + 1
     filtered = eqx.filter_jit(Shared(kernels(0)[0], lambda x: x.mean((1, 2)) @ kernels(0)[1]))
     np.testing.assert_allclose(features.capture(filtered)(images)[0], run(*kernels(0), images), rtol=1e-4, atol=1e-5)
 
 
-def test_another_shape_than_was_announced_never_goes_stale(images):
+def test_another_shape_than_it_was_traced_for_is_refused(images):
     model, change = objects()
-    user = jax.jit(lambda f, x: f(x))
+    user = jax.jit(lambda traced, x: traced(x))
     for seed in (0, 5):
-        network = ready(model, images)
-        np.testing.assert_allclose(user(network, images[:2]), run(*kernels(seed), images[:2]), rtol=1e-4, atol=1e-5)
-        np.testing.assert_allclose(user(network, images), run(*kernels(seed), images), rtol=1e-4, atol=1e-5)
+        traced = features.trace(model, images)
+        np.testing.assert_allclose(user(traced, images), run(*kernels(seed), images), rtol=1e-4, atol=1e-5)
+        for other in (images[:2], images.astype(jnp.float16)):
+            with pytest.raises(ValueError, match=r"expected a batch of float32 \(6, 6, 6, 3\).*: trace it"):
+                user(traced, other)
         change()
 
 
@@ -604,15 +612,15 @@ def test_a_check_of_types_is_seen_through(images):
         return 2 * x
 
     for check in (checked, beartype.beartype):
-        assert not features.of(Checked(check(double))).adapter.opaque
+        assert not networks.wrap(Checked(check(double))).adapter.opaque
         assert of_object(check(double)) == of_object(double)
     before = of_object(hides)
     assert before == of_object(hides)
     held[0] = 3.0
     assert of_object(hides) != before
-    assert features.of(Checked(hides)).adapter.opaque
+    assert networks.wrap(Checked(hides)).adapter.opaque
     model = models.build("VGG11bn", rngs=nnx.Rngs(0), width=0.1)
-    assert not isinstance(ready(model, images).adapter, Written)
+    assert not is_traced_at_every_call(model)
 
 
 def by_config(key, image):
@@ -620,7 +628,7 @@ def by_config(key, image):
 
 
 def test_perturbations_and_programs_of_the_user_see_attributes_of_classes(images):
-    network = features.of(lambda x: Config.rate * x)
+    network = networks.wrap(lambda x: Config.rate * x)
     run_user = jax.jit(lambda f, x: f(x))
     for rate in (1.0, 2.0, 1.0):
         Config.rate = rate

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from stabjax import features, perturb, probe, similarity
+from stabjax import features, networks, perturb, probe, similarity
 from stabjax.probe import _compare, _grams, _layers
 from stabjax.similarity import _pooled, _streamed
 
@@ -36,7 +36,7 @@ class Net(nnx.Module):
 
 
 def network(seed=0, **options):
-    return features.of(Net(rngs=nnx.Rngs(seed)), **options)
+    return networks.wrap(Net(rngs=nnx.Rngs(seed)), **options)
 
 
 F, G = network(0), network(1)
@@ -109,7 +109,7 @@ def activations(f, images, units="all"):
 
 def whole(f, g, images, others=None, *, measure="cka", units="all", layers=None):
     """The matrix, pair by pair; of the layers with these names, of all without."""
-    f, g = (h if isinstance(h, features.Guest) else features.of(h) for h in (f, g))
+    f, g = (h if isinstance(h, networks.Network) else networks.wrap(h) for h in (f, g))
     both = activations(f, images, units), activations(g, images if others is None else others, units)
     first, second = ([np.asarray(x[k], np.float64) for k in layers or x] for x in both)
     return np.array([[OF_ARRAYS[measure](x, y) for y in second] for x in first])
@@ -179,11 +179,11 @@ def test_the_measures_are_those_of_similarity(measure):
 def by(way, f, g, images, *, measure, batch_size=40, select=SELECT):
     """One way or the other, whichever is smaller."""
     steps = _layers.deal_tiles(len(images), batch_size, 10**9)
-    shape = jax.ShapeDtypeStruct((steps.size, *images.shape[1:]), images.dtype)
+    traced = tuple(features.trace(h, images[: steps.size]) for h in (f, g))
     return _compare.compare(
-        (f, g),
+        traced,
         (images, images),
-        layers=tuple(_layers.layers_of(h, shape, select, "all") for h in (f, g)),
+        layers=tuple(_layers.layers_of(h, select, "all") for h in traced),
         measure=measure,
         by=way,
         steps=steps,
@@ -249,7 +249,7 @@ def test_clean_against_deformed():
 
 
 def test_all_operations_and_other_images_of_another_shape():
-    g = features.of(lambda x: jnp.tanh(x[:, ::2, :, 0]))
+    g = networks.wrap(lambda x: jnp.tanh(x[:, ::2, :, 0]))
     larger = make_images(30, seed=3)[:, :, :4]
     found = probe.similarity(F, g, FEW, others=larger, batch_size=16)
     np.testing.assert_allclose(found.matrix, whole(F, g, FEW, larger), atol=1e-5)
@@ -287,8 +287,8 @@ class Single(eqx.Module):
 @SLOW
 def test_guests_of_other_frameworks():
     module = Layered()
-    f = features.of(module.bind(module.init(jax.random.key(0), FEW[:1])))
-    g = features.of(Single(eqx.nn.Conv2d(3, 4, 3, key=jax.random.key(0))), single=True, layout="channels_first")
+    f = networks.wrap(module.bind(module.init(jax.random.key(0), FEW[:1])))
+    g = networks.wrap(Single(eqx.nn.Conv2d(3, 4, 3, key=jax.random.key(0))), single=True, layout="channels_first")
     found = probe.similarity(f, g, FEW, batch_size=17, select=lambda tap: tap.kind in ("dense", "output"))
     assert found.layers == ("Dense_0", *(f"ScanBlock_0/{k}/Dense_0" for k in range(3)), "output")
     expected = [[numpy_cka(x, y) for y in double(g, found.other_layers)] for x in double(f, found.layers)]
@@ -393,10 +393,10 @@ def affine(numbers, x):
 @SLOW
 @pytest.mark.parametrize("way", ["grams", "products"])
 def test_sizes_and_large_means_cost_no_digits(way):
-    f, g = (features.of(jax.tree_util.Partial(h)) for h in (lambda x: x[:, :2, :2], lambda x: jnp.square(x[:, 2:])))
+    f, g = (networks.wrap(jax.tree_util.Partial(h)) for h in (lambda x: x[:, :2, :2], lambda x: jnp.square(x[:, 2:])))
     expected = whole(f, g, MANY, measure="cka_debiased", layers=["output"])
     for scale, offset, tolerance in ((1e18, 0.0, 1e-5), (1e-18, 0.0, 1e-5), (1.0, 3e3, 1e-4)):
-        h = features.of(jax.tree_util.Partial(affine, jnp.array([scale, offset])))
+        h = networks.wrap(jax.tree_util.Partial(affine, jnp.array([scale, offset])))
         found = by(way, h, g, MANY, measure="cka_debiased", select="output")
         np.testing.assert_allclose(found.matrix, expected, atol=tolerance)
 
@@ -535,19 +535,20 @@ def wide(x):
 UNITS = SIDE**2 * 3 * 200
 
 
-def temporary(n, networks, **dealt):
+def temporary(n, count, **dealt):
     """Bytes that a comparison of wide networks takes beside its arguments and its result."""
-    networks = tuple(features.of(wide) for _ in range(networks))
-    shape = jax.ShapeDtypeStruct((8, SIDE, SIDE, 3), jnp.float32)
-    layers = _layers.layers_of(networks[0], shape, "activation", "all")
+    steps = _layers.deal_tiles(n, **dealt)
+    shape = jax.ShapeDtypeStruct((steps.size, SIDE, SIDE, 3), jnp.float32)
+    traced = tuple(features.trace(wide, shape) for _ in range(count))
+    layers = _layers.layers_of(traced[0], "activation", "all")
     assert layers.sizes == (UNITS, UNITS)
     compiled = _compare.compare.lower(
-        networks,
-        (jax.ShapeDtypeStruct((n, *shape.shape[1:]), shape.dtype),) * len(networks),
-        layers=(layers,) * len(networks),
+        traced,
+        (jax.ShapeDtypeStruct((n, *shape.shape[1:]), shape.dtype),) * count,
+        layers=(layers,) * count,
         measure="cka",
         by="grams",
-        steps=_layers.deal_tiles(n, **dealt),
+        steps=steps,
         units="all",
         select="activation",
         confidence=0.95,
@@ -564,12 +565,12 @@ def test_memory_does_not_grow_with_the_units():
     assert large - small < 2 * 8 * 128**2 * 4
 
 
-@pytest.mark.parametrize("networks", [1, 2])
-def test_memory_is_that_of_the_activations_that_may_be_held(networks):
+@pytest.mark.parametrize("count", [1, 2])
+def test_memory_is_that_of_the_activations_that_may_be_held(count):
     """Also where all images make one tile, and nothing but the program says what comes after what."""
     n = 1024
-    held = networks * n * 2 * UNITS * 4
-    assert held < temporary(n, networks, batch_size=128, held=n) < 1.4 * held
+    held = count * n * 2 * UNITS * 4
+    assert held < temporary(n, count, batch_size=128, held=n) < 1.4 * held
 
 
 def test_one_compilation_for_all_networks():
@@ -599,7 +600,7 @@ def test_inside_jit_and_over_stacked_networks():
 def test_double_and_half_precision(x64):
     x = np.asarray(MANY[:100], np.float64)
     f, g = (
-        features.of(jax.tree_util.Partial(linear, np.random.default_rng(seed).normal(size=(SIDE * SIDE * 3, 4))))
+        networks.wrap(jax.tree_util.Partial(linear, np.random.default_rng(seed).normal(size=(SIDE * SIDE * 3, 4))))
         for seed in (0, 1)
     )
     for images, measure in ((x, "cka_debiased"), (x, "cca"), (x[:7], "cka")):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from stabjax import features, perturb, probe, stability
+from stabjax import features, networks, perturb, probe, stability
 
 N, SIDE = 50, 8
 DEFORMATION = perturb.Diffeomorphism(3e-2, 2)
@@ -31,7 +31,7 @@ class Net(nnx.Module):
 
 
 def network(seed=0, **options):
-    return features.of(Net(rngs=nnx.Rngs(seed)), **options)
+    return networks.wrap(Net(rngs=nnx.Rngs(seed)), **options)
 
 
 def make_images(n=N, seed=0):
@@ -194,7 +194,7 @@ def linear(weight, x):
 
 def test_a_random_linear_map_cannot_tell_noise_from_noise(key):
     """Noise in the place of the deformation, of the same law as the noise: R = 1 within its interval."""
-    f = features.of(jax.tree_util.Partial(linear, jax.random.normal(key, (SIDE * SIDE * 3, 30))))
+    f = networks.wrap(jax.tree_util.Partial(linear, jax.random.normal(key, (SIDE * SIDE * 3, 30))))
     result = probe.stability(
         f,
         make_images(400),
@@ -340,7 +340,7 @@ def test_inside_jit_and_over_stacked_networks(images, once):
 
 def test_double_precision(x64):
     x = np.asarray(make_images(12), np.float64)
-    f = features.of(
+    f = networks.wrap(
         jax.tree_util.Partial(linear, jnp.asarray(np.random.default_rng(0).normal(size=(SIDE * SIDE * 3, 4))))
     )
     results = [probe.stability(f, x, key=jax.random.key(1), deformation=DEFORMATION, batch_size=b) for b in (5, 12)]
@@ -368,7 +368,7 @@ class Layers(nn.Module):
 
 def test_scanned_layers_and_windows(images):
     module = Layers()
-    f = features.of(module.bind(module.init(jax.random.key(0), images[:1])))
+    f = networks.wrap(module.bind(module.init(jax.random.key(0), images[:1])))
     result = probe.stability(f, images, key=jax.random.key(1), deformation=DEFORMATION, batch_size=17)
     inner = [name for name in result.layers if name.startswith("ScanBlock_0/")]
     assert len(inner) == 9

@@ -221,10 +221,10 @@ def by_constant(x):
 @pytest.mark.parametrize("framework", ["nnx", "linen"])
 def test_masked_convolutions(mask, exact, framework, relaxed_promotion):
     if framework == "nnx":
-        network = sj.features.of(nnx.Conv(3, 3, (3, 3), mask=jnp.asarray(mask()), rngs=nnx.Rngs(0)))
+        network = sj.networks.wrap(nnx.Conv(3, 3, (3, 3), mask=jnp.asarray(mask()), rngs=nnx.Rngs(0)))
     else:
         module = linen.Conv(3, (3, 3), mask=mask())
-        network = sj.features.of(module.bind({"params": {"kernel": normal(3, 3, 3, 3, 3), "bias": jnp.zeros(3)}}))
+        network = sj.networks.wrap(module.bind({"params": {"kernel": normal(3, 3, 3, 3, 3), "bias": jnp.zeros(3)}}))
     found = receptive.extent(network, image_shape(sides=SIDES))["output"]
     assert (found.size, found.start, found.exact) == ((2, 3), (-1, -1), exact)
     compare_change(network, exact=exact)
@@ -238,7 +238,7 @@ def test_masks_by_choice_and_masks_that_are_not_known():
     compare_change(by_constant)
     module = ByParameter()
     shapes = jax.eval_shape(module.init, jax.random.key(0), image_shape(sides=SIDES))
-    found = receptive.extent(sj.features.of(module.bind(shapes)), image_shape(sides=SIDES))["output"]
+    found = receptive.extent(sj.networks.wrap(module.bind(shapes)), image_shape(sides=SIDES))["output"]
     assert (found.size, found.exact) == ((3, 3), False)
 
 

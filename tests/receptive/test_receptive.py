@@ -16,8 +16,7 @@ from jax import lax
 import stabjax as sj
 from benchmarks.extents import IMAGES as LARGE
 from benchmarks.extents import resnet, vgg16
-from stabjax import _jaxpr, receptive
-from stabjax.receptive._unit import parameters_of, reading_of
+from stabjax import _jaxpr, features, receptive
 from tests.sample_networks import CASES, normal
 
 SIDES = (24, 19)
@@ -92,7 +91,8 @@ def reach(f, sides, channels=3):
 
 def boxes_of(f, x):
     """What every unit of every tap sees inside the image: ``{name: [(first, last, exact)]}``, one for each axis."""
-    spans = _jaxpr.extents(reading_of(f, x), parameters_of(f))
+    traced = features.trace(f, x)
+    spans = _jaxpr.extents(traced.program, traced.arrays)
     inner = {name: [_jaxpr.clipped(span) for span in seen] for name, seen in spans.items()}
     return {name: [(span.ends[0], -span.ends[1], span.exact) for span in seen] for name, seen in inner.items()}
 
@@ -152,7 +152,7 @@ def compare(f, sides, channels=3, *, exact=True, folds=False):
     ],
 )
 def test_vgg(depth, pool, every):
-    network = sj.features.of(sj.models.VGG(depth, norm=False, width=0.02, rngs=nnx.Rngs(0)))
+    network = sj.networks.wrap(sj.models.VGG(depth, norm=False, width=0.02, rngs=nnx.Rngs(0)))
     extents = receptive.extent(network, image_shape(sides=(32, 64)))
     operations = [extent.size for name, extent in extents.items() if not name.startswith("relu")][:13]
     assert extents["max_pool_4"].size == (pool, pool)
@@ -575,7 +575,7 @@ def test_single_examples_with_channels_in_front():
     def single(x):
         return lax.conv_general_dilated(x[None], jnp.ones((4, 3, 5, 3)), (2, 1), "SAME")[0]
 
-    network = sj.features.of(single, single=True, layout="channels_first")
+    network = sj.networks.wrap(single, single=True, layout="channels_first")
     found = receptive.extent(network, image_shape(sides=(24, 20)))["conv_0"]
     assert (found.size, found.stride, found.start) == ((5, 3), (2, 1), (-1, -1))
 
