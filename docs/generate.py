@@ -75,6 +75,7 @@ class Site:
         env = pdoc.render.env
         env.globals |= {"pages": list(PAGES.values()), "hidden": HIDDEN, "rooms": ROOMS, "types": TYPES}
         env.filters["format_signature"] = self.names.format_signature
+        env.filters["link_types"] = self.names.link_types
 
     # The pages of the folder
 
@@ -169,6 +170,10 @@ class Names:
         del colon
         html = pdoc.render_helpers.format_signature(signature, colon=False)
         return Markup(re.sub(r'(?<=<span class="n">)[A-Z]\w*(?=</span>)', lambda found: self.link(found[0]), html))
+
+    def link_types(self, annotation: str) -> Markup:
+        """Return an annotation as HTML, with the names of types as links."""
+        return Markup(re.sub(r"(?<![\w.])[A-Z]\w*", lambda found: self.link(found[0]), escape(annotation, quote=False)))
 
     def link(self, name: str) -> str:
         """Return the name of a type as a link to where it is explained, if it is."""
