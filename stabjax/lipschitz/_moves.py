@@ -15,12 +15,6 @@ from stabjax.lipschitz._slope import Slope, after, selected, selection_of, settl
 
 Values = list[Any]
 
-MOVES = frozenset(
-    "reshape transpose squeeze expand_dims rev slice split unstack dynamic_slice pad gather "
-    "broadcast_in_dim tile".split()
-)
-"""What hands entries of its first operand on, in other places."""
-
 
 def handed_on(step: _jaxpr.Step, operands: Values) -> list[Slope]:
     """Entries of a value in other places; where these are known, how often each is there counts."""
@@ -57,7 +51,7 @@ def _looked_up(step: _jaxpr.Step, value: Slope, places: Any) -> Array:
     """An entry counts as often as it is read: what reading gives, transposed, finds on it."""
     dtype = value.bound.dtype
     struct = jax.ShapeDtypeStruct(step.shapes[0], dtype)
-    (counts,) = jax.linear_transpose(lambda x: step.apply(x, places), struct)(jnp.ones(step.results[0].shape, dtype))
+    (counts,) = jax.linear_transpose(lambda x: step.apply(x, places)[0], struct)(jnp.ones(step.results[0].shape, dtype))
     return jnp.sqrt(jnp.max(counts))
 
 

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 from stabjax import _jaxpr, features
 from stabjax._images import Spatial, as_batch
 from stabjax._text import table
-from stabjax.lipschitz._rules import at_output, at_tap, follow, is_followed
+from stabjax.lipschitz._rules import LipschitzDomain, at_output, is_followed
 from stabjax.lipschitz._slope import Slope, image, still, together
 
 
@@ -99,14 +99,8 @@ def network(f: Any, x: Any, *, spatial: Spatial = None) -> NetworkBound:
         traced.check_rows()
     dtype = jnp.dtype(jax.dtypes.canonicalize_dtype(x.dtype))
     dtype = dtype if dtype.itemsize >= 4 else jnp.dtype(jnp.float32)
-    found = _jaxpr.interpret(
-        traced.program,
-        traced.arrays,
-        image(dtype),
-        follow,
-        is_followed=is_followed,
-        tapped=at_tap,
-    )
+    parameters = map(jnp.asarray, traced.arrays)
+    found = _jaxpr.interpret(traced.program, LipschitzDomain(), [*parameters, image(dtype)])
     values = [value if is_followed(value) else still(dtype) for value in found]
     values = [at_output(value) if site.kind == "output" else value for site, value in zip(sites, values)]
     known = [(site, value) for site, value in zip(sites, values) if isinstance(value, Slope)]

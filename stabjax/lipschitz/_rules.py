@@ -20,7 +20,7 @@ from stabjax.lipschitz._entries import entrywise
 from stabjax.lipschitz._intervals import RULES as ENTRYWISE
 from stabjax.lipschitz._kernels import Axes, by_channel, norm_of_convolution, norm_of_transposed
 from stabjax.lipschitz._method import STEPS
-from stabjax.lipschitz._moves import MOVES, handed_on, side_by_side
+from stabjax.lipschitz._moves import handed_on, side_by_side
 from stabjax.lipschitz._reads import norm_of_reads, reads
 from stabjax.lipschitz._selection import along_axes, most
 from stabjax.lipschitz._slope import (
@@ -41,11 +41,7 @@ from stabjax.lipschitz._softmax import found as part_of_softmax
 
 Values = list[Any]
 
-_SAME = frozenset("copy copy_p stop_gradient reduce_precision optimization_barrier name".split())
-
-_KEEPS = frozenset(
-    "sort reduce_max reduce_min device_put sharding_constraint layout_constraint pvary pbroadcast reshard".split()
-)
+_KEEPS = _jaxpr.PLACEMENTS | {"sort", "reduce_max", "reduce_min"}
 """What hands on every entry at most once, or of several the largest."""
 
 _STATISTICS = "a normalisation by statistics of the batch or of the image"
@@ -78,12 +74,12 @@ def follow(step: _jaxpr.Step, operands: Values) -> Values:
             return [found]
         if step.name in ENTRYWISE:
             found = entrywise(step, operands)
-        elif step.name in _SAME:
+        elif step.name in _jaxpr.COPIES:
             return operands
         elif step.name in _KEEPS and len(operands) == 1:
             key = step.name, str(step.params), operands[0].curve.lines()
             found = after(operands[0], 1.0, operands[0].root.made.setdefault(key, Root()))
-        elif step.name in MOVES and len(_followed(operands[:1])) == len(_followed(operands)) == 1:
+        elif step.name in _jaxpr.MOVES and len(_followed(operands[:1])) == len(_followed(operands)) == 1:
             return handed_on(step, operands)
         else:
             rule = _RULES.get(step.name)
@@ -105,7 +101,7 @@ def is_followed(value: Any) -> bool:
     return isinstance(value, Slope | Unbounded)
 
 
-def at_tap(value: Any, _: str) -> Any:
+def at_tap(value: Any) -> Any:
     """The value at a tap; if it is too steep it may be bounded later on, as exponentials by the logarithm of a sum."""
     return value if isinstance(value, Unbounded) else tapped(value)
 
@@ -289,3 +285,36 @@ _RULES: dict[str, Callable[[_jaxpr.Step, Values], Slope | None]] = {
     "scatter": _written,
     "branches": lambda step, operands: largest(_followed(operands)),
 }
+
+
+class LipschitzDomain(_jaxpr.Domain):
+    """Bounds in place of what depends on the images; all else is computed."""
+
+    def is_active(self, value: Any) -> bool:
+        """Return whether a value depends on the images."""
+        return is_followed(value)
+
+    def apply(self, step: _jaxpr.Step, operands: Values) -> Values:
+        """Return the outputs of an operation; raises as `follow` does."""
+        return follow(step, operands)
+
+    def apply_call(self, step: _jaxpr.Step, operands: Values) -> Values | None:
+        """Refuse a conditional that the images choose in; enter all other calls."""
+        return follow(step, operands) if step.name == "cond" and is_followed(operands[0]) else None
+
+    def choose(self, step: _jaxpr.Step, index: Any, alternatives: Values) -> Any:
+        """Return what any of the branches is."""
+        active = any(map(is_followed, alternatives))
+        return follow(step, alternatives)[0] if active else super().choose(step, index, alternatives)
+
+    def row(self, step: _jaxpr.Step, value: Any, k: int) -> Any:
+        """Return one row of a value."""
+        return follow(step, [value])[0] if is_followed(value) else super().row(step, value, k)
+
+    def stack(self, step: _jaxpr.Step, rows: Values) -> Any:
+        """Return the rows as one value."""
+        return follow(step, rows)[0] if any(map(is_followed, rows)) else super().stack(step, rows)
+
+    def at_tap(self, value: Any) -> Any:
+        """Return the value at a tap."""
+        return at_tap(value)

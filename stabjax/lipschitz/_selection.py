@@ -199,7 +199,7 @@ def _padded(x: np.ndarray, shape: tuple[int, ...], config: Any) -> np.ndarray:
 def _computed(step: _jaxpr.Step, x: np.ndarray, known: Sequence[Any]) -> np.ndarray:
     """What the operation makes of the places; what it fills in is seen where there is nothing else."""
     with jax.ensure_compile_time_eval():
-        made, filled = (np.asarray(step.apply(jnp.asarray(y), *known)) for y in (x, np.full_like(x, -1)))
+        made, filled = (np.asarray(step.apply(jnp.asarray(y), *known)[0]) for y in (x, np.full_like(x, -1)))
     return np.where(filled == -1, made, -1)
 
 

@@ -11,13 +11,14 @@ from jaxtyping import Array, Float64
 from stabjax import _jaxpr, features
 from stabjax._images import Spatial, as_batch
 from stabjax._types import AnyArray
-from stabjax.receptive._unit import Position, Unit, axes_of, is_there, locate, marked
+from stabjax.receptive._path_counts import unit_weight_output
+from stabjax.receptive._unit import Position, Unit, axes_of, is_inside, locate, unit_mask
 
 
 def constant_weight(
     f: Any, x: Any, *, tap: str, unit: Position | None = None, spatial: Spatial = None
 ) -> Float64[AnyArray, "*spatial"]:
-    """Map of one unit of the same network with all weights one: how many paths lead from a pixel to the unit.
+    """Count the paths that lead from each pixel to one unit: the map of the same network with all weights one.
 
     Every spatial weight is one unless a mask makes it zero, channels and the inputs of a dense layer are averaged,
     activations are the identity, a maximum (a pool, or the larger of two maps) is the mean of what it chooses from, and
@@ -36,7 +37,7 @@ def constant_weight(
         x: a batch, ``(n, *spatial, channels)``, its shape and dtype, or its shape. Two images pass
             where the network takes any number, else as many as there are.
         tap: name of an operation, as in `features.taps`.
-        unit: position of the unit on the axes of the tap without batch and channels; by default the centre,
+        unit: position of the unit on the axes of the tap without batch and channels; by default the center,
             ``side // 2`` on each axis. All units of a tap share one compiled program. It may be traced: the maps of
             many units are those of a `jax.vmap` over it.
         spatial: number of spatial axes of the images, or their sides, where the shape leaves open which axis is which:
@@ -60,11 +61,11 @@ def constant_weight(
 
     def of_unit(place: Any) -> list[Array]:
         def network(x: Any) -> Any:
-            return _jaxpr.positive(traced.program, traced.arrays, found.site, x)
+            return unit_weight_output(traced.program, traced.arrays, found.site, x)
 
-        weights = jnp.where(marked(place, shape, channel_axis), 1 / found.channels, 0.0).astype(np.float64)
+        weights = jnp.where(unit_mask(place, shape, channel_axis), 1 / found.channels, 0.0).astype(np.float64)
         (counts,) = jax.linear_transpose(network, jax.ShapeDtypeStruct(image.shape, np.float64))(weights)
-        known = is_there(place, [shape[axis] for axis in axes_of(shape, channel_axis)])
+        known = is_inside(place, [shape[axis] for axis in axes_of(shape, channel_axis)])
         return [jnp.where(known, jnp.sum(counts, (0, -1)), jnp.nan)]
 
     (counts,) = _jaxpr.in_double(of_unit, found.place)
@@ -72,7 +73,7 @@ def constant_weight(
 
 
 def _found(f: Any, image: Any, tap: str, unit: Position | None) -> tuple[features.Traced, Unit]:
-    """The unit in a program for two images, where the network runs alike on two; else on the batch that was given."""
+    """Find the unit in a program for two images, where the network runs alike on two; else for the batch as given."""
     traced, found = locate(f, image, tap, unit)
     if image.shape[0] > 2:
         try:
