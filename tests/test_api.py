@@ -52,7 +52,7 @@ COMMON = {"_types", "_numerics", "_files", "_text", "_images", "_arguments", "_p
 
 THROUGH_WALLS = {
     "lipschitz": {"features"},
-    "probe": {"similarity", "features", "perturb"},
+    "probe": {"features", "perturb"},
     "receptive": {"features"},
     "train": {"features", "perturb"},
 }

@@ -13,11 +13,11 @@ from stabjax._numerics import permit_nan
 from stabjax._sharding import without_explicit_axes
 from stabjax._types import AnyArray, Images
 from stabjax.features._ready import ready
-from stabjax.probe._compare import compare, way
+from stabjax.probe._compare import choose_strategy, compare
 from stabjax.probe._layers import Units, deal_tiles, layers_of
 from stabjax.probe._rows import check_independent
 from stabjax.similarity import Measure, Similarity
-from stabjax.similarity._spans import Canonical
+from stabjax.similarity.streaming import Canonical
 
 
 @permit_nan()
@@ -114,7 +114,7 @@ def similarity(
         without_explicit_axes(tuple(map(jnp.asarray, both))),
         layers=layers,
         measure=measure,
-        by=way(layers, n),
+        strategy=choose_strategy(layers, n),
         steps=steps,
         units=units,
         select=select,
