@@ -211,7 +211,7 @@ def test_streams_stack_and_differentiate():
 
     def cka(scale, batches):
         def step(products, batch):
-            return products.update([scale * batch[0][0], batch[0][1]], batch[1]), None
+            return products.update([scale[None] * batch[0][0], batch[0][1]], batch[1]), None
 
         empty = streaming.UnitProducts.init(X_SIZES, Y_SIZES)
         return jax.lax.scan(step, empty, batches)[0].finish()[0, 0]
