@@ -12,14 +12,18 @@ Only their sides, ``spatial=(3, 32)``, say that they are what they look unlike.
 """
 
 import contextlib
+import copy
+import dataclasses
 import operator
 from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+T = TypeVar("T")
 
 Integers: TypeAlias = Literal[False, "bytes", "any"]
 Spatial: TypeAlias = int | Sequence[int] | None
@@ -57,6 +61,19 @@ def as_spatial(spatial: Spatial) -> int | tuple[int, ...] | None:
             "batch and channels"
         )
     return word
+
+
+def with_spatial(perturbation: T, spatial: tuple[int, ...]) -> T:
+    """Return a perturbation that knows the sides of its images, if it is one that can; others as they are.
+
+    A batch whose axes are known says what a single one of its images leaves open.
+    """
+    members: Any = dataclasses.fields(perturbation) if dataclasses.is_dataclass(perturbation) else ()
+    if not any(f.name == "spatial" and f.metadata.get("static") for f in members):
+        return perturbation
+    known = copy.copy(perturbation)
+    object.__setattr__(known, "spatial", tuple(spatial))
+    return known
 
 
 def check_batch(

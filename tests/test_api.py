@@ -24,7 +24,8 @@ IMPORTS = {
     "_files": set(),
     "_text": set(),
     "_images": set(),
-    "_arguments": set(),
+    "_pixels": set(),
+    "_arguments": {"_jaxpr"},
     "_progress": set(),
     "_provenance": {"_version"},
     "_sharding": set(),
@@ -42,19 +43,18 @@ IMPORTS = {
     "conv": set(),
     "data": set(),
     "models": {"conv"},
-    "train": {"perturb", "features"},
+    "train": set(),
     "sweep": set(),
     "plot": {"stability"},
     "cli": {"data", "features", "models", "perturb", "plot", "probe", "stability", "train"},
 }
 """The rooms that each room imports, no more and no fewer; what is common may be imported by all."""
-COMMON = {"_types", "_numerics", "_files", "_text", "_images", "_arguments", "_progress", "_provenance", "_sharding"}
+COMMON = {room for room in IMPORTS if room.startswith("_")} - {"_version", "_jaxpr"}
 
 THROUGH_WALLS = {
     "lipschitz": {"features"},
-    "probe": {"similarity", "features", "perturb"},
+    "probe": {"similarity", "features"},
     "receptive": {"features"},
-    "train": {"features", "perturb"},
 }
 """Rooms of which a room imports private files."""
 

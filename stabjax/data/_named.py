@@ -92,7 +92,7 @@ def load(
         root: see `load_bytes`.
 
     Returns:
-        Images ``(n, h, w, c)`` float32, not normalised, and labels ``(n,)`` int32, in the order of the file.
+        Images ``(n, h, w, c)`` float32, not normalized, and labels ``(n,)`` int32, in the order of the file.
     """
     images, labels = load_bytes(name, split, root=root)
     return _images.to_float(images), labels

@@ -6,7 +6,7 @@ to the next. It is traced anew whenever it is made ready; the arrays that the tr
 and what is left is compared step by step, so that the same program with other arrays does not compile again.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +16,7 @@ from stabjax import _jaxpr
 from stabjax._sharding import without_explicit_axes
 from stabjax.features._network import Adapter, Guest, taken
 
-__all__ = ["Watched", "Written", "held", "ready"]
+__all__ = ["Written", "ready"]
 
 _Shape = tuple[tuple[int, ...], str]
 
@@ -97,45 +97,6 @@ def ready(f: Any, *batches: Any) -> Guest:
     identity = _jaxpr.token((adapter.paths, adapter.root, treedef, steps))
     paths = (*adapter.paths, *[""] * len(hidden))
     return Guest((network.variables, tuple(hidden)), Written(adapter, programs, paths, identity))
-
-
-def held(model: Any, parameters: Sequence[Any]) -> object:
-    """What a module holds that can change in place besides its parameters, as one object for all that is equal.
-
-    None where there is no such thing, as in most modules.
-    """
-    found = _jaxpr.examine(model, parameters)
-    return _jaxpr.token(found.identity) if found.may_change else None
-
-
-@jax.tree_util.register_pytree_node_class
-class Watched:
-    """A plain function as an argument of a compiled program: equal to itself as long as it holds what it held."""
-
-    def __init__(self, function: Callable[..., Any]) -> None:
-        self.function = function
-
-    def __call__(self, *args: Any) -> Any:
-        """What the function returns."""
-        return self.function(*args)
-
-    def tree_flatten(self) -> tuple[tuple[()], "_Seen"]:
-        """No leaves; the function, looked at."""
-        return (), _Seen(self.function, _jaxpr.token(_jaxpr.of_object(self.function)))
-
-    @classmethod
-    def tree_unflatten(cls, seen: "_Seen", children: Any) -> "Watched":
-        """The function."""
-        del children
-        return cls(seen.function)
-
-
-@dataclass(frozen=True)
-class _Seen:
-    """A function, compared by what it held."""
-
-    function: Callable[..., Any] = field(compare=False)
-    held: object
 
 
 def _shape_of(x: Any) -> _Shape:

@@ -1,6 +1,5 @@
 """What all perturbations share: how they become pytrees, and how their strengths become leaves."""
 
-import copy
 import dataclasses
 from typing import Any, TypeAlias, TypeVar
 
@@ -63,19 +62,6 @@ def convert(perturbation: Any, **minima: float) -> None:
         if not isinstance(value, Tracer) and not (np.asarray(value) >= minimum).all():
             raise ValueError(f"expected {type(perturbation).__name__}.{name} >= {minimum:g}, got {value}")
         object.__setattr__(perturbation, name, jnp.asarray(value, jax.dtypes.canonicalize_dtype(float)))
-
-
-def with_spatial(perturbation: T, spatial: tuple[int, ...]) -> T:
-    """A perturbation of this room that knows the sides of its images; others as they are.
-
-    Who has a batch whose axes are known tells them: one of its images alone may leave them open.
-    """
-    members: Any = dataclasses.fields(perturbation) if dataclasses.is_dataclass(perturbation) else ()
-    if not any(f.name == "spatial" and f.metadata.get("static") for f in members):
-        return perturbation
-    known = copy.copy(perturbation)
-    object.__setattr__(known, "spatial", tuple(spatial))
-    return known
 
 
 def _is_narrow(value: Any) -> bool:

@@ -5,13 +5,12 @@ from typing import Any, Literal, get_args
 import jax
 
 from stabjax import features
-from stabjax._arguments import as_key, whole
-from stabjax._images import Spatial, check_batch
+from stabjax._arguments import as_argument, as_key, whole
+from stabjax._images import Spatial, check_batch, with_spatial
 from stabjax._numerics import permit_nan
 from stabjax._sharding import without_explicit_axes
 from stabjax._types import Images, Perturbation, PRNGKey
-from stabjax.features._ready import Watched, ready
-from stabjax.perturb._pytree import with_spatial
+from stabjax.features._ready import ready
 from stabjax.probe._pass import Radius, measure
 from stabjax.probe._plan import deal
 from stabjax.stability import Stability
@@ -166,6 +165,4 @@ def as_tree(perturbation: Any, spatial: tuple[int, ...]) -> Any:
 
     A plain function is static, and compiles again if what it holds changes.
     """
-    perturbation = with_spatial(perturbation, spatial)
-    plain = callable(perturbation) and jax.tree_util.all_leaves([perturbation])
-    return Watched(perturbation) if plain else perturbation
+    return as_argument(with_spatial(perturbation, spatial))

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from stabjax.sweep._identity import text
+from stabjax._provenance import describe_shortly
 
 RESERVED = ("key", "seed", "valid")
 
@@ -56,7 +56,7 @@ class Grid:
     def describe(self) -> dict[str, Any]:
         """The axes as they are written down, so that two grids can be compared."""
         traced = {name: {"dtype": str(axis.dtype), "values": axis.tolist()} for name, axis in self.traced.items()}
-        static = {name: {"static": [text(value) for value in axis]} for name, axis in self.static.items()}
+        static = {name: {"static": [describe_shortly(value) for value in axis]} for name, axis in self.static.items()}
         return {name: (traced | static)[name] for name in self.names}
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from stabjax.sweep._identity import exact, exact_structure, token
+from stabjax.sweep._cache_key import exact, exact_structure, token
 from stabjax.sweep._outputs import is_result
 
 MEMORY = 2**30

@@ -1,7 +1,6 @@
 """One call of `run`: the programs of all blocks, their chunks one after the other, and the rows of all cells."""
 
 import dataclasses
-import hashlib
 import json
 import math
 import re
@@ -20,7 +19,8 @@ from rich.console import Console
 
 from stabjax import _files
 from stabjax._progress import progress_bar
-from stabjax.sweep import _identity, _program
+from stabjax._provenance import describe_shortly, digest
+from stabjax.sweep import _program
 from stabjax.sweep._grid import Grid
 from stabjax.sweep._outputs import outputs, same_labels
 from stabjax.sweep._plan import Chunk, Lattice, Part, Piece, chunks_for, pieces_of, stored, unheld
@@ -57,7 +57,7 @@ class Sweep:
         x64 = jax.dtypes.canonicalize_dtype(np.float64) == np.float64
         self.shapes = treedef, tuple(shapes), x64
         self.traffic = [_program.traffic(program, *self.shapes) for program in self.programs]
-        static = {name: [_identity.text(value) for value in values] for name, values in cells.static.items()}
+        static = {name: [describe_shortly(value) for value in values] for name, values in cells.static.items()}
         self.request = Lattice(static, cells.traced, cells.seeds)
 
     def _everywhere(self, tree: Any) -> Any:
@@ -226,9 +226,9 @@ class Sweep:
             kept["chunk"] = saved["sizes"][0]
         programs = self._digests()
         for manifest in manifests:
-            for static, digest in manifest["program"].items():
-                if programs.get(static, digest) != digest:
-                    kept["program"], given["program"] = digest, programs[static]
+            for static, saved_program in manifest["program"].items():
+                if programs.get(static, saved_program) != saved_program:
+                    kept["program"], given["program"] = saved_program, programs[static]
         _files.refuse_difference(kept, given, what)
 
     def _digests(self) -> dict[str, str]:
@@ -244,7 +244,7 @@ class Sweep:
             "devices": self.devices,
             "device": f"{self.device.platform} {self.device.device_kind}",
             "jax": jax.__version__,
-            "arrays": _fingerprint(self.arrays),
+            "arrays": digest(self.arrays),
         }
 
     def _manifest(self, part: Part) -> dict[str, Any]:
@@ -270,13 +270,3 @@ def _shape(x: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(
         x.shape, x.dtype if isinstance(x, jax.Array) else jax.dtypes.canonicalize_dtype(x.dtype)
     )
-
-
-def _fingerprint(tree: Any) -> str:
-    digest = hashlib.sha256()
-    for leaf in jax.tree.leaves(tree):
-        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            leaf = jax.random.key_data(leaf)
-        array = np.ascontiguousarray(leaf)
-        digest.update(f"{array.dtype}{array.shape}".encode() + array.tobytes())
-    return digest.hexdigest()

@@ -12,8 +12,8 @@ from jaxtyping import Num
 from stabjax._images import Spatial, check_batch, explain_batch
 from stabjax._sharding import without_explicit_axes
 from stabjax._types import AnyArray
+from stabjax.train._augment import check_values, normalize
 from stabjax.train._layout import in_mode
-from stabjax.train._prepare import check_values, normalise
 from stabjax.train._recipe import Real, whole
 
 
@@ -36,12 +36,12 @@ def calibrate(
         images: as in `fit`.
         batch_size: None takes all images as one batch, in one pass. A number bounds the memory: as many passes as there
             are normalisations, each settling one more of them; the same result to rounding.
-        mean: see `normalise`.
-        deviation: see `normalise`.
+        mean: see `Recipe`.
+        deviation: see `Recipe`.
         spatial: number of spatial axes of the images, or their sides, as in `fit`.
 
     Raises:
-        ValueError: no images, or images that do not go with ``mean`` and ``deviation`` (see `normalise`); or a
+        ValueError: no images, or images that do not go with ``mean`` and ``deviation``; or a
             normalisation is used more than once in a pass, or with a mask.
     """
     check_batch(images, spatial=spatial, vectors=True, integers="any")
@@ -55,7 +55,7 @@ def calibrate(
     @jax.jit
     def moments(state: Any, batch: jax.Array) -> list[tuple[jax.Array, jax.Array, jax.Array]]:
         probe = nnx.merge(graphdef, state, copy=True)
-        probe(normalise(batch, mean=mean, deviation=deviation))
+        probe(normalize(batch, mean=mean, deviation=deviation))
         return [(node.mean[...], node.var[...], node.calls[...]) for _, node in _listeners(probe)]
 
     size = len(images) if batch_size is None else min(whole("batch_size", batch_size), len(images))
@@ -87,7 +87,7 @@ def calibrate(
 class _Listener(nnx.Module):
     """A batch normalisation in evaluation mode, whose ``mean`` and ``var`` are those of its last input.
 
-    One that is to ``settle`` normalises by them at once.
+    One that is to ``settle`` normalizes by them at once.
     """
 
     def __init__(self, norm: nnx.BatchNorm, *, settle: bool) -> None:

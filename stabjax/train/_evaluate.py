@@ -16,8 +16,8 @@ from jaxtyping import Int, Num
 from stabjax._images import Spatial, check_batch, check_plain, explain_batch
 from stabjax._sharding import without_explicit_axes
 from stabjax._types import AnyArray
+from stabjax.train._augment import check_values, normalize
 from stabjax.train._layout import Layout, Weights
-from stabjax.train._prepare import check_values, normalise
 from stabjax.train._recipe import Loss, Real, whole
 from stabjax.train._recipe import loss as loss_of
 
@@ -55,15 +55,15 @@ def evaluate(
         labels: class numbers, or -1 and +1 for the hinge loss.
         batch_size: images at a time.
         loss: see `Recipe`.
-        mean: see `normalise`.
-        deviation: see `normalise`.
+        mean: see `Recipe`.
+        deviation: see `Recipe`.
         flip: score the mean of the outputs for each image and its mirror image along the last spatial axis.
         spatial: number of spatial axes of the images, or their sides, as in `fit`.
 
     Raises:
         TypeError: images or labels are no arrays.
         ValueError: model, images, labels and loss do not fit together, an image is not finite, or images do not go
-            with ``mean`` and ``deviation`` (see `normalise`).
+            with ``mean`` and ``deviation``.
     """
     batch_size = whole("batch_size", batch_size)
     layout, weights = Layout.of(model)
@@ -142,7 +142,7 @@ def _tried(layout: Layout, loss: Loss, mean: tuple[Real, ...], deviation: tuple[
 
     @jax.jit
     def outputs(weights: Weights, images: jax.Array) -> jax.Array:
-        found = layout.model(weights, training=False)(normalise(images, mean=mean, deviation=deviation))
+        found = layout.model(weights, training=False)(normalize(images, mean=mean, deviation=deviation))
         loss_of(found, jnp.zeros(len(images), jnp.int32), kind=loss)
         return found
 
@@ -160,7 +160,7 @@ def batched(
         index = start + jnp.arange(size, dtype=jnp.int32)
         counted = index < len(images)
         index = jnp.minimum(index, len(images) - 1)
-        inputs = normalise(images[index], mean=mean, deviation=deviation)
+        inputs = normalize(images[index], mean=mean, deviation=deviation)
         if flip:
             inputs = jnp.concatenate([inputs, jnp.flip(inputs, axis=-2)])
         outputs = layout.model(weights, training=False)(inputs)

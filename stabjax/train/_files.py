@@ -14,17 +14,19 @@ import contextlib
 import dataclasses
 import operator
 import shutil
-import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal, SupportsIndex
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from flax import nnx
 
 from stabjax._files import check_empty, force_to_disk, locked, read_json, refuse_difference, write_json
+from stabjax._provenance import checksum, describe, leaves_by_path, without_addresses
 from stabjax.train._further import check_further, differs_in_length
 from stabjax.train._layout import Layout, to_host
 from stabjax.train._recipe import Recipe
@@ -168,7 +170,8 @@ def _check_same(path: Path, saved: Mapping[str, Any], given: Mapping[str, Any]) 
     refuse_difference({**old, "recipe": {}}, {**new, "recipe": {}}, f"the run in {path}")
     taken = next(reversed(states(path)), 0)
     begun, asked = map(Recipe.from_json, recipes)
-    check_further(path, begun, asked, saved["steps_per_epoch"], taken, checkpoints(path))
+    own = given["optimizer"] is None
+    check_further(path, begun, asked, saved["steps_per_epoch"], taken, checkpoints(path), rate_of_recipe=own)
 
 
 def save_weights(path: Path, step: int, weights: Arrays) -> None:
@@ -204,7 +207,7 @@ def _write_arrays(path: Path, folder: str, name: str, arrays: Arrays, meta: Mapp
     kept = {k: np.ascontiguousarray(v).reshape(np.shape(v)) for k, v in arrays.items() if np.size(v)}
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
         checkpointer.save(draft.absolute() / "arrays", args=ocp.args.PyTreeSave(kept))
-    write_json(draft / "meta.json", {**meta, "format": FORMAT, "checksums": {k: _checksum(v) for k, v in kept.items()}})
+    write_json(draft / "meta.json", {**meta, "format": FORMAT, "checksums": {k: checksum(v) for k, v in kept.items()}})
     for file in [*draft.rglob("*"), draft]:
         force_to_disk(file)
     (path / folder).mkdir(exist_ok=True)
@@ -227,17 +230,19 @@ def read_arrays(
             arrays = {k: np.asarray(v) for k, v in checkpointer.restore((folder / "arrays").absolute()).items()}
     except Exception as error:
         raise OSError(damaged % f"{type(error).__name__}: {str(error).splitlines()[0][:200]}") from error
-    for name, checksum in meta["checksums"].items():
-        if name not in arrays or _checksum(arrays[name]) != checksum:
+    for name, written in meta["checksums"].items():
+        if name not in arrays or checksum(arrays[name]) != written:
             raise OSError(damaged % f"the array {name} is not what was written")
     return arrays, meta
 
 
-def fingerprint(array: Any) -> str:
-    """Dtype, shape and checksum of an array, as text."""
-    array = np.asarray(array)
-    return f"{array.dtype}{list(array.shape)} crc {_checksum(array)}"
-
-
-def _checksum(array: np.ndarray) -> int:
-    return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+def about_perturbation(perturbation: Callable[..., Any] | None) -> Any:
+    """Return what ``run.json`` says of a perturbation: of one that is a tree, its kind and its strengths by name."""
+    tree = not isinstance(perturbation, jax.tree_util.Partial) and not jax.tree_util.all_leaves([perturbation])
+    if perturbation is None or not tree:
+        return None if perturbation is None else describe(perturbation)
+    return {
+        "kind": type(perturbation).__name__,
+        "structure": without_addresses(str(jax.tree.structure(perturbation))),
+        **{k: np.asarray(jnp.asarray(v)).tolist() for k, v in leaves_by_path(perturbation).items()},
+    }

@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import itertools
 import operator
-import re
 import warnings
 from collections.abc import Callable
 from os import PathLike
@@ -14,20 +13,19 @@ from typing import Any, SupportsIndex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from flax import nnx
 from jaxtyping import Int
 
-from stabjax._arguments import as_key
-from stabjax._images import Spatial
+from stabjax._arguments import ComparedByContents, as_argument, as_key
+from stabjax._images import Spatial, with_spatial
 from stabjax._progress import progress_bar
-from stabjax._provenance import versions_of
+from stabjax._provenance import describe, fingerprint, leaves_by_path, versions_of, without_addresses
 from stabjax._types import AnyArray, PRNGKey
-from stabjax.perturb._pytree import with_spatial
 from stabjax.train import _files
 from stabjax.train._evaluate import check_outputs, on_device
 from stabjax.train._history import History, mean_over_seeds, seeds_left
-from stabjax.train._layout import Layout, Weights, named, to_host
-from stabjax.train._perturbation import as_pytree
+from stabjax.train._layout import Layout, Weights, to_host
 from stabjax.train._program import Program, machine
 from stabjax.train._recipe import Real, Recipe, log_spaced, steps, whole
 from stabjax.train._training import Training, stacked
@@ -81,6 +79,7 @@ def fit(
     test: Data | None = None,
     path: str | PathLike[str] | None = None,
     seeds: int = 1,
+    optimizer: optax.GradientTransformation | None = None,
     perturbation: Callable[..., Any] | None = None,
     trainable: Any = nnx.Param,
     vectorised: bool = False,
@@ -91,7 +90,7 @@ def fit(
 ) -> Run:
     """Train a network, or several seeds of it together.
 
-    In every step the images are cropped and flipped, normalised, then perturbed, on the device. All randomness comes
+    In every step the images are cropped and flipped, normalized, then perturbed, on the device. All randomness comes
     from ``fold_in(key, seed)`` and the step: a seed does not depend on how many others there are, and a run that was
     killed and is started again with the same arguments ends with the same bits as one that was not (on a GPU, only
     under ``XLA_FLAGS=--xla_gpu_deterministic_ops=true``).
@@ -116,6 +115,14 @@ def fit(
             run, to the bit, but for the epochs whose weights are kept. A cosine or triangular rate is another from the
             first step on: then, and for fewer epochs than were taken, an error says how to go on.
         seeds: number of networks, each with its own initial weights, order of images and augmentation.
+        optimizer: any Optax transformation in place of the recipe's: ``optax.adamw(1e-3)``, or ``optax.chain(optax.sgd(
+            schedule), lipschitz.keep(1.0))``, whose kernels are inside of the bound after every step, and so are their
+            moving averages. The recipe's ``optimizer``, ``rate``, ``schedule``, ``turn``, ``warmup``, ``momentum``,
+            ``nesterov``, ``decay`` and ``decay_on`` then say nothing: schedule, weight decay and clipping are links of
+            the chain (`train.optimizer` makes those of a recipe into one), and the ``rate`` of the history is NaN. The
+            parameters that it sees are ``{"blocks/0/conv/kernel": array}``, without those that are not trained, and
+            ``update`` gets the loss of the batch as ``value=``. With ``path``, its state is saved too, it is known
+            again as a perturbation is, and a run may go on for more epochs after whole ones.
         perturbation: ``(key, image) -> image``, for example a `stabjax.perturb.Diffeomorphism`, put on every training
             image after normalisation. With ``path``, a function of a module is known again by its name, a lambda by
             its code and what it holds, an object by its attributes.
@@ -139,6 +146,11 @@ def fit(
     key = as_key(key)
     recipe = recipe or Recipe()
     path = None if path is None else Path(path)
+    if not isinstance(optimizer, optax.GradientTransformation | None):
+        raise TypeError(
+            f"expected optimizer as an optax.GradientTransformation, got {type(optimizer).__name__}: give "
+            "optax.sgd(0.1), or None and name it in the recipe"
+        )
     for name, pair in (("data", data), ("test", test)):
         if not isinstance(pair, tuple | list | None) or (pair is not None and len(pair) != 2):
             raise TypeError(f"expected {name} as a pair (images, labels), got {type(pair).__name__}: give both")
@@ -163,7 +175,7 @@ def fit(
         _check_alike(layouts, initial, seed)
     model = layout.model(initial[0], training=True)
     trained, parameters, statistics = (
-        frozenset(named(nnx.state(model, chosen))) for chosen in (trainable, nnx.Param, nnx.BatchStat)
+        frozenset(leaves_by_path(nnx.state(model, chosen))) for chosen in (trainable, nnx.Param, nnx.BatchStat)
     )
     if not trained:
         raise ValueError(f"expected a filter that selects at least one variable to train, got {trainable}")
@@ -180,8 +192,6 @@ def fit(
         for known in ((images, labels), *([] if test_data is None else [test_data]))
     ]
 
-    perturbation, described = as_pytree(perturbation)
-    perturbation = with_spatial(perturbation, images.shape[1:-1])
     host_initial = stacked([to_host(w) for w in initial])
     given = {
         "format": _files.FORMAT,
@@ -189,19 +199,30 @@ def fit(
         "recipe": recipe.to_json(),
         "seeds": seeds,
         "key": {"kind": str(jax.random.key_impl(key)), "data": np.asarray(jax.random.key_data(key)).tolist()},
-        "images": _files.fingerprint(images),
-        "labels": _files.fingerprint(labels),
-        "test": None if test_data is None else [_files.fingerprint(x) for x in test_data],
-        "perturbation": described,
+        "images": fingerprint(images),
+        "labels": fingerprint(labels),
+        "test": None if test_data is None else [fingerprint(x) for x in test_data],
+        "optimizer": None if optimizer is None else describe(optimizer),
+        "perturbation": _files.about_perturbation(perturbation),
         "weights": layout.signature(initial[0]),
         "trained": sorted(trained),
-        "initial weights": _files.fingerprint(
-            np.frombuffer(b"".join(v.tobytes() for v in host_initial.values()), np.uint8)
-        ),
+        "initial weights": fingerprint(np.frombuffer(b"".join(v.tobytes() for v in host_initial.values()), np.uint8)),
         "vectorised": vectorised,
         "steps_per_epoch": per_epoch,
     }
-    program = Program(layout, trained, parameters, statistics, recipe, outputs[0], len(images), per_epoch, vectorised)
+    program = Program(
+        layout,
+        trained,
+        parameters,
+        statistics,
+        recipe,
+        outputs[0],
+        len(images),
+        per_epoch,
+        vectorised,
+        None if optimizer is None else ComparedByContents.of(optimizer),
+    )
+    perturbed = jax.tree.map(jnp.asarray, as_argument(with_spatial(perturbation, images.shape[1:-1])))
     training = Training(program, machine(program), initial, keys)
 
     with contextlib.ExitStack() as stack:
@@ -224,13 +245,13 @@ def fit(
                 update(step, _description(step, total / per_epoch, per_epoch, history))
 
         kept = {total} | {int(e) * per_epoch for e in epochs}
-        training.run(total, (images, labels), perturbation, test_data, path, kept, save_every, report)
+        training.run(total, (images, labels), perturbed, test_data, path, kept, save_every, report)
 
     for seed, step in enumerate(training.diverged):
         if step >= 0:
             text = (
                 f"seed {seed} diverged in step {step} (epoch {step / per_epoch:.2f}): its loss or update was not "
-                "finite; the weights before that step are kept. A lower rate, a warm-up or normalised images help."
+                "finite; the weights before that step are kept. A lower rate, a warm-up or normalized images help."
             )
             warnings.warn(text, RuntimeWarning, stacklevel=2)
     last = training.weights()
@@ -270,7 +291,7 @@ def _check_alike(layouts: tuple[Layout, ...], weights: tuple[dict[str, jax.Array
         if first.get(k) != other.get(k)
     ]
     if not differences and layouts[0] != layouts[seed]:
-        graphs = [re.sub(r" at 0x[0-9a-fA-F]+", "", repr(layouts[s].training)).splitlines() for s in (0, seed)]
+        graphs = [without_addresses(repr(layouts[s].training)).splitlines() for s in (0, seed)]
         differences = [
             f"{a.strip()} in seed 0, {b.strip()} in seed {seed}"
             for a, b in itertools.zip_longest(*graphs, fillvalue="nothing")

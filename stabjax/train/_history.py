@@ -26,7 +26,7 @@ class History:
     step: Int[np.ndarray, " epochs"]
     """``(epochs,)``: steps done."""
     rate: Rows
-    """``(epochs,)``: learning rate of the epoch's last step."""
+    """``(epochs,)``: learning rate of the epoch's last step; NaN where `fit` was given an ``optimizer``."""
     seconds: Rows
     """``(epochs,)``: seconds since the start, compilation and evaluation included, the pauses of a killed run not."""
     train_loss: Table

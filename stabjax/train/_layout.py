@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from stabjax._arguments import is_key, mutable_contents
+from stabjax._provenance import leaves_by_path
 from stabjax._types import AnyArray
-from stabjax.features._ready import held
 
 Weights = Mapping[str, AnyArray]
 
@@ -33,7 +34,7 @@ class Layout:
     """Path of every variable (``blocks/0/conv/kernel``), in the order of the tree's leaves."""
     keys: tuple[tuple[str, str], ...]
     """Name and implementation of the variables that are random keys (of dropout)."""
-    held: object = None
+    contents: object = None
     """What the model holds that can change in place besides its variables: a layout of another program."""
 
     def __hash__(self) -> int:
@@ -45,10 +46,10 @@ class Layout:
         """The layout of a model, and a copy of its weights."""
         training, state = nnx.split(in_mode(model, training=True))
         evaluation = nnx.split(in_mode(model, training=False))[0]
-        weights = {name: jnp.array(leaf, copy=True) for name, leaf in named(state).items()}
+        weights = {name: jnp.array(leaf, copy=True) for name, leaf in leaves_by_path(state).items()}
         keys = tuple((k, str(jax.random.key_impl(v))) for k, v in weights.items() if is_key(v))
-        hidden = held(model, jax.tree.leaves(nnx.state(model)))
-        return cls(training, evaluation, jax.tree.structure(state), tuple(weights), keys, hidden), weights
+        contents = mutable_contents(model, jax.tree.leaves(nnx.state(model)))
+        return cls(training, evaluation, jax.tree.structure(state), tuple(weights), keys, contents), weights
 
     def model(self, weights: Weights, *, training: bool) -> nnx.Module:
         """The module with these weights."""
@@ -57,7 +58,7 @@ class Layout:
 
     def weights(self, model: nnx.Module) -> dict[str, jax.Array]:
         """The variables of a module of this layout, as they are; without those it made while it was called."""
-        found = named(nnx.state(model))
+        found = leaves_by_path(nnx.state(model))
         return {name: found[name] for name in self.names}
 
     def on_device(self, host: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
@@ -81,18 +82,12 @@ def in_mode(model: nnx.Module, *, training: bool) -> Any:
     return model
 
 
-def named(tree: Any) -> dict[str, Any]:
-    """Path and leaf of a tree; the ``value`` inside an NNX variable is left out of the path."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {jax.tree_util.keystr(k, simple=True, separator="/").removesuffix("/value"): v for k, v in leaves}
-
-
 def to_host(tree: Any) -> dict[str, np.ndarray]:
     """``{name: array}`` of copies of the same bits; random keys as their integers.
 
     Copies, because NumPy may look straight into a buffer that is donated later.
     """
-    return {k: np.array(jax.random.key_data(v) if is_key(v) else v) for k, v in named(tree).items()}
+    return {k: np.array(jax.random.key_data(v) if is_key(v) else v) for k, v in leaves_by_path(tree).items()}
 
 
 def from_host(host: Mapping[str, np.ndarray], template: Any) -> Any:
@@ -105,10 +100,5 @@ def from_host(host: Mapping[str, np.ndarray], template: Any) -> Any:
             return jax.random.wrap_key_data(jnp.asarray(host[name]), impl=str(jax.random.key_impl(old)))
         return jnp.array(host[name], old.dtype)
 
-    leaves = [one(name, old) for name, old in named(template).items()]
+    leaves = [one(name, old) for name, old in leaves_by_path(template).items()]
     return jax.tree.unflatten(jax.tree.structure(template), leaves)
-
-
-def is_key(x: Any) -> bool:
-    """Whether ``x`` is an array of typed random keys."""
-    return jnp.issubdtype(x.dtype, jax.dtypes.prng_key)

@@ -8,12 +8,14 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 from flax import nnx
 
+from stabjax._arguments import ComparedByContents, is_key
 from stabjax._types import AnyArray
+from stabjax.train._augment import crop, flip, normalize
 from stabjax.train._layout import Layout, Weights
-from stabjax.train._prepare import crop, flip, normalise
-from stabjax.train._recipe import Recipe, loss, optimiser, schedule
+from stabjax.train._recipe import Recipe, loss, optimizer
 
 
 class Carry(NamedTuple):
@@ -24,8 +26,7 @@ class Carry(NamedTuple):
     """The variables that are not trained: batch statistics, keys of dropout, frozen layers."""
     average: dict[str, jax.Array]
     """Moving averages of trained weights and batch statistics; empty where the recipe asks for none."""
-    moments: Any
-    """The optimiser's state."""
+    optimizer_state: Any
     step: jax.Array
     loss: jax.Array
     """Sum over the steps of this epoch."""
@@ -49,6 +50,8 @@ class Program:
     images: int
     per_epoch: int
     vectorised: bool
+    custom_optimizer: ComparedByContents | None
+    """In place of the recipe's."""
 
     def start(self, weights: Weights) -> Carry:
         """The carry before the first step, of one seed."""
@@ -57,9 +60,10 @@ class Program:
         # Copies, since every buffer of the carry is donated.
         averaged = _floating(weights, self.trained | self.statistics) if self.recipe.averaging else ()
         average = {k: jnp.copy(weights[k]) for k in averaged}
-        moments = optimiser(self.recipe, outputs=self.outputs).init(params)
+        # A state may begin as the parameters themselves.
+        state = jax.tree.map(_distinct, self._optimizer().init(params))
         zero = jnp.zeros((), jnp.float32)
-        return Carry(params, rest, average, moments, jnp.zeros((), jnp.int32), zero, zero, jnp.full((), -1, jnp.int32))
+        return Carry(params, rest, average, state, jnp.zeros((), jnp.int32), zero, zero, jnp.full((), -1, jnp.int32))
 
     def step(
         self, carry: Carry, key: jax.Array, order: jax.Array, images: jax.Array, labels: jax.Array, perturbation: Any
@@ -76,17 +80,16 @@ class Program:
             return jnp.mean(each), (jnp.sum(hit), {k: after[k] for k in carry.rest})
 
         (value, (hits, rest)), gradients = jax.value_and_grad(objective, has_aux=True)(carry.params)
-        updates, moments = optimiser(recipe, outputs=self.outputs).update(gradients, carry.moments, carry.params)
-        rate = schedule(recipe, self.per_epoch)(carry.step)
-        params = jax.tree.map(lambda p, u: p - rate.astype(p.dtype) * u, carry.params, updates)
+        updates, state = self._optimizer().update(gradients, carry.optimizer_state, carry.params, value=value)
+        params: Any = optax.apply_updates(carry.params, updates)
         average = self._averaged(carry, {**params, **rest})
 
         good = jnp.isfinite(value) & functools.reduce(
             jnp.logical_and, [jnp.all(jnp.isfinite(p)) for p in jax.tree.leaves((params, average))]
         )
         alive = good & (carry.diverged < 0)
-        taken = (params, rest, average, moments)
-        before = (carry.params, carry.rest, carry.average, carry.moments)
+        taken = (params, rest, average, state)
+        before = (carry.params, carry.rest, carry.average, carry.optimizer_state)
         kept = jax.tree.map(lambda new, old: jnp.where(alive, new, old), taken, before)
         first = position == 0
         return Carry(
@@ -96,6 +99,11 @@ class Program:
             hits=jnp.where(first, 0, carry.hits) + hits.astype(jnp.float32),
             diverged=jnp.where(good | (carry.diverged >= 0), carry.diverged, carry.step),
         )
+
+    def _optimizer(self) -> optax.GradientTransformationExtraArgs:
+        if self.custom_optimizer is None:
+            return optimizer(self.recipe, self.per_epoch, outputs=self.outputs)
+        return optax.with_extra_args_support(self.custom_optimizer.value)
 
     def _outputs(self, weights: dict[str, jax.Array], batch: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
         """The network's outputs in training mode, and its variables afterwards.
@@ -133,10 +141,16 @@ class Program:
             batch = crop(crop_key, batch, recipe.crop)
         if recipe.flip:
             batch = flip(flip_key, batch)
-        batch = normalise(batch, mean=recipe.mean, deviation=recipe.deviation)
+        batch = normalize(batch, mean=recipe.mean, deviation=recipe.deviation)
         if perturbation is None:
             return batch
         return jax.vmap(perturbation)(jax.random.split(perturb_key, len(batch)), batch)
+
+
+def _distinct(x: Any) -> jax.Array:
+    """Return a copy of an array, or a number as an array of its type."""
+    x = jnp.asarray(x)
+    return x if is_key(x) else jnp.array(x, x.dtype, copy=True)
 
 
 def _floating(weights: Weights, names: frozenset[str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""What a training consists of, besides model, data and key: loss, optimiser, learning rate, augmentation."""
+"""What a training consists of, besides model, data and key: loss, optimizer, learning rate, augmentation."""
 
 import dataclasses
 import functools
@@ -13,6 +13,7 @@ import optax
 import optax.contrib
 from jaxtyping import Array, Float, Int
 
+from stabjax._pixels import Statistics
 from stabjax._types import AnyArray, Scalar
 
 Loss = Literal["cross-entropy", "hinge"]
@@ -41,8 +42,8 @@ class Recipe:
     """``cross-entropy`` (labels 0, 1, ...), or ``hinge``: ``mean relu(1 - y o)`` (labels -1 and +1, one output)."""
     smoothing: Real = 0.0
     """Label smoothing of the cross-entropy: this share of each target is spread evenly over the classes."""
-    optimiser: Literal["sgd", "adam", "muon"] = "sgd"
-    """``muon``: orthogonalised momentum for the matrices and kernels, Adam for the rest; see `optimiser`."""
+    optimizer: Literal["sgd", "adam", "muon"] = "sgd"
+    """``muon``: orthogonalised momentum for the matrices and kernels, Adam for the rest; see `optimizer`."""
     rate: Real = 0.1
     """Peak learning rate. That of Muon is as small as that of Adam."""
     schedule: Literal["constant", "cosine", "triangular"] = "cosine"
@@ -69,7 +70,7 @@ class Recipe:
     """Channel deviations each image is divided by, likewise."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """``bfloat16``: the network's forward and backward pass in training are computed in it, faster on accelerators.
-    Weights, batch statistics, the loss, the optimiser and all scores stay as they are without."""
+    Weights, batch statistics, the loss, the optimizer and all scores stay as they are without."""
     averaging: Real = 0.0
     """Decay of the moving average of weights and batch statistics over the steps, which then takes their place in test
     scores and in everything that is given back or kept; 0: none. After ``t`` steps the decay is at most
@@ -101,6 +102,15 @@ class Recipe:
             require(getattr(self, field) in allowed, field, f"one of {allowed}")
         if self.smoothing and self.loss == "hinge":
             raise ValueError(f"expected smoothing 0 with the hinge loss, got {self.smoothing}")
+
+    @property
+    def statistics(self) -> Statistics | None:
+        """Return ``mean`` and ``deviation`` as `stabjax.data.normalize` takes them; None where both are empty."""
+        if not self.mean and not self.deviation:
+            return None
+        mean, deviation = self.mean or (0.0,), self.deviation or (1.0,)
+        channels = max(len(mean), len(deviation))
+        return Statistics(*(values * channels if len(values) == 1 else values for values in (mean, deviation)))
 
     def to_json(self) -> dict[str, Any]:
         """The fields as plain JSON values."""
@@ -139,7 +149,7 @@ def _plain(name: str, value: Any, kind: Any) -> Any:
 
 _CHOICES = {
     "loss": ("cross-entropy", "hinge"),
-    "optimiser": ("sgd", "adam", "muon"),
+    "optimizer": ("sgd", "adam", "muon"),
     "schedule": ("constant", "cosine", "triangular"),
     "decay_on": ("matrices", "all"),
     "precision": ("float32", "bfloat16"),
@@ -189,8 +199,13 @@ def schedule(recipe: Recipe, steps_per_epoch: int) -> Callable[[Scalar], Float[A
     return rate
 
 
-def optimiser(recipe: Recipe, *, outputs: int | None = None) -> optax.GradientTransformation:
-    """The Optax transformation of gradients, before the factor ``-rate``: decay, then momentum or Adam's moments.
+def optimizer(
+    recipe: Recipe, steps_per_epoch: int, *, outputs: int | None = None
+) -> optax.GradientTransformationExtraArgs:
+    """Return the Optax transformation of a recipe: decay, then momentum or Adam's moments, then the factor ``-rate``.
+
+    It is what `fit` uses, and may be a link of another chain: ``optax.chain(train.optimizer(recipe, steps),
+    lipschitz.keep(1.0))``.
 
     ``muon`` (Jordan et al. 2024): the momentum of a parameter of two axes or more, as a matrix of fan-in (all axes but
     the last) times out, is replaced by a nearly orthogonal matrix with the same singular vectors, times
@@ -199,14 +214,22 @@ def optimiser(recipe: Recipe, *, outputs: int | None = None) -> optax.GradientTr
     decay comes last, untouched by either.
 
     Args:
-        recipe: its ``optimiser``, ``momentum``, ``nesterov``, ``decay`` and ``decay_on`` are used.
+        recipe: its ``optimizer``, ``momentum``, ``nesterov``, ``decay`` and ``decay_on`` are used, and what `schedule`
+            takes.
+        steps_per_epoch: batches in one epoch, ``len(images) // recipe.batch_size``.
         outputs: number of outputs of the network: for Muon, a parameter with so many columns is of the output layer.
             None: there is no such layer among the parameters.
     """
+    rate: Any = schedule(recipe, steps_per_epoch)
+    return optax.chain(_direction(recipe, outputs), optax.scale_by_learning_rate(rate))
+
+
+def _direction(recipe: Recipe, outputs: int | None) -> optax.GradientTransformation:
+    """Return the transformation before the factor ``-rate``."""
     matrices = recipe.decay_on == "matrices"
     mask = (lambda params: jax.tree.map(lambda p: p.ndim > 1, params)) if matrices else None
     decay = optax.add_decayed_weights(recipe.decay, mask=mask) if recipe.decay else optax.identity()
-    if recipe.optimiser == "muon":
+    if recipe.optimizer == "muon":
         muon = optax.contrib.scale_by_muon(
             beta=recipe.momentum, nesterov=recipe.nesterov, weight_dimension_numbers=_as_matrices
         )
@@ -215,7 +238,7 @@ def optimiser(recipe: Recipe, *, outputs: int | None = None) -> optax.GradientTr
             "adam": optax.scale_by_adam(),
         }
         return _in_single(optax.chain(optax.partition(rules, functools.partial(_rule_of_each, outputs=outputs)), decay))
-    if recipe.optimiser == "adam":
+    if recipe.optimizer == "adam":
         return _in_single(optax.chain(decay, optax.scale_by_adam()))
     if recipe.momentum:
         return optax.chain(decay, optax.trace(recipe.momentum, nesterov=recipe.nesterov))

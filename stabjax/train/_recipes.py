@@ -29,14 +29,14 @@ def published(
     """
     recipe = Recipe(epochs=epochs, crop=4, flip=True, mean=mean, deviation=deviation)
     if fully_connected:
-        return dataclasses.replace(recipe, optimiser="adam", schedule="constant", decay=0.0)
+        return dataclasses.replace(recipe, optimizer="adam", schedule="constant", decay=0.0)
     return recipe
 
 
 def fast(
     *,
     epochs: Real = 20,
-    optimiser: Literal["sgd", "muon"] = "sgd",
+    optimizer: Literal["sgd", "muon"] = "sgd",
     precision: Literal["float32", "bfloat16"] | None = None,
     mean: tuple[Real, ...] = (),
     deviation: tuple[Real, ...] = (),
@@ -49,20 +49,20 @@ def fast(
 
     Args:
         epochs: 10 to 30 are usual.
-        optimiser: see `Recipe`; ``muon`` comes with its own rate and decay.
+        optimizer: see `Recipe`; ``muon`` comes with its own rate and decay.
         precision: see `Recipe`. None: bfloat16 where the default device is an accelerator, else float32; name it where
             a run may be continued on another device.
         mean: of the channels; see `Recipe`.
         deviation: likewise.
     """
-    muon = optimiser == "muon"
+    muon = optimizer == "muon"
     if precision is None:
         precision = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     return Recipe(
         epochs=epochs,
         batch_size=512,
         smoothing=0.2,
-        optimiser=optimiser,
+        optimizer=optimizer,
         rate=0.02 if muon else 0.4,
         schedule="triangular",
         nesterov=True,

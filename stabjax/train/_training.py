@@ -111,6 +111,7 @@ class Training:
     def _close_epoch(self, test: tuple[jax.Array, jax.Array] | None) -> None:
         """Score the test images, keep the best, write the row of the history."""
         recipe, per_epoch = self.program.recipe, self.program.per_epoch
+        custom = self.program.custom_optimizer is not None
         taken = (self.step - 1) % per_epoch + 1
         lost = self.diverged >= 0
         sums = [
@@ -129,7 +130,7 @@ class Training:
         self.history = self.history.with_row(
             epoch=self.step / per_epoch,
             step=self.step,
-            rate=float(schedule(recipe, per_epoch)(self.step - 1)),
+            rate=np.nan if custom else float(schedule(recipe, per_epoch)(self.step - 1)),
             seconds=self.seconds,
             train_loss=np.where(lost, np.nan, sums[0] / taken),
             train_accuracy=np.where(lost, np.nan, sums[1] / (taken * recipe.batch_size)),

@@ -11,7 +11,7 @@ import pytest
 import xarray
 
 from stabjax import sweep
-from stabjax.sweep import _identity, _program
+from stabjax.sweep import _cache_key, _program
 from tests.sweep.test_sweep import compilations, product
 
 AXES = {"a": [1.0, 2.0]}
@@ -64,12 +64,12 @@ def value(f, *args, **options):
 @pytest.mark.parametrize("wrap", [lambda v: (v,), lambda v: ((v,), "x"), Options, Cached, lambda v: Pair(v, 0)])
 def test_equal_values_are_told_apart_and_others_not(wrap):
     values = [1, 1.0, True, np.float32(1), np.float64(1), 1 + 0j, 0.0, -0.0, np.float32(0), np.float32(-0.0), 0j, -0j]
-    keys = [_identity.exact(wrap(v)) for v in values]
+    keys = [_cache_key.exact(wrap(v)) for v in values]
     assert len(set(keys)) == len(values)
-    assert keys == [_identity.exact(wrap(v)) for v in values]
-    assert _identity.exact(wrap(float("nan"))) == _identity.exact(wrap(float("nan")))
-    assert _identity.exact(wrap(frozenset({1, 2}))) == _identity.exact(wrap(frozenset({2, 1})))
-    assert _identity.exact(wrap(frozenset({1}))) != _identity.exact(wrap(frozenset({True})))
+    assert keys == [_cache_key.exact(wrap(v)) for v in values]
+    assert _cache_key.exact(wrap(float("nan"))) == _cache_key.exact(wrap(float("nan")))
+    assert _cache_key.exact(wrap(frozenset({1, 2}))) == _cache_key.exact(wrap(frozenset({2, 1})))
+    assert _cache_key.exact(wrap(frozenset({1}))) != _cache_key.exact(wrap(frozenset({True})))
 
 
 def test_every_static_value_has_its_own_program():

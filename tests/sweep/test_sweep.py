@@ -28,7 +28,8 @@ from jax.experimental import io_callback
 from rich.console import Console
 
 from stabjax import _files, sweep
-from stabjax.sweep import _grid, _identity, _program, _result, _store, _sweep
+from stabjax._provenance import describe_shortly
+from stabjax.sweep import _grid, _program, _result, _store, _sweep
 from stabjax.sweep._outputs import Outputs
 from tests import ROOT
 from tests.sweep import sweep_worker
@@ -718,7 +719,7 @@ def test_static_values_are_written_the_same_in_every_process():
         ((ok,), "(tests.sweep.test_sweep.ok,)"),
         ((), "()"),
     ):
-        assert _identity.text(value) == text
+        assert describe_shortly(value) == text
     assert _grid.grid({"v": [frozenset(letters)]}, "v", 1).describe() == {"v": {"static": [listed]}}
 
 

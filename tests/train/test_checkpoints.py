@@ -322,7 +322,7 @@ class Held:
 
 
 def test_perturbations_are_told_apart_without_their_addresses():
-    from stabjax.train._perturbation import as_pytree
+    from stabjax.train._files import about_perturbation
 
     kinds = [
         lambda: shifted,
@@ -345,20 +345,20 @@ def test_perturbations_are_told_apart_without_their_addresses():
         lambda: perturb.Diffeomorphism(1e-3, 3),
         lambda: perturb.Diffeomorphism(2e-3, 3),
     ]
-    found = [json.dumps(as_pytree(kind())[1]) for kind in kinds]
-    assert found == [json.dumps(as_pytree(kind())[1]) for kind in kinds]
+    found = [json.dumps(about_perturbation(kind())) for kind in kinds]
+    assert found == [json.dumps(about_perturbation(kind())) for kind in kinds]
     assert len(set(found)) == len(kinds)
     assert not any("0x" in text for text in found)
 
 
 def test_descriptions_of_perturbations_are_those_of_older_runs():
-    from stabjax.train._perturbation import as_pytree
+    from stabjax.train._files import about_perturbation
 
     rule = perturb.Diffeomorphism(1e-3, 3)
     leaves = {"temperature": rule.temperature.item(), "cutoff": rule.cutoff.item()}
-    assert as_pytree(shifted)[1] == as_pytree(jax.jit(shifted))[1] == "shifted"
+    assert about_perturbation(shifted) == about_perturbation(jax.jit(shifted)) == "shifted"
     old = {"kind": "Diffeomorphism", "structure": str(jax.tree.structure(rule)), **leaves}
-    assert as_pytree(rule)[1] == old
+    assert about_perturbation(rule) == old
 
 
 def test_a_run_knows_its_perturbation_again(tmp_path):

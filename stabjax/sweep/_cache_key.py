@@ -7,12 +7,13 @@ wrong for another, so programs are told apart by `exact`.
 import dataclasses
 import dis
 import functools
-import re
 from collections.abc import Hashable, Iterator
 from types import CodeType, FunctionType, MethodType
 from typing import Any
 
 import numpy as np
+
+from stabjax._provenance import compared_fields, is_compared_by_fields
 
 
 def exact(value: Any) -> Hashable:
@@ -28,8 +29,8 @@ def exact(value: Any) -> Hashable:
         parts = tuple(map(exact, value))
     elif kind.__eq__ is frozenset.__eq__:
         parts = frozenset(map(exact, value))
-    elif _compared_by_fields(value):
-        fields = tuple(exact(getattr(value, name)) for name in _fields(value))
+    elif is_compared_by_fields(value):
+        fields = tuple(exact(getattr(value, name)) for name in compared_fields(value))
         parts = fields if _hashable(fields) else value
     return kind, parts, reads(value) if callable(value) else ()
 
@@ -85,29 +86,6 @@ class Itself:
 
     def __hash__(self) -> int:
         return id(self.value)
-
-
-def text(value: Any) -> str:
-    """A static value as it is written down, the same in every process."""
-    if isinstance(value, frozenset):
-        return f"frozenset({{{', '.join(sorted(map(text, value)))}}})"
-    if isinstance(value, tuple):
-        name = "" if type(value) is tuple else type(value).__qualname__
-        return f"{name}({', '.join(map(text, value))}{',' if len(value) == 1 else ''})"
-    if _compared_by_fields(value):
-        return f"{type(value).__qualname__}({', '.join(f'{k}={text(getattr(value, k))}' for k in _fields(value))})"
-    if hasattr(value, "__qualname__"):
-        return f"{value.__module__}.{value.__qualname__}"
-    return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
-
-
-def _compared_by_fields(value: Any) -> bool:
-    kind = type(value)
-    return dataclasses.is_dataclass(kind) and kind.__eq__ is not object.__eq__
-
-
-def _fields(value: Any) -> list[str]:
-    return [field.name for field in dataclasses.fields(value) if field.compare]
 
 
 def _hashable(value: Any) -> bool:
