@@ -30,6 +30,9 @@ def normalize(
 ) -> A:
     """Return ``(images - mean) / deviation`` for each channel, as training does it.
 
+    An array of JAX gives the bits that a call of the network in training would get; one of NumPy gives them to
+    rounding, since XLA multiplies bytes by 1 / 255.
+
     Args:
         images: ``(..., channels)``, NumPy or JAX: bytes, which are divided by 255 first, or floats in [0, 1].
         stats: a name in `STATISTICS`; or statistics, of each channel or one for all, such as the ``statistics`` of a

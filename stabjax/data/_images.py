@@ -61,7 +61,7 @@ def folder_bytes(
     without images in other splits, and files that are no images do not count; links are followed.
 
     An image is turned upright where its EXIF orientation says so, before anything is asked of its size. Palettes, CMYK
-    (without a colour profile) and 1, 2 or 4 bits a pixel become 8-bit gray or RGB. Images of more than 8 bits per
+    (without a color profile) and 1, 2 or 4 bits a pixel become 8-bit gray or RGB. Images of more than 8 bits per
     channel and files with several frames or pages are refused; of a camera's MPO file the first picture is taken.
 
     Args:
@@ -71,7 +71,7 @@ def folder_bytes(
             split does not have keeps its number; a folder with images that is not named raises.
         size: height and width to bring every image to, an int for a square. None keeps the size, which then must be
             the same for all.
-        channels: 1, 3 or 4. Gray is repeated or colour turned to gray as needed, transparency laid over white. None
+        channels: 1, 3 or 4. Gray is repeated or color turned to gray as needed, transparency laid over white. None
             keeps what the first image has (with transparency: RGBA); another kind among the rest raises.
         fit: "crop" scales until the image covers ``size`` and cuts off what stands out on both sides; "stretch"
             changes the aspect ratio. Both average over the area of a pixel when they shrink (antialiased bilinear).
@@ -235,7 +235,7 @@ def _pixels(
 def _refusal(image: Image.Image) -> str:
     """What keeps an opened image from being one picture of bytes, and what to do; empty if nothing does.
 
-    Pillow has no mode for colours of more than 8 bits and keeps the high byte of each. What the file holds stands in
+    Pillow has no mode for colors of more than 8 bits and keeps the high byte of each. What the file holds stands in
     the raw mode of its tiles (as "RGB;16B"), in the tags of a TIFF file and in the largest value of a PPM file.
     """
     # The arguments of a decoder: a raw mode, or a tuple of it and more.

@@ -41,7 +41,7 @@ _ARCHIVES = tuple(f"cifar10{suffix}" for suffix in (".tar.xz", ".tar.gz", ".tar.
 def find(name: str, base: Path) -> tuple[Path, str] | None:
     """File or folder of a set below ``base``, and its format; the original goes before copies."""
     for place in places(name, base):
-        if place.is_dir() and (found := _recognise(name, place)) is not None:
+        if place.is_dir() and (found := _recognize(name, place)) is not None:
             return found
     return None
 
@@ -111,7 +111,7 @@ def _is_other(name: str, place: Path) -> bool:
     return False
 
 
-def _recognise(name: str, place: Path) -> tuple[Path, str] | None:
+def _recognize(name: str, place: Path) -> tuple[Path, str] | None:
     if name == "svhn":
         return (place, "matlab 5") if any((place / f"{split}_32x32.mat").is_file() for split in SPLITS) else None
     if name != "cifar10":

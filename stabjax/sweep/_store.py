@@ -6,7 +6,7 @@
     .*.draft                   whatever is being written
 
 A file is written as a draft, forced to disk and renamed in one step. The checksum of a chunk covers the manifest and
-the number of the chunk too: a file of another sweep is recognised like a damaged one. The chunks of a manifest are
+the number of the chunk too: a file of another sweep is recognized like a damaged one. The chunks of a manifest are
 numbered on from those of the one before.
 """
 

@@ -26,23 +26,23 @@ def calibrate(
     deviation: tuple[Real, ...] = (),
     spatial: Spatial = None,
 ) -> nnx.Module:
-    """A copy of ``model``, in evaluation mode, whose batch normalisations use the exact statistics of these images.
+    """A copy of ``model``, in evaluation mode, whose batch normalizations use the exact statistics of these images.
 
-    Each normalisation gets the mean and the (biased) variance of its own input over all the images, those before it
+    Each normalization gets the mean and the (biased) variance of its own input over all the images, those before it
     being calibrated already: on these images, evaluation then equals one training pass over them as a single batch.
 
     Args:
         model: any NNX module with `flax.nnx.BatchNorm` inside; without one, the copy is returned.
         images: as in `fit`.
         batch_size: None takes all images as one batch, in one pass. A number bounds the memory: as many passes as there
-            are normalisations, each settling one more of them; the same result to rounding.
+            are normalizations, each settling one more of them; the same result to rounding.
         mean: see `Recipe`.
         deviation: see `Recipe`.
         spatial: number of spatial axes of the images, or their sides, as in `fit`.
 
     Raises:
         ValueError: no images, or images that do not go with ``mean`` and ``deviation``; or a
-            normalisation is used more than once in a pass, or with a mask.
+            normalization is used more than once in a pass, or with a mask.
     """
     check_batch(images, spatial=spatial, vectors=True, integers="any")
     images = without_explicit_axes(images)
@@ -73,7 +73,7 @@ def calibrate(
             calls = int(np.max(found[0][k][2]))
             if calls > 1:
                 raise ValueError(
-                    f"expected every batch normalisation to be used once in a pass, got {name} used {calls} times: "
+                    f"expected every batch normalization to be used once in a pass, got {name} used {calls} times: "
                     "its one mean and variance cannot be those of several inputs; give each place its own"
                 )
             listener.norm.mean[...], listener.norm.var[...] = _pooled(
@@ -85,7 +85,7 @@ def calibrate(
 
 
 class _Listener(nnx.Module):
-    """A batch normalisation in evaluation mode, whose ``mean`` and ``var`` are those of its last input.
+    """A batch normalization in evaluation mode, whose ``mean`` and ``var`` are those of its last input.
 
     One that is to ``settle`` normalizes by them at once.
     """
@@ -100,7 +100,7 @@ class _Listener(nnx.Module):
 
     def __call__(self, x: jax.Array, *arguments: Any, mask: jax.Array | None = None, **options: Any) -> jax.Array:
         if mask is not None:
-            raise ValueError("expected batch normalisations without a mask to calibrate, got one with a mask")
+            raise ValueError("expected batch normalizations without a mask to calibrate, got one with a mask")
         rows = jnp.moveaxis(x, self.norm.axis, -1).reshape(-1, x.shape[self.norm.axis]).astype(self.mean.dtype)
         self.mean[...], self.var[...] = jnp.mean(rows, axis=0), jnp.var(rows, axis=0)
         self.calls[...] += 1
@@ -110,7 +110,7 @@ class _Listener(nnx.Module):
 
 
 def _listening(root: Any, paths: list[tuple[Any, ...]], *, settle: bool) -> Any:
-    """The graph with a listener in every place of its normalisations, the same for the same."""
+    """The graph with a listener in every place of its normalizations, the same for the same."""
     nodes, shared = dict(nnx.iter_graph(root)), nnx.find_duplicates(root)
     for path in paths:
         listener = _Listener(nodes[path], settle=settle)

@@ -82,7 +82,7 @@ def fit(
     optimizer: optax.GradientTransformation | None = None,
     perturbation: Callable[..., Any] | None = None,
     trainable: Any = nnx.Param,
-    vectorised: bool = False,
+    vectorized: bool = False,
     checkpoints: tuple[int, ...] | None = None,
     save_every: Real = 30.0,
     progress: bool = False,
@@ -124,11 +124,11 @@ def fit(
             ``update`` gets the loss of the batch as ``value=``. With ``path``, its state is saved too, it is known
             again as a perturbation is, and a run may go on for more epochs after whole ones.
         perturbation: ``(key, image) -> image``, for example a `stabjax.perturb.Diffeomorphism`, put on every training
-            image after normalisation. With ``path``, a function of a module is known again by its name, a lambda by
+            image after normalization. With ``path``, a function of a module is known again by its name, a lambda by
             its code and what it holds, an object by its attributes.
         trainable: NNX filter of the variables to train; ``nnx.All(nnx.Param, nnx.PathContains("dense"))`` trains one
             layer.
-        vectorised: one `jax.vmap` over the seeds instead of one after the other: for small networks on accelerators.
+        vectorized: one `jax.vmap` over the seeds instead of one after the other: for small networks on accelerators.
             On the CPU it turns convolutions into grouped ones, which are slow.
         checkpoints: epochs whose weights are kept in ``path``, beside the first and the last; ``log_spaced`` if None.
         save_every: seconds between two saved states; the end is always saved.
@@ -207,7 +207,7 @@ def fit(
         "weights": layout.signature(initial[0]),
         "trained": sorted(trained),
         "initial weights": fingerprint(np.frombuffer(b"".join(v.tobytes() for v in host_initial.values()), np.uint8)),
-        "vectorised": vectorised,
+        "vectorized": vectorized,
         "steps_per_epoch": per_epoch,
     }
     program = Program(
@@ -219,7 +219,7 @@ def fit(
         outputs[0],
         len(images),
         per_epoch,
-        vectorised,
+        vectorized,
         None if optimizer is None else ComparedByContents.of(optimizer),
     )
     perturbed = jax.tree.map(jnp.asarray, as_argument(with_spatial(perturbation, images.shape[1:-1])))

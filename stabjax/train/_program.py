@@ -49,7 +49,7 @@ class Program:
     outputs: int
     images: int
     per_epoch: int
-    vectorised: bool
+    vectorized: bool
     custom_optimizer: ComparedByContents | None
     """In place of the recipe's."""
 
@@ -109,7 +109,7 @@ class Program:
         """The network's outputs in training mode, and its variables afterwards.
 
         In bfloat16 the parameters and the batch are rounded on their way in. Batch statistics are not: they change by
-        less than its spacing. A normalisation of Flax that holds them has to be told the type of its result, or it
+        less than its spacing. A normalization of Flax that holds them has to be told the type of its result, or it
         would take all layers behind it back to float32.
         """
         if self.recipe.precision == "float32":
@@ -168,7 +168,7 @@ def order(key: jax.Array, epoch: AnyArray, *, images: int) -> jax.Array:
 
 
 class Machine(NamedTuple):
-    """The compiled functions of a program, over the seeds where it is vectorised."""
+    """The compiled functions of a program, over the seeds where it is vectorized."""
 
     start: Callable[[Weights], Carry]
     step: Callable[..., Carry]
@@ -202,7 +202,7 @@ def machine(program: Program) -> Machine:
         return jax.lax.while_loop(lambda c: c.step < stop, lambda c: program.step(c, *fixed), carry)
 
     def over(f: Callable[..., Any], *axes: int | None) -> Callable[..., Any]:
-        return jax.vmap(f, in_axes=axes) if program.vectorised else f
+        return jax.vmap(f, in_axes=axes) if program.vectorized else f
 
     return Machine(
         jax.jit(over(program.start, 0)),

@@ -43,7 +43,7 @@ class Recipe:
     smoothing: Real = 0.0
     """Label smoothing of the cross-entropy: this share of each target is spread evenly over the classes."""
     optimizer: Literal["sgd", "adam", "muon"] = "sgd"
-    """``muon``: orthogonalised momentum for the matrices and kernels, Adam for the rest; see `optimizer`."""
+    """``muon``: orthogonalized momentum for the matrices and kernels, Adam for the rest; see `optimizer`."""
     rate: Real = 0.1
     """Peak learning rate. That of Muon is as small as that of Adam."""
     schedule: Literal["constant", "cosine", "triangular"] = "cosine"
@@ -59,7 +59,7 @@ class Recipe:
     """Weight decay, added to the gradient before momentum or Adam (so it counts ``decay * weight``); with Muon added
     to the finished update of all parameters alike, as in AdamW, where 0.1 is a usual number."""
     decay_on: Literal["matrices", "all"] = "matrices"
-    """``matrices``: parameters of two axes or more, so neither biases nor the scales of normalisations."""
+    """``matrices``: parameters of two axes or more, so neither biases nor the scales of normalizations."""
     crop: int = 0
     """Random crop after padding with so many zero pixels on each side; 0: none."""
     flip: bool = False

@@ -28,9 +28,9 @@ class Training:
         self.program, self.machine = program, machine
         seeds = len(initial)
         # One carry for all seeds, or one for each.
-        self.carries = [machine.start(w) for w in (_together(initial) if program.vectorised else initial)]
+        self.carries = [machine.start(w) for w in (_together(initial) if program.vectorized else initial)]
         split = [jnp.stack([k[i] for k in keys]) for i in (1, 2)]
-        self.order_keys, self.step_keys = ([k] if program.vectorised else list(k) for k in split)
+        self.order_keys, self.step_keys = ([k] if program.vectorized else list(k) for k in split)
         self.step, self.seconds = 0, 0.0
         self.history = History.empty(seeds)
         self.best = [to_host(w) for w in initial]
@@ -157,14 +157,14 @@ class Training:
         self.best_accuracy, self.best_step = np.array(notes["best_accuracy"]), np.array(notes["best_step"])
         for s, best in enumerate(self.best):
             best |= {k: np.array(arrays[f"best/{k}"][s]) for k in best if f"best/{k}" in arrays}
-        vectorised = self.program.vectorised
+        vectorized = self.program.vectorized
         for i, old in enumerate(self.carries):
-            own = arrays if vectorised else {k: np.array(v[i]) for k, v in arrays.items()}
+            own = arrays if vectorized else {k: np.array(v[i]) for k, v in arrays.items()}
             self.carries[i] = from_host(own, old)
 
     def _flat(self, trees: tuple[Any, ...]) -> dict[str, np.ndarray]:
         """``{name: (seeds, ...)}`` on the host."""
-        return to_host(trees[0]) if self.program.vectorised else stacked([to_host(t) for t in trees])
+        return to_host(trees[0]) if self.program.vectorized else stacked([to_host(t) for t in trees])
 
 
 def _together(weights: tuple[Any, ...]) -> list[Any]:

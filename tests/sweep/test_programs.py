@@ -12,7 +12,7 @@ import xarray
 
 from stabjax import sweep
 from stabjax.sweep import _cache_key, _program
-from tests.sweep.test_sweep import compilations, product
+from tests.sweep.helpers import compilations, product
 
 AXES = {"a": [1.0, 2.0]}
 FACTOR = 2.0

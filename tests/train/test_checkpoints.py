@@ -259,9 +259,9 @@ def test_chosen_checkpoints_and_no_test_images(tmp_path):
     assert np.all(np.isnan(train.history(tmp_path).test_accuracy))
 
 
-def test_vectorised_runs_resume(tmp_path, every_step):
-    assert crash(tmp_path, 70, vectorised=True)
-    same(go(path=tmp_path, vectorised=True), go(vectorised=True))
+def test_vectorized_runs_resume(tmp_path, every_step):
+    assert crash(tmp_path, 70, vectorized=True)
+    same(go(path=tmp_path, vectorized=True), go(vectorized=True))
 
 
 def test_a_diverged_run_keeps_what_was_good(tmp_path):
@@ -291,7 +291,7 @@ def test_a_diverged_run_keeps_what_was_good(tmp_path):
         ({"test": None}, "test"),
         ({"perturbation": lambda key, image: image}, "perturbation"),
         ({"trainable": nnx.All(nnx.Param, nnx.PathContains("out"))}, "trained"),
-        ({"vectorised": True}, "vectorised: False there, True here"),
+        ({"vectorized": True}, "vectorized: False there, True here"),
     ],
 )
 def test_another_configuration_is_refused_and_named(finished, change, named):

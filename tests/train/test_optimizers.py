@@ -96,7 +96,7 @@ def test_it_is_a_plain_loop_of_optax(relaxed_promotion, optimizer, every_step, t
 @pytest.mark.parametrize("vectorized", [False, True])
 def test_a_bound_holds_after_every_step(relaxed_promotion, every_step, tmp_path, vectorized):
     recipe = dataclasses.replace(RECIPE, averaging=0.5)
-    options = {"recipe": recipe, "seeds": 2, "path": tmp_path, "save_every": 0.0, "vectorised": vectorized}
+    options = {"recipe": recipe, "seeds": 2, "path": tmp_path, "save_every": 0.0, "vectorized": vectorized}
     run = fit(optimizer=bounded(), **options)
     assert sorted(every_step) == list(range(1, 13))
     largest = 0.0
@@ -121,7 +121,7 @@ def test_the_average_of_weights_inside_is_inside(relaxed_promotion):
 @pytest.mark.parametrize("n", [60, 130])
 def test_killed_and_gone_on(relaxed_promotion, tmp_path, monkeypatch, n, vectorized):
     monkeypatch.setattr("stabjax.train._training.PATIENCE", 0.0)
-    options = {"recipe": RECIPE, "vectorised": vectorized}
+    options = {"recipe": RECIPE, "vectorized": vectorized}
 
     def optimizer():
         return optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(0.02), keep())

@@ -206,7 +206,7 @@ def test_averages_are_scored_given_back_and_kept(recorded):
 
 def test_averages_of_seeds_trained_side_by_side(relaxed_promotion):
     recipe = dataclasses.replace(ALL, epochs=2, precision="float32")
-    one, other = (fit(recipe=recipe, seeds=2, vectorised=v) for v in (False, True))
+    one, other = (fit(recipe=recipe, seeds=2, vectorized=v) for v in (False, True))
     np.testing.assert_allclose(one.history.train_loss, other.history.train_loss, rtol=1e-3)
     for name in ("hidden/kernel", "out/kernel", "norm/var"):
         np.testing.assert_allclose(one.last[name], other.last[name], rtol=1e-3, atol=1e-4, err_msg=name)
@@ -233,7 +233,7 @@ def test_averages_before_a_divergence_are_kept(tmp_path):
 
 
 class Conv(nnx.Module):
-    """A convolution by the route of this library and a normalisation by Flax; it notes what they compute in."""
+    """A convolution by the route of this library and a normalization by Flax; it notes what they compute in."""
 
     seen = []
 
