@@ -108,6 +108,30 @@ def as_argument(function: Any) -> Any:
     return FunctionArgument(function) if plain else function
 
 
+def partial_as_tree(function: Any) -> Any:
+    """Return a partial function as a pytree of its arguments, and of its function if that is one; others as they are.
+
+    `jax.tree_util.Partial` is a pytree of its arguments alone: the arrays of a network that is bound to arguments would
+    be out of sight.
+    """
+    if isinstance(function, functools.partial) and not isinstance(function, jax.tree_util.Partial):
+        return _BoundFunction(partial_as_tree(function.func), function.args, function.keywords)
+    return function
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class _BoundFunction:
+    """A function with some of its arguments."""
+
+    function: Any
+    args: tuple[Any, ...]
+    keywords: dict[str, Any]
+
+    def __call__(self, /, *args: Any, **keywords: Any) -> Any:
+        return self.function(*self.args, *args, **{**self.keywords, **keywords})
+
+
 def mutable_contents(model: Any, parameters: Sequence[Any]) -> object:
     """Return one object for all that a module holds besides its parameters and that can change in place.
 
@@ -119,7 +143,7 @@ def mutable_contents(model: Any, parameters: Sequence[Any]) -> object:
 
 @functools.lru_cache
 def _words(generator: str) -> tuple[int, ...]:
-    """Shape of the numbers of a key."""
+    """Return the shape of the numbers of a key."""
     return jax.eval_shape(lambda: jax.random.key_data(jax.random.key(0, impl=generator))).shape
 
 

@@ -77,7 +77,7 @@ def statistics(
     value_range: tuple[float | int, float | int] | None = (0.0, 1.0),
     spatial: Spatial = None,
 ) -> Statistics:
-    """Channel statistics of a set of images, in double precision, a few at a time.
+    """Return the channel statistics of a set of images, in double precision, a few at a time.
 
     Args:
         images: bytes, or floats in [0, 1], ``(n, *spatial, channels)``.
@@ -113,7 +113,7 @@ def arrays(
     value_range: tuple[float | int, float | int] | None = (0.0, 1.0),
     spatial: Spatial = None,
 ) -> tuple[Float32[np.ndarray, "n *spatial channels"], Int32[np.ndarray, " n"]]:
-    """A pair of your own arrays in the form of `load`.
+    """Bring a pair of your own arrays to the form of `load`.
 
     Args:
         images: ``(n, *spatial, channels)``, bytes or floats; a set of gray images needs its axis of one channel.
@@ -160,6 +160,6 @@ def _check_range(
 
 
 def _native(images: Any) -> Any:
-    """An array of NumPy in the byte order of this machine, as arrays of JAX are; others, and what is none, as given."""
+    """Bring an array of NumPy to the byte order of this machine; return others, and what is none, as given."""
     known = type(images) in (np.ndarray, np.memmap) and images.dtype.kind in "fc"
     return images.astype(as_native(images.dtype), copy=False) if known else images

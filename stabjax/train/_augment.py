@@ -11,7 +11,7 @@ from stabjax._numerics import extremes
 from stabjax._pixels import are_of_unit_interval, normalize_channels, range_outside
 from stabjax._sharding import without_explicit_axes
 from stabjax._types import AnyArray, PRNGKey
-from stabjax.train._recipe import Real, whole
+from stabjax.train._recipe import Real, as_count
 
 
 def crop(key: PRNGKey, images: Num[AnyArray, "n *spatial channels"], pad: int) -> Num[Array, "n *spatial channels"]:
@@ -22,7 +22,7 @@ def crop(key: PRNGKey, images: Num[AnyArray, "n *spatial channels"], pad: int) -
         images: any number of spatial axes.
         pad: pixels on each side; the shift is uniform on ``-pad..pad`` along each axis.
     """
-    pad = whole("pad", pad, least=0)
+    pad = as_count("pad", pad, least=0)
     images = without_explicit_axes(jnp.asarray(images))
     n, *spatial, channels = images.shape
     padded = jnp.pad(images, ((0, 0), *((pad, pad) for _ in spatial), (0, 0)))

@@ -1,4 +1,4 @@
-"""The epochs."""
+"""`fit`: train one seed of a network, or several."""
 
 import contextlib
 import dataclasses
@@ -23,12 +23,12 @@ from stabjax._progress import progress_bar
 from stabjax._provenance import describe, fingerprint, leaves_by_path, versions_of, without_addresses
 from stabjax._types import AnyArray, PRNGKey
 from stabjax.train import _files
-from stabjax.train._evaluate import check_outputs, on_device
+from stabjax.train._evaluate import check_data, check_outputs
 from stabjax.train._history import History, mean_over_seeds, seeds_left
-from stabjax.train._layout import Layout, Weights, to_host
-from stabjax.train._program import Program, machine
-from stabjax.train._recipe import Real, Recipe, log_spaced, steps, whole
-from stabjax.train._training import Training, stacked
+from stabjax.train._loop import TrainLoop, stack_seeds
+from stabjax.train._program import Program
+from stabjax.train._recipe import Real, Recipe, as_count, count_steps, log_spaced
+from stabjax.train._state_dict import Layout, Weights, to_host
 
 Data = tuple[AnyArray, AnyArray]
 
@@ -57,17 +57,17 @@ class Run:
     """The folder of the checkpoints, for `load`."""
 
     def model(self, which: _files.Stage | SupportsIndex = "last", *, seed: SupportsIndex = 0) -> nnx.Module:
-        """The network of one seed, in evaluation mode: ``"initial"``, ``"best"``, ``"last"`` or a step in ``path``."""
+        """Return the network of one seed, evaluating: ``"initial"``, ``"best"``, ``"last"`` or a step in ``path``."""
         seed = operator.index(seed)
         if not 0 <= seed < len(self.diverged):
             raise ValueError(f"expected seed in 0..{len(self.diverged) - 1}, got {seed}")
-        which = _files.stage(which)
+        which = _files.as_stage(which)
         if isinstance(which, int):
             if self.path is None:
                 raise ValueError(f"expected 'initial', 'best' or 'last', got {which}: only fit(path=...) keeps steps")
             return _files.load(self.path, self.model("initial"), step=which, seed=seed)
         weights = {k: np.array(v[seed]) for k, v in getattr(self, which).items()}
-        return self.layout.model(self.layout.on_device(weights), training=False)
+        return self.layout.model(self.layout.to_device(weights), training=False)
 
 
 def fit(
@@ -154,7 +154,7 @@ def fit(
     for name, pair in (("data", data), ("test", test)):
         if not isinstance(pair, tuple | list | None) or (pair is not None and len(pair) != 2):
             raise TypeError(f"expected {name} as a pair (images, labels), got {type(pair).__name__}: give both")
-    if (seeds := whole("seeds", seeds)) > 1 and isinstance(build, nnx.Module):
+    if (seeds := as_count("seeds", seeds)) > 1 and isinstance(build, nnx.Module):
         raise ValueError(f"expected a function that builds the network where seeds > 1, got a module and {seeds} seeds")
     epochs = log_spaced(recipe.epochs) if checkpoints is None else checkpoints
     if any(e != int(e) or e < 0 for e in epochs):
@@ -162,17 +162,17 @@ def fit(
             f"expected checkpoints as whole numbers of epochs, got {epochs}: weights are kept at their ends"
         )
     made_for = {"perturbation": getattr(perturbation, "spatial", None)}
-    images, labels = on_device(*data, recipe.loss, spatial=spatial, made_for=made_for)
-    test_data = None if test is None else on_device(*test, recipe.loss, spatial=spatial, made_for=made_for)
+    images, labels = check_data(*data, recipe.loss, spatial=spatial, made_for=made_for)
+    test_data = None if test is None else check_data(*test, recipe.loss, spatial=spatial, made_for=made_for)
     if images.ndim < 3 and (recipe.crop or recipe.flip or recipe.test_flip):
         raise ValueError(f"expected images with spatial axes for crop and flip, got shape {images.shape}")
-    per_epoch, total = steps(recipe, len(images))
+    per_epoch, total = count_steps(recipe, len(images))
 
     keys = [jax.random.split(jax.random.fold_in(key, seed), 3) for seed in range(seeds)]
-    layouts, initial = zip(*(_built(build, k[0]) for k in keys))
+    layouts, initial = zip(*(_build(build, k[0]) for k in keys))
     layout: Layout = layouts[0]
     for seed in range(1, seeds):
-        _check_alike(layouts, initial, seed)
+        _check_same_architecture(layouts, initial, seed)
     model = layout.model(initial[0], training=True)
     trained, parameters, statistics = (
         frozenset(leaves_by_path(nnx.state(model, chosen))) for chosen in (trainable, nnx.Param, nnx.BatchStat)
@@ -192,7 +192,7 @@ def fit(
         for known in ((images, labels), *([] if test_data is None else [test_data]))
     ]
 
-    host_initial = stacked([to_host(w) for w in initial])
+    host_initial = stack_seeds([to_host(w) for w in initial])
     given = {
         "format": _files.FORMAT,
         "versions": versions_of("jax", "flax"),
@@ -203,7 +203,7 @@ def fit(
         "labels": fingerprint(labels),
         "test": None if test_data is None else [fingerprint(x) for x in test_data],
         "optimizer": None if optimizer is None else describe(optimizer),
-        "perturbation": _files.about_perturbation(perturbation),
+        "perturbation": _files.describe_perturbation(perturbation),
         "weights": layout.signature(initial[0]),
         "trained": sorted(trained),
         "initial weights": fingerprint(np.frombuffer(b"".join(v.tobytes() for v in host_initial.values()), np.uint8)),
@@ -223,11 +223,11 @@ def fit(
         None if optimizer is None else ComparedByContents.of(optimizer),
     )
     perturbed = jax.tree.map(jnp.asarray, as_argument(with_spatial(perturbation, images.shape[1:-1])))
-    training = Training(program, machine(program), initial, keys)
+    loop = TrainLoop(program, initial, keys)
 
     with contextlib.ExitStack() as stack:
         if path is not None:
-            saved = stack.enter_context(_files.opened(path, given))
+            saved = stack.enter_context(_files.open_run(path, given))
             if saved["versions"] != given["versions"]:
                 text = (
                     f"{path} was begun with {saved['versions']} and goes on with {given['versions']}: bits may differ"
@@ -236,50 +236,50 @@ def fit(
             _files.save_weights(path, 0, host_initial)
             state = _files.newest_state(path)
             if state is not None:
-                training.restore(*state)
-                _files.write_json(path / "history.json", training.history.to_json())
-        update = stack.enter_context(progress_bar(total, shown=progress, completed=training.step))
+                loop.restore(*state)
+                _files.write_json(path / "history.json", loop.history.to_json())
+        update = stack.enter_context(progress_bar(total, shown=progress, completed=loop.step))
 
         def report(step: int, history: History) -> None:
             if progress:
-                update(step, _description(step, total / per_epoch, per_epoch, history))
+                update(step, _describe_progress(step, total / per_epoch, per_epoch, history))
 
         kept = {total} | {int(e) * per_epoch for e in epochs}
-        training.run(total, (images, labels), perturbed, test_data, path, kept, save_every, report)
+        loop.run(total, (images, labels), perturbed, test_data, path, kept, save_every, report)
 
-    for seed, step in enumerate(training.diverged):
+    for seed, step in enumerate(loop.diverged):
         if step >= 0:
             text = (
                 f"seed {seed} diverged in step {step} (epoch {step / per_epoch:.2f}): its loss or update was not "
                 "finite; the weights before that step are kept. A lower rate, a warm-up or normalized images help."
             )
             warnings.warn(text, RuntimeWarning, stacklevel=2)
-    last = training.weights()
+    last = loop.weights()
     if test is None:
-        training.best = last
-        training.best_step = np.where(training.diverged < 0, training.step, training.diverged)
-    best = stacked(training.best)
+        loop.best = last
+        loop.best_step = np.where(loop.diverged < 0, loop.step, loop.diverged)
+    best = stack_seeds(loop.best)
     return Run(
         host_initial,
         best,
-        stacked(last),
-        training.best_step,
-        training.diverged,
-        training.history,
+        stack_seeds(last),
+        loop.best_step,
+        loop.diverged,
+        loop.history,
         recipe,
         layout,
         path,
     )
 
 
-def _built(build: Any, key: jax.Array) -> tuple[Layout, dict[str, jax.Array]]:
+def _build(build: Any, key: jax.Array) -> tuple[Layout, dict[str, jax.Array]]:
     model = build if isinstance(build, nnx.Module) else build(rngs=nnx.Rngs(key))
     if not isinstance(model, nnx.Module):
         raise TypeError(f"expected a Flax NNX module or a function that builds one, got {type(model).__name__}")
     return Layout.of(model)
 
 
-def _check_alike(layouts: tuple[Layout, ...], weights: tuple[dict[str, jax.Array], ...], seed: int) -> None:
+def _check_same_architecture(layouts: tuple[Layout, ...], weights: tuple[dict[str, jax.Array], ...], seed: int) -> None:
     """Raise ``ValueError`` unless a seed's network is that of the first, apart from functions made while building.
 
     Those differ from seed to seed, in their address alone.
@@ -304,8 +304,8 @@ def _check_alike(layouts: tuple[Layout, ...], weights: tuple[dict[str, jax.Array
         )
 
 
-def _description(step: int, epochs: float, per_epoch: int, history: History) -> str:
-    """Where a training is: its epoch, and the last entries of its history."""
+def _describe_progress(step: int, epochs: float, per_epoch: int, history: History) -> str:
+    """Return where a training is: its epoch, and the last entries of its history."""
     text = f"epoch {step / per_epoch:.1f} of {epochs:g}"
     if len(history.epoch):
         text += f"  loss {mean_over_seeds(history.train_loss[-1]):.3f}"

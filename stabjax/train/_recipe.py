@@ -80,7 +80,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         for f in dataclasses.fields(self):
-            object.__setattr__(self, f.name, _plain(f.name, getattr(self, f.name), f.type))
+            object.__setattr__(self, f.name, _as_json_type(f.name, getattr(self, f.name), f.type))
 
         def require(good: bool, name: str, expected: str) -> None:
             if not good:
@@ -113,12 +113,12 @@ class Recipe:
         return Statistics(*(values * channels if len(values) == 1 else values for values in (mean, deviation)))
 
     def to_json(self) -> dict[str, Any]:
-        """The fields as plain JSON values."""
+        """Return the fields as plain JSON values."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "Recipe":
-        """The recipe written by `to_json`; a missing field has its default, an unknown one raises ``ValueError``."""
+        """Read what `to_json` wrote; a missing field has its default; raise ``ValueError`` for an unknown one."""
         unknown = set(values) - {f.name for f in dataclasses.fields(cls)}
         if unknown:
             raise ValueError(
@@ -128,12 +128,12 @@ class Recipe:
         return cls(**fields)
 
 
-def _plain(name: str, value: Any, kind: Any) -> Any:
-    """The value of a field as the type that it has when it comes back from JSON."""
+def _as_json_type(name: str, value: Any, kind: Any) -> Any:
+    """Convert the value of a field to the type that it has when it comes back from JSON."""
     if kind == tuple[Real, ...]:
         if isinstance(value, str) or not hasattr(value, "__iter__"):
             raise TypeError(f"expected {name} as a tuple of numbers, got {value!r}")
-        return tuple(_plain(name, each, Real) for each in value)
+        return tuple(_as_json_type(name, each, Real) for each in value)
     given = value.item() if hasattr(value, "item") and np.ndim(value) == 0 else value
     if kind is bool:
         if not isinstance(given, bool):
@@ -156,15 +156,15 @@ _CHOICES = {
 }
 
 
-def whole(name: str, value: Any, *, least: int = 1) -> int:
-    """A number of images or networks: whole, and so many at least."""
+def as_count(name: str, value: Any, *, least: int = 1) -> int:
+    """Return a number of images or networks, checked: whole, and so many at least."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
         raise ValueError(f"expected {name} as a whole number of at least {least}, got {value!r}")
     return int(value)
 
 
-def steps(recipe: Recipe, images: int) -> tuple[int, int]:
-    """Steps per epoch and in all, for so many training images."""
+def count_steps(recipe: Recipe, images: int) -> tuple[int, int]:
+    """Return steps per epoch and in all, for so many training images."""
     per_epoch = images // recipe.batch_size
     if per_epoch == 0:
         raise ValueError(f"expected at least one batch of {recipe.batch_size} images, got {images}: lower batch_size")
@@ -172,7 +172,7 @@ def steps(recipe: Recipe, images: int) -> tuple[int, int]:
 
 
 def schedule(recipe: Recipe, steps_per_epoch: int) -> Callable[[Scalar], Float[Array, ""]]:
-    """The learning rate as a function of the step, counted from 0.
+    """Return the learning rate as a function of the step, counted from 0.
 
     ``cosine``: ``rate/2 (1 + cos(pi e / (turn epochs)))``, constant within epoch ``e``: with the published turn of 0.8
     it is zero at 80 % of the epochs and has risen to 0.146 times the peak at the end. ``triangular``: straight up over
@@ -231,22 +231,22 @@ def _direction(recipe: Recipe, outputs: int | None) -> optax.GradientTransformat
     decay = optax.add_decayed_weights(recipe.decay, mask=mask) if recipe.decay else optax.identity()
     if recipe.optimizer == "muon":
         muon = optax.contrib.scale_by_muon(
-            beta=recipe.momentum, nesterov=recipe.nesterov, weight_dimension_numbers=_as_matrices
+            beta=recipe.momentum, nesterov=recipe.nesterov, weight_dimension_numbers=_matrix_axes
         )
         rules: dict[Hashable, optax.GradientTransformation] = {
-            "muon": optax.chain(muon, optax.stateless(_as_large_as_adam)),
+            "muon": optax.chain(muon, optax.stateless(_scale_to_adam)),
             "adam": optax.scale_by_adam(),
         }
-        return _in_single(optax.chain(optax.partition(rules, functools.partial(_rule_of_each, outputs=outputs)), decay))
+        return _in_float32(optax.chain(optax.partition(rules, functools.partial(_label_rules, outputs=outputs)), decay))
     if recipe.optimizer == "adam":
-        return _in_single(optax.chain(decay, optax.scale_by_adam()))
+        return _in_float32(optax.chain(decay, optax.scale_by_adam()))
     if recipe.momentum:
         return optax.chain(decay, optax.trace(recipe.momentum, nesterov=recipe.nesterov))
     return decay
 
 
-def _in_single(rule: optax.GradientTransformation) -> optax.GradientTransformation:
-    """The rule with its moments in float32 at least: in float16 the ``epsilon`` that it divides by is zero."""
+def _in_float32(rule: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Keep the moments of a rule in float32 at least: in float16 the ``epsilon`` that it divides by is zero."""
 
     def widened(tree: Any) -> Any:
         return jax.tree.map(lambda p: p.astype(jnp.promote_types(p.dtype, jnp.float32)), tree)
@@ -258,15 +258,15 @@ def _in_single(rule: optax.GradientTransformation) -> optax.GradientTransformati
     return optax.GradientTransformation(lambda params: rule.init(widened(params)), update)
 
 
-def _rule_of_each(params: Any, outputs: int | None) -> Any:
+def _label_rules(params: Any, outputs: int | None) -> Any:
     return jax.tree.map(lambda p: "muon" if p.ndim > 1 and p.shape[-1] != outputs else "adam", params)
 
 
-def _as_matrices(params: Any) -> Any:
+def _matrix_axes(params: Any) -> Any:
     return jax.tree.map(lambda p: optax.contrib.MuonDimensionNumbers(tuple(range(p.ndim - 1)), p.ndim - 1), params)
 
 
-def _as_large_as_adam(updates: Any, params: Any) -> Any:
+def _scale_to_adam(updates: Any, params: Any) -> Any:
     del params
     return jax.tree.map(lambda u: 0.2 * max(math.prod(u.shape[:-1]), u.shape[-1]) ** 0.5 * u, updates)
 
@@ -278,7 +278,7 @@ def loss(
     kind: Loss = "cross-entropy",
     smoothing: Real = 0.0,
 ) -> tuple[Float[Array, " n"], Float[Array, " n"]]:
-    """Loss and hit (1 or 0) of each example.
+    """Return loss and hit (1 or 0) of each example.
 
     ``cross-entropy``: ``outputs`` are logits, ``(n, classes)``; the target is ``1 - smoothing`` on the label plus
     ``smoothing / classes`` everywhere. ``hinge``: ``outputs`` are ``(n,)`` or ``(n, 1)``, labels -1 or +1, and the loss
@@ -305,7 +305,7 @@ def loss(
 
 
 def log_spaced(epochs: Real, *, count: int = 30) -> tuple[int, ...]:
-    """Epochs ``int(10^linspace(-1, log10(epochs), count))``, without duplicates, and 0 and the last."""
+    """Return epochs ``int(10^linspace(-1, log10(epochs), count))``, without duplicates, and 0 and the last."""
     if epochs < 1:
         return (0,)
     # The small excess keeps int() from cutting 10^log10(250) = 249.99999999999997 to 249.

@@ -15,7 +15,7 @@ def published(
     mean: tuple[Real, ...] = (),
     deviation: tuple[Real, ...] = (),
 ) -> Recipe:
-    """The recipe of Petrini et al. 2021 for CIFAR-10, with the decay of their later code (none on vectors).
+    """Return the recipe of Petrini et al. 2021 for CIFAR-10, with the decay of their later code (none on vectors).
 
     SGD of rate 0.1 and momentum 0.9 on batches of 128, a cosine that is zero at 80 % of the epochs and rises again,
     crops with four pixels of padding and flips. Networks without batch normalization may fail to start at this rate.
@@ -41,7 +41,7 @@ def fast(
     mean: tuple[Real, ...] = (),
     deviation: tuple[Real, ...] = (),
 ) -> Recipe:
-    """What gets far in few epochs, for networks with batch normalization.
+    """Return a recipe that gets far in few epochs, for networks with batch normalization.
 
     Batches of 512, a triangular rate, Nesterov momentum, label smoothing of 0.2, crops and flips, a moving average of
     the weights over about a hundred steps, scores with the mirror image. The numbers with SGD are those of Page 2019,

@@ -107,7 +107,7 @@ def test_statistics_of_floats_and_integers(unchecked, convert):
     assert np.isnan(data.statistics(convert(holes)).mean).tolist() == [True, False, False]
 
 
-# Training
+# TrainLoop
 
 
 WITH = {"mean": STATS.mean, "deviation": STATS.deviation}

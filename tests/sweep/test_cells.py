@@ -131,7 +131,7 @@ def test_any_chunk_size_gives_the_same_labelled_values(key, whole):
 def test_batches_inside_a_chunk(key, whole, monkeypatch, traffic, batch):
     seen = []
     original = _program.lower
-    monkeypatch.setattr(_program, "traffic", lambda *args: traffic)
+    monkeypatch.setattr(_program, "bytes_accessed", lambda *args: traffic)
     monkeypatch.setattr(_program, "lower", lambda *args: seen.append(args[2].batch) or original(*args))
     found = sweep.run(cell, AXES, key=key, seeds=2)
     assert seen == [batch]
@@ -152,7 +152,7 @@ def test_chunks_keep_to_the_memory():
 
 
 def test_points_are_computed_with_all_their_seeds():
-    layout, Layout = _program.layout, _program.Layout
+    layout, Layout = _program.choose_layout, _program.ChunkLayout
     assert layout(7, seeds=1, devices=1, largest=5) == Layout(8, 4, 0)
     assert layout(16, seeds=1, devices=8, largest=100) == Layout(16, 2, 1)
     assert layout(60, seeds=5, devices=1, largest=60) == Layout(60, 60, 5)
@@ -183,7 +183,7 @@ def test_what_depends_on_the_seed_or_the_strength_alone_is_computed_once(key, mo
 
 def test_what_is_held_keeps_to_the_memory(key, monkeypatch):
     # Where reading and writing bound nothing, the program is asked what it holds.
-    monkeypatch.setattr(_program, "side_by_side", lambda traffic, platform: 10**6)
+    monkeypatch.setattr(_program, "cells_side_by_side", lambda traffic, platform: 10**6)
     monkeypatch.setattr(_program, "MEMORY", 2**22)
 
     def f(key, a):
@@ -191,8 +191,8 @@ def test_what_is_held_keeps_to_the_memory(key, monkeypatch):
         return jnp.trace((x * a) @ x)
 
     asked = []
-    original = _program.fits
-    monkeypatch.setattr(_program, "fits", lambda compiled: asked.append(original(compiled)) or asked[-1])
+    original = _program.fits_memory
+    monkeypatch.setattr(_program, "fits_memory", lambda compiled: asked.append(original(compiled)) or asked[-1])
     found = sweep.run(f, {"a": np.arange(10.0)}, key=key, seeds=2)
     assert asked[0] is False
     assert asked[-1] is True
@@ -202,11 +202,11 @@ def test_what_is_held_keeps_to_the_memory(key, monkeypatch):
 
 def test_traffic_grows_with_the_cell(key):
     def traffic(n):
-        program, _ = _program.split(lambda key, a: jnp.sum(jax.random.normal(key, (n, n)) * a))
+        program, _ = _program.split_arrays(lambda key, a: jnp.sum(jax.random.normal(key, (n, n)) * a))
         leaves, treedef = jax.tree.flatten(
             ((), jax.eval_shape(lambda: key), {"a": jax.ShapeDtypeStruct((), np.float32)})
         )
-        return _program.traffic(program, treedef, tuple(leaves), False)
+        return _program.bytes_accessed(program, treedef, tuple(leaves), False)
 
     assert traffic(40) > 4 * 40**2
     assert 2 < traffic(80) / traffic(40) < 5

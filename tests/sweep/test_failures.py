@@ -49,7 +49,7 @@ def test_many_errors_are_grouped_and_shortened():
 
 
 def test_cells_are_named_by_their_coordinates():
-    cells = _grid.grid({"a": [0.5, 1.5], "kind": ["u", "v", "w"], "b": [1, 2]}, "kind", 2)
+    cells = _grid.check_grid({"a": [0.5, 1.5], "kind": ["u", "v", "w"], "b": [1, 2]}, "kind", 2)
     count = 2 * 3 * 2 * 2
     found = _result.dataset(cells, {"row": np.arange(count)}, Outputs({}, {}, {}, {}), {}, []).row
     assert cells.where(0) == "(a=0.5, kind=u, b=1, seed=0)"

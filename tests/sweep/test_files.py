@@ -239,7 +239,7 @@ def test_static_values_are_written_the_same_in_every_process():
         ((), "()"),
     ):
         assert describe_shortly(value) == text
-    assert _grid.grid({"v": [frozenset(letters)]}, "v", 1).describe() == {"v": {"static": [listed]}}
+    assert _grid.check_grid({"v": [frozenset(letters)]}, "v", 1).describe() == {"v": {"static": [listed]}}
 
 
 @dataclasses.dataclass(frozen=True)

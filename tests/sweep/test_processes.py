@@ -52,7 +52,7 @@ def test_two_processes_get_everything_and_one_writes(tmp_path):
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         port = probe.getsockname()[1]
-    finish(*(worker("team", port, k, tmp_path) for k in range(2)))
+    finish(*(worker("processes", port, k, tmp_path) for k in range(2)))
     first, *others = (load(tmp_path / f"{name}-{k}.nc") for name in ("first", "again") for k in range(2))
     xarray.testing.assert_allclose(first, sweep_worker.sweep(), rtol=1e-5, atol=1e-6)
     for other in others:

@@ -65,14 +65,14 @@ class Odd(nnx.Module):
 
 
 class Scanned(nnx.Module):
-    """Three normalizations as one, their statistics stacked."""
+    """Three normalizations as one, their statistics stack_seeds."""
 
     def __init__(self, *, rngs):
         make = nnx.vmap(lambda rngs: nnx.BatchNorm(1, rngs=rngs), in_axes=0, out_axes=0)
         self.layers = nnx.split_rngs(splits=3)(make)(rngs)
 
     def __call__(self, x):
-        step = nnx.scan(lambda layer, x: jnp.sqrt(1 + layer(x)), in_axes=(0, nnx.Carry), out_axes=nnx.Carry)
+        step = nnx.scan(lambda layer, x: jnp.sqrt(1 + layer(x)), in_axes=(0, nnx.TrainState), out_axes=nnx.TrainState)
         return step(self.layers, x)
 
 

@@ -1,4 +1,4 @@
-"""Training: what it learns and says of it, seeds, compiled programs, scores."""
+"""TrainLoop: what it learns and says of it, seeds, compiled programs, scores."""
 
 import dataclasses
 import functools
@@ -10,8 +10,8 @@ import pytest
 from flax import nnx
 
 from stabjax import conv, train
-from stabjax.train import _layout as train_layout
-from stabjax.train._program import Machine
+from stabjax.train import _state_dict
+from stabjax.train._program import CompiledSteps
 from tests.train.helpers import CLASSES, DATA, ONE, SHORT, SIDE, TEST, Dense, Net, close, same
 
 
@@ -140,7 +140,7 @@ def test_every_image_is_used_once_in_an_epoch(key):
 @pytest.mark.parametrize("build", [Net, Dense])
 def test_networks_of_one_class_share_their_programs(build):
     """Defaults of a constructor are no state, and objects made one after the other are of one architecture."""
-    first, second = (train_layout.Layout.of(build(rngs=nnx.Rngs(seed)))[0] for seed in (0, 1))
+    first, second = (_state_dict.Layout.of(build(rngs=nnx.Rngs(seed)))[0] for seed in (0, 1))
     assert first == second
     assert first.contents is None
 
@@ -149,7 +149,7 @@ def test_networks_of_one_class_share_their_programs(build):
 def test_one_loop_and_single_steps_agree(key, monkeypatch, build):
     runs = []
     for by_step in (False, True):
-        monkeypatch.setattr(Machine, "must_step", lambda *_, answer=by_step: answer)
+        monkeypatch.setattr(CompiledSteps, "needs_single_steps", lambda *_, answer=by_step: answer)
         runs.append(train.fit(build, DATA, key=key, recipe=ONE))
     close(runs[0].last, runs[1].last, rtol=1e-4, atol=1e-5)
 
@@ -170,13 +170,13 @@ def test_what_is_slow_in_a_loop_on_the_cpu_steps_singly(key, monkeypatch, build,
     class Asked(Exception):
         pass
 
-    ask = Machine.must_step
+    ask = CompiledSteps.needs_single_steps
 
     def stop(*args):
         assert ask(*args) == (singly and jax.default_backend() == "cpu")
         raise Asked
 
-    monkeypatch.setattr(Machine, "must_step", stop)
+    monkeypatch.setattr(CompiledSteps, "needs_single_steps", stop)
     with pytest.raises(Asked):
         train.fit(build, DATA, key=key, recipe=ONE)
 

@@ -74,7 +74,7 @@ def every_step(monkeypatch):
         states[step] = arrays
         save(path, step, arrays, meta)
 
-    monkeypatch.setattr("stabjax.train._training.PATIENCE", 0.0)
+    monkeypatch.setattr("stabjax.train._loop.PATIENCE", 0.0)
     monkeypatch.setattr(_files, "save_state", noted)
     return states
 
@@ -120,7 +120,7 @@ def test_the_average_of_weights_inside_is_inside(relaxed_promotion):
 @pytest.mark.parametrize("vectorized", [False, True])
 @pytest.mark.parametrize("n", [60, 130])
 def test_killed_and_gone_on(relaxed_promotion, tmp_path, monkeypatch, n, vectorized):
-    monkeypatch.setattr("stabjax.train._training.PATIENCE", 0.0)
+    monkeypatch.setattr("stabjax.train._loop.PATIENCE", 0.0)
     options = {"recipe": RECIPE, "vectorized": vectorized}
 
     def optimizer():
@@ -151,7 +151,7 @@ def test_that_of_a_recipe_as_a_link(relaxed_promotion):
     ids=["schedule_free", "plateau", "noise", "multi_steps"],
 )
 def test_states_of_all_kinds_are_kept(relaxed_promotion, tmp_path, monkeypatch, optimizer):
-    monkeypatch.setattr("stabjax.train._training.PATIENCE", 0.0)
+    monkeypatch.setattr("stabjax.train._loop.PATIENCE", 0.0)
     options = {"recipe": RECIPE, "optimizer": optimizer}
     assert crash(tmp_path, 90, **options)
     run = fit(test=TEST, seeds=2, path=tmp_path, **options)

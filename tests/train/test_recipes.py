@@ -154,7 +154,7 @@ def recorded(tmp_path_factory):
         save(path, step, arrays, meta)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("stabjax.train._training.PATIENCE", 0.0)
+        patch.setattr("stabjax.train._loop.PATIENCE", 0.0)
         patch.setattr(_files, "save_state", keep)
         recipe = dataclasses.replace(FIXED, averaging=0.45)
         run = fit(recipe=recipe, test=TEST, seeds=2, path=path, save_every=0.0)
@@ -333,7 +333,7 @@ def test_mirrored_scores_are_those_of_the_mean_logits():
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
+def as_count(tmp_path_factory):
     path = tmp_path_factory.mktemp("runs") / "whole"
     with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
         return fit(recipe=ALL, test=TEST, seeds=2, path=path)
@@ -361,7 +361,7 @@ def test_all_together_learns_and_is_scored_mirrored(whole):
 
 @pytest.mark.parametrize("n", [75, pytest.param(160, marks=pytest.mark.slow)])
 def test_all_together_killed_and_gone_on(whole, tmp_path, monkeypatch, relaxed_promotion, n):
-    monkeypatch.setattr("stabjax.train._training.PATIENCE", 0.0)
+    monkeypatch.setattr("stabjax.train._loop.PATIENCE", 0.0)
     assert crash(tmp_path, n, recipe=ALL)
     assert 0 < max(int(f.name) for f in (tmp_path / "state").iterdir()) < 18
     same(fit(recipe=ALL, test=TEST, seeds=2, path=tmp_path), whole)

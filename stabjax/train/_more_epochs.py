@@ -14,12 +14,12 @@ FREE = ("epochs", "turn")
 
 
 def differs_in_length(saved: Mapping[str, Any], given: Mapping[str, Any]) -> bool:
-    """Whether two recipes, as JSON has them, differ, and in the fields that are free alone."""
+    """Tell whether two recipes, as JSON has them, differ, and in the fields that are free alone."""
     names = [name for name in {*saved, *given} if saved.get(name) != given.get(name)]
     return bool(names) and set(names) <= set(FREE)
 
 
-def check_further(
+def check_more_epochs(
     path: Path,
     begun: Recipe,
     asked: Recipe,

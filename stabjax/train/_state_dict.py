@@ -1,4 +1,4 @@
-"""A model's variables as one flat ``{name: array}``, the form in which they are trained, stacked and saved."""
+"""A model's variables as one flat ``{name: array}``, the form in which they are trained, stack_seeds and saved."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -43,7 +43,7 @@ class Layout:
 
     @classmethod
     def of(cls, model: nnx.Module) -> tuple["Layout", dict[str, jax.Array]]:
-        """The layout of a model, and a copy of its weights."""
+        """Return the layout of a model, and a copy of its weights."""
         training, state = nnx.split(in_mode(model, training=True))
         evaluation = nnx.split(in_mode(model, training=False))[0]
         weights = {name: jnp.array(leaf, copy=True) for name, leaf in leaves_by_path(state).items()}
@@ -52,28 +52,28 @@ class Layout:
         return cls(training, evaluation, jax.tree.structure(state), tuple(weights), keys, contents), weights
 
     def model(self, weights: Weights, *, training: bool) -> nnx.Module:
-        """The module with these weights."""
+        """Return the module with these weights."""
         state = jax.tree.unflatten(self.tree, [weights[name] for name in self.names])
         return nnx.merge(self.training if training else self.evaluation, state, copy=True)
 
     def weights(self, model: nnx.Module) -> dict[str, jax.Array]:
-        """The variables of a module of this layout, as they are; without those it made while it was called."""
+        """Return the variables of a module of this layout, without those that it made while it was called."""
         found = leaves_by_path(nnx.state(model))
         return {name: found[name] for name in self.names}
 
-    def on_device(self, host: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
-        """The weights that `to_host` brought here."""
+    def to_device(self, host: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
+        """Bring the weights back to the device that `to_host` took from it."""
         impl = dict(self.keys)
         arrays = {k: jnp.asarray(host[k]) for k in self.names}
         return {k: jax.random.wrap_key_data(v, impl=impl[k]) if k in impl else v for k, v in arrays.items()}
 
     def signature(self, weights: Weights) -> dict[str, str]:
-        """Dtype and shape of every variable, as text."""
+        """Return the dtype and shape of every variable, as text."""
         return {k: f"{v.dtype}{list(v.shape)}" for k, v in to_host(weights).items()}
 
 
 def in_mode(model: nnx.Module, *, training: bool) -> Any:
-    """A copy of the model in training or evaluation mode."""
+    """Copy the model in training or evaluation mode."""
     model = nnx.clone(model)
     if training:
         model.train()
@@ -83,7 +83,7 @@ def in_mode(model: nnx.Module, *, training: bool) -> Any:
 
 
 def to_host(tree: Any) -> dict[str, np.ndarray]:
-    """``{name: array}`` of copies of the same bits; random keys as their integers.
+    """Copy a tree to ``{name: array}`` on the host, the same bits; random keys as their integers.
 
     Copies, because NumPy may look straight into a buffer that is donated later.
     """
@@ -91,7 +91,7 @@ def to_host(tree: Any) -> dict[str, np.ndarray]:
 
 
 def from_host(host: Mapping[str, np.ndarray], template: Any) -> Any:
-    """The tree like ``template`` with the values that `to_host` brought here; what is missing stays as it is."""
+    """Build the tree like ``template`` from what `to_host` returned; what is missing stays as it is."""
 
     def one(name: str, old: Any) -> Any:
         if name not in host:
