@@ -65,7 +65,7 @@ def published_cca(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 def alignment() -> list[dict]:
     """The matrix of 18 x 18 layers: all convolutions of the blocks, the first one and the dense layer."""
     images = np.random.default_rng(0).normal(size=(IMAGES, 32, 32, 3)).astype(np.float32)
-    f, g = (sj.features.of(sj.models.ResNet(18, rngs=nnx.Rngs(seed))) for seed in (0, 1))
+    f, g = (sj.networks.wrap(sj.models.ResNet(18, rngs=nnx.Rngs(seed))) for seed in (0, 1))
     taps = sj.features.taps(f, images[:2])
     names = [tap.name for tap in taps if tap.kind in ("conv", "dense") and "shortcut" not in tap.name]
     if len(names) != LAYERS:

@@ -74,7 +74,7 @@ class VGG16(linen.Module):
 
 def without_numbers(module):
     """A network whose parameters are shapes alone."""
-    return sj.features.of(module.bind(jax.eval_shape(module.init, jax.random.key(0), IMAGES)))
+    return sj.networks.wrap(module.bind(jax.eval_shape(module.init, jax.random.key(0), IMAGES)))
 
 
 def vgg16():

@@ -19,7 +19,7 @@ LAYER = "features/3/conv"
 
 
 def run() -> list[dict]:
-    network = sj.features.of(sj.models.build("VGG11", rngs=nnx.Rngs(0)))
+    network = sj.networks.wrap(sj.models.build("VGG11", rngs=nnx.Rngs(0)))
     x = np.random.default_rng(0).normal(size=(IMAGES, 32, 32, 3)).astype(np.float32)
     _, forward = first_and_best(lambda: _forward(network, x), 3)
     rows = [{"name": "VGG11 forward, 64 images", "ms": forward}]

@@ -38,7 +38,7 @@ def run() -> list[dict]:
 
 def passes(name: str, model: nnx.Module, x: np.ndarray, *, repeats: int) -> list[dict]:
     """The probe of all operations against the forward passes it needs, and against those that also read every value."""
-    network = sj.features.of(model)
+    network = sj.networks.wrap(model)
     bare = jax.jit(lambda f, x: jax.lax.map(f, x.reshape(-1, BATCH, SIDE, SIDE, 3)))
     read_once = jax.jit(lambda f, x: jax.lax.map(partial(_squares, f), x.reshape(-1, BATCH, SIDE, SIDE, 3)))
     key, deformation = jax.random.key(0), _deformation()
@@ -117,7 +117,7 @@ def peak_megabytes(n):
 
 if __name__ == "__main__":
     result = sj.probe.stability(
-        sj.features.of(sj.models.VGG(11, rngs=nnx.Rngs(0))),
+        sj.networks.wrap(sj.models.VGG(11, rngs=nnx.Rngs(0))),
         images(int(sys.argv[1])),
         key=jax.random.key(0),
         deformation=_deformation(),

@@ -31,13 +31,13 @@ def record(
         family: which colour it has, and with which others it is left out of the fit.
         best: the trained network.
         initial: the untrained network, where there is one. A Flax NNX module is measured with the statistics of its
-            batch, as published; of another framework, give `stabjax.features.of` in its training mode.
+            batch, as published; of another framework, give `stabjax.networks.wrap` in its training mode.
         **notes: whatever else is to stand in the file.
     """
     if not 0 < error <= 1:
         raise ValueError(f"expected error in (0, 1], a share of the test images, got {error}")
     if isinstance(initial, nnx.Module):
-        initial = sj.features.of(initial, mode="batch_statistics")
+        initial = sj.networks.wrap(initial, mode="batch_statistics")
     stages = {"initial": initial, "best": best}
     stability = {stage: [measured.measure(f)] for stage, f in stages.items() if f is not None}
     return {"family": family, "test_error": {"best": [error]}, "stability": stability, **notes}
@@ -62,7 +62,7 @@ def member_record(
         if not len(errors):  # none of the seeds came through its first epoch
             errors = np.full((1, seeds), np.nan)
         stages = {
-            "initial": lambda seed: sj.features.of(run.model("initial", seed=seed), mode="batch_statistics"),
+            "initial": lambda seed: sj.networks.wrap(run.model("initial", seed=seed), mode="batch_statistics"),
             "best": lambda seed: run.model("best", seed=seed),
             "last": lambda seed: run.model("last", seed=seed),
         }

@@ -28,7 +28,7 @@ def routes(kernels: Sequence[int], *, repeats: int, seed: int, smoke: bool) -> t
     found = {label: timed(size, kernels, repeats=repeats, seed=seed) for label, size in sizes.items()}
     figure, grid = sj.plot.panels(1, len(sizes), size=(3.9, 3.6), sharex=True)
     for axes, (label, table) in zip(grid[0], found.items(), strict=True):
-        for colour, marker, (route, each) in zip(sj.plot.COLOURS[1:], "osD", table.items(), strict=False):
+        for colour, marker, (route, each) in zip(sj.plot.COLORS[1:], "osD", table.items(), strict=False):
             middle, low, high = 1e3 * np.array([each["seconds"], *np.transpose(each["interval"])])
             bars = [middle - low, high - middle]
             axes.errorbar(kernels, middle, bars, color=colour, marker=marker, capsize=2, label=route)

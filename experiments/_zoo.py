@@ -191,7 +191,7 @@ class Probe:
         Every version of the images passes as one batch, so that a network with batch statistics is measured the
         published way.
         """
-        f = f if isinstance(f, sj.features.Guest) else sj.features.of(f)
+        f = f if isinstance(f, sj.networks.Network) else sj.networks.wrap(f)
         clean = _output(f, self.clean)
         deformed, noisy = (np.stack([_output(f, x) for x in many]) for many in (self.deformed, self.noisy))
         found = {}

@@ -158,7 +158,7 @@ def norms(params: Any) -> list[float]:
 
 def measure(config: Config, model: nnx.Module, images: Any, deformation: Any) -> dict[str, Any]:
     """The slopes of every convolution and dense layer."""
-    network = sj.features.of(model)
+    network = sj.networks.wrap(model)
     layers = [tap.name for tap in sj.features.taps(network, images) if tap.kind in ("conv", "dense")]
     keys = jax.random.split(jax.random.key(config.seed), 3)
     result = sj.probe.stability(network, images, key=keys[0], deformation=deformation, draws=4, select=layers)

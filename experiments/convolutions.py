@@ -146,7 +146,7 @@ def field(config: Config, digits: _primer.Digits, train: Train) -> Drawn:
     """The box of pixels that a unit of the second convolution sees: by arithmetic, paths, trial, and gradients."""
     # Its gradients take long to compile.
     untrained = _primer.convolutional(rngs=nnx.Rngs(config.seed)) if config.smoke else None
-    network = sj.features.of(untrained or train("SimpleCNN", config.seed)[0].model())
+    network = sj.networks.wrap(untrained or train("SimpleCNN", config.seed)[0].model())
     images = jnp.asarray(digits.pixels(digits.validation[0][:200]))
     first, second = [tap.name for tap in sj.features.taps(network, images) if tap.kind == "conv"][:2]
     place = (3, 3)
@@ -287,7 +287,7 @@ def training(config: Config, digits: _primer.Digits, train: Train) -> Drawn:
     figure, grid = sj.plot.panels(1, 1, size=(6.4, 4.4))
     axes = grid[0, 0]
     epochs = np.arange(1, 2 * config.epochs + 1)
-    for colour, name in zip(sj.plot.COLOURS[1:], list(_primer.NETWORKS)[config.smoke :], strict=False):
+    for colour, name in zip(sj.plot.COLORS[1:], list(_primer.NETWORKS)[config.smoke :], strict=False):
         many = [train(name, config.seed + k) for k in range(config.seeds)]
         run, accuracy = many[0][0], np.stack([each for _, each in many], axis=1)
         sizes = [int(leaf.size) for leaf in jax.tree.leaves(nnx.state(run.model("last"), nnx.Param))]

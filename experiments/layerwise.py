@@ -77,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     stages: dict[str, list[sj.stability.Stability]] = {"at initialisation": [], "trained": []}
     for seed in range(config.seeds):
         options = {"key": jax.random.fold_in(probe_key, seed), "deformation": deformation, "draws": config.draws}
-        initial = sj.features.of(run.model("initial", seed=seed), mode="batch_statistics")
+        initial = sj.networks.wrap(run.model("initial", seed=seed), mode="batch_statistics")
         stages["at initialisation"].append(sj.probe.stability(initial, images, batch_size=len(images), **options))
         stages["trained"].append(sj.probe.stability(run.model("last", seed=seed), images, **options))
     console.print(str(stages["trained"][0]))

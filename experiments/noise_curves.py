@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     curves, steps, found = {}, {}, {}
     for name, member in _zoo.chosen(config.size, config.networks or DEFAULT[config.size], None).items():
         run = _zoo.train(name, member, given, key=jax.random.key(config.seed), seeds=1, path=path)
-        network = sj.features.of(run.model("best"))
+        network = sj.networks.wrap(run.model("best"))
         curves[name] = strengths(config, network, measured, name)
         lengths = curves[name].sel(cutoff=config.cutoffs[0]).radius.to_numpy()
         steps[name] = {
@@ -258,7 +258,7 @@ def draw(curves: Mapping[str, xarray.Dataset], found: Mapping[str, Any], cutoff:
     for column, (name, data) in zip(grid.T, curves.items(), strict=True):
         data = data.sel(cutoff=cutoff)
         r = data.radius
-        for key, colour, symbol in (("deformation", sj.plot.COLOURS[1], "D"), ("noise", sj.plot.COLOURS[2], "G")):
+        for key, colour, symbol in (("deformation", sj.plot.COLORS[1], "D"), ("noise", sj.plot.COLORS[2], "G")):
             column[0].loglog(r, data[key], color=colour, label=f"${symbol}_f$, medians per unit")
             column[0].loglog(r, data[f"{key}_mean"], color=colour, linewidth=0.8, linestyle=":", label="means")
             guide = data[key][0] * (r / r[0]) ** 2
@@ -296,7 +296,7 @@ def draw_toward(
     figure, grid = sj.plot.panels(2, len(curves), size=(4.2, 3.0), sharex=True, sharey="row")
     for column, (name, data) in zip(grid.T, curves.items(), strict=True):
         many = {"isotropic noise": data.sel(cutoff=cutoff), **{f"toward {k}": v for k, v in steps[name].items()}}
-        for colour, (label, each) in zip(sj.plot.COLOURS[1:], many.items(), strict=False):
+        for colour, (label, each) in zip(sj.plot.COLORS[1:], many.items(), strict=False):
             r = each.radius.to_numpy()
             column[0].loglog(r, each.noise, color=colour, label=label)
             column[1].semilogx(r, each.noise_error, color=colour, label=label)

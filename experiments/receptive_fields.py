@@ -123,7 +123,7 @@ def measure(name: str, config: Config, console: Console) -> Network:
     )
     # At initialisation batch normalisation has no statistics yet.
     models = {"initial": sj.train.calibrate(run.model("initial"), clean), "last": run.model("last")}
-    networks = {stage: sj.features.of(model) for stage, model in models.items()}
+    networks = {stage: sj.networks.wrap(model) for stage, model in models.items()}
     taps = sj.features.taps(networks["last"], images)
     layers = tuple(tap.name for tap in taps if tap.kind in ("conv", "pool") and len(tap.shape) == images.ndim)
     count = {tap.name: tap.shape[-1] for tap in taps}
@@ -167,7 +167,7 @@ def depth(networks: dict[str, Network], config: Config) -> tuple[Any, dict[str, 
         extents = [network.extents[layer].size for layer in network.layers]
         axes.plot(position, [side[0] for side in extents], "k-", linewidth=1.2, label="extent")
         sizes = {stage: [size(network.maps[stage][layer]) for layer in network.layers] for stage in STAGES}
-        for colour, (stage, label) in zip(sj.plot.COLOURS, STAGES.items(), strict=False):
+        for colour, (stage, label) in zip(sj.plot.COLORS, STAGES.items(), strict=False):
             axes.plot(position, sizes[stage], "o-", color=colour, markersize=4, label=f"effective, {label}")
         side = network.images.shape[1]
         axes.axhline(side, color="0.7", linewidth=0.8, linestyle="--")

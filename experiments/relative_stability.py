@@ -213,7 +213,7 @@ def untrained(name: str, config: Config, probes: Mapping[int, Probe]) -> dict[st
         networks = {seed: sj.models.build(model, rngs=nnx.Rngs(seed)) for seed in probes}
         return {
             "seeds": [
-                probes[seed].measure(sj.features.of(network, mode="batch_statistics"))
+                probes[seed].measure(sj.networks.wrap(network, mode="batch_statistics"))
                 for seed, network in networks.items()
             ]
         }
@@ -257,7 +257,7 @@ def draw(records: Mapping[str, Any], *, title: str = "", stage: str = "best", st
     ):
         for name, p in points.items():
             family = families.index(records[name]["family"])
-            colour = sj.plot.COLOURS[1:][family % (len(sj.plot.COLOURS) - 1)]
+            colour = sj.plot.COLORS[1:][family % (len(sj.plot.COLORS) - 1)]
             out = name in found["left_out"]
             axes.errorbar(
                 p[symbol],
@@ -306,8 +306,8 @@ def draw_initial(found: Mapping[str, Any]) -> Any:
     position = np.arange(len(found))[::-1]
     for axes, symbol in zip(grid[0], "RDG", strict=True):
         for statistic, colour, label, shift in (
-            ("mean", sj.plot.COLOURS[1], "means", 0.12),
-            ("published", sj.plot.COLOURS[2], "medians per unit", -0.12),
+            ("mean", sj.plot.COLORS[1], "means", 0.12),
+            ("published", sj.plot.COLORS[2], "medians per unit", -0.12),
         ):
             middle = np.array([each[statistic][symbol] for each in found.values()])
             spread = np.array([each[f"{statistic}_deviation"][symbol] for each in found.values()], float)

@@ -114,10 +114,10 @@ class Material:
     about: Mapping[str, Any]
     """What is beside all numbers."""
 
-    def network(self, which: Any, *, seed: int = 0) -> sj.features.Guest:
+    def network(self, which: Any, *, seed: int = 0) -> sj.networks.Network:
         """At a stage or step; the statistics are those of training, at the beginning those the images give."""
         model = self.run.model(which, seed=seed)
-        return sj.features.of(sj.train.calibrate(model, self.images) if which in (0, "initial") else model)
+        return sj.networks.wrap(sj.train.calibrate(model, self.images) if which in (0, "initial") else model)
 
     def compare(self, f: Any, g: Any, **options: Any) -> sj.similarity.Similarity:
         """Every layer with every layer, the repeated one at the output left out; by debiased CKA if nothing is said."""
@@ -253,7 +253,7 @@ def of_deformed(given: Material) -> Drawn:
     axes, layers = grid[0, 2], results["trained, deformed"].layers
     place = np.arange(len(layers))
     for name, result in results.items():
-        colour = sj.plot.COLOURS[0 if name.startswith("untrained") else 1]
+        colour = sj.plot.COLORS[0 if name.startswith("untrained") else 1]
         line = "-" if name.endswith("deformed") else "--"
         axes.plot(place, 1 - np.diag(result.matrix), line, color=colour, marker="o", markersize=3, label=name)
         low, high = (np.diag(result.interval[..., end]) for end in (0, 1))
@@ -293,7 +293,7 @@ def of_ways(given: Material) -> Drawn:
     }
     figure, grid = sj.plot.panels(1, 2, size=(5.4, 4.8), sharey=True)
     for axes, curves in zip(grid[0], (found, fewer), strict=True):
-        for colour, (name, numbers) in zip(sj.plot.COLOURS[1:], curves.items(), strict=False):
+        for colour, (name, numbers) in zip(sj.plot.COLORS[1:], curves.items(), strict=False):
             values = np.array(numbers["correlations"])
             label = f"{name}: {numbers['samples']:,} samples, {1e3 * numbers['seconds']:.0f} ms"
             axes.plot(np.arange(1, len(values) + 1), values, "o-", markersize=2, linewidth=1, color=colour, label=label)

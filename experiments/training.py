@@ -103,7 +103,7 @@ def _along(name: str, run: sj.train.Run, folder: Path, measured: _zoo.Probe) -> 
     rows: dict[str, list[Any]] = {"epoch": [], "error": [], "R": [], "D": [], "G": [], "R low": [], "R high": []}
     for step, epoch in sj.train.checkpoints(folder / _zoo.folder(name)).items():
         model = run.model(step)
-        network = sj.features.of(model, mode="batch_statistics") if step == 0 else model
+        network = sj.networks.wrap(model, mode="batch_statistics") if step == 0 else model
         result = measured.measure(network)["median"]
         rows["epoch"].append(epoch)
         rows["error"].append(errors.get(step))
@@ -182,7 +182,7 @@ def draw_along(along: Mapping[str, Any]) -> Any:
     """Four panels against the epoch, one curve per network; initialisation stands at the left."""
     figure, grid = sj.plot.panels(1, 4, size=(3.6, 3.4))
     for axes, (key, label) in zip(grid[0], _PANELS, strict=True):
-        for colour, (name, rows) in zip(sj.plot.COLOURS[1:], along.items(), strict=False):
+        for colour, (name, rows) in zip(sj.plot.COLORS[1:], along.items(), strict=False):
             epoch = np.array(rows["epoch"], float)
             shown = np.where(epoch > 0, epoch, 0.5 * epoch[epoch > 0].min())
             values = np.array([np.nan if v is None else v for v in rows[key]], float)
@@ -202,7 +202,7 @@ def draw_sets(sets: Mapping[str, Any]) -> Any:
     """Four panels against the number of training images: geometric means and deviations over seeds."""
     figure, grid = sj.plot.panels(1, 4, size=(3.6, 4.8))
     for axes, (key, label) in zip(grid[0], _PANELS, strict=True):
-        for colour, (name, rules) in zip(sj.plot.COLOURS[1:], sets.items(), strict=False):
+        for colour, (name, rules) in zip(sj.plot.COLORS[1:], sets.items(), strict=False):
             for style, rule in zip(("-", "--"), RULES, strict=True):
                 middle, spread = over_seeds(rules[rule], key)
                 images = rules[rule]["images"]

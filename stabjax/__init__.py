@@ -2,12 +2,13 @@
 
 The rooms, in the order of the data::
 
-    images -> perturb (fields, warp) -> features -> stability -> sweep -> plot
+    images, network -> perturb (fields, warp) -> features -> probe -> sweep -> plot
 
     data       real image sets, and the scale-detection task
     fields     random displacement fields
     warp       pull an image back along a field
     perturb    random perturbations of one image
+    networks   a network of any framework as data
     features   the activations of any network, by operation
     stability  D, G and R with their intervals, from features
     similarity CCA, CKA and their kin, of two layers
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
         fields,
         lipschitz,
         models,
+        networks,
         perturb,
         plot,
         probe,
@@ -62,6 +64,7 @@ __all__ = [
     "fields",
     "lipschitz",
     "models",
+    "networks",
     "perturb",
     "plot",
     "probe",

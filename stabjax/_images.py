@@ -12,18 +12,14 @@ Only their sides, ``spatial=(3, 32)``, say that they are what they look unlike.
 """
 
 import contextlib
-import copy
-import dataclasses
 import operator
 from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, Literal, TypeAlias, TypeVar
+from typing import Any, Literal, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-
-T = TypeVar("T")
 
 Integers: TypeAlias = Literal[False, "bytes", "any"]
 Spatial: TypeAlias = int | Sequence[int] | None
@@ -61,19 +57,6 @@ def as_spatial(spatial: Spatial) -> int | tuple[int, ...] | None:
             "batch and channels"
         )
     return word
-
-
-def with_spatial(perturbation: T, spatial: tuple[int, ...]) -> T:
-    """Return a perturbation that knows the sides of its images, if it is one that can; others as they are.
-
-    A batch whose axes are known says what a single one of its images leaves open.
-    """
-    members: Any = dataclasses.fields(perturbation) if dataclasses.is_dataclass(perturbation) else ()
-    if not any(f.name == "spatial" and f.metadata.get("static") for f in members):
-        return perturbation
-    known = copy.copy(perturbation)
-    object.__setattr__(known, "spatial", tuple(spatial))
-    return known
 
 
 def check_batch(
@@ -135,7 +118,7 @@ def check_batch(
         raise ValueError(
             f"expected images ({', '.join(('n', *AXES[len(shape) - 2], 'channels'))}), got shape {shape}, which looks "
             f"like channels first: {CHANNELS_LAST}, also for a network that wants them first, which comes in by "
-            f"features.of(model, layout='channels_first'); if they are {_sides(shape[1:-1])} pixels of {shape[-1]} "
+            f"networks.wrap(model, layout='channels_first'); if they are {_sides(shape[1:-1])} pixels of {shape[-1]} "
             f"channels, say spatial={shape[1:-1]}"
         )
 
@@ -167,8 +150,8 @@ def explain_batch(x: Any) -> Iterator[None]:
         error.add_note(
             f"expected a network that takes a batch (n, h, w, channels), got this error from one called with "
             f"{tuple(np.shape(x))}: the channels come last, and gray images have one, x[..., None]; a network that "
-            "wants them first comes in by features.of(model, layout='channels_first'), one of single examples by "
-            "features.of(model, single=True)"
+            "wants them first comes in by networks.wrap(model, layout='channels_first'), one of single examples by "
+            "networks.wrap(model, single=True)"
         )
         raise
 
@@ -240,8 +223,8 @@ def check_numbers(images: Any, name: str, *, abstract: bool = True) -> None:
         if several:
             raise TypeError(
                 f"expected one batch of images, (n, h, w, channels), got {several}. A network is looked at as a "
-                "function of its images alone: hold all other inputs fixed, features.of(lambda images: model(...)), or "
-                "features.of(jax.tree_util.Partial(apply, others)) to have them as leaves of the network; single "
+                "function of its images alone: hold all other inputs fixed, networks.wrap(lambda images: model(...)), "
+                "or networks.wrap(jax.tree_util.Partial(apply, others)) to have them as leaves of the network; single "
                 "images come in as jnp.stack(images)"
             )
         raise TypeError(f"expected {name} as an array, got {type(images).__name__}: give np.asarray(...) of it")

@@ -18,7 +18,7 @@ from flax import nnx
 from rich.console import Console
 from rich.table import Table
 
-from stabjax import data, features, models, perturb, plot, probe, train
+from stabjax import data, models, networks, perturb, plot, probe, train
 from stabjax._provenance import command, versions
 from stabjax.stability import Stability
 
@@ -123,7 +123,7 @@ def _demo(demo: Demo, console: Console) -> None:
     images = train.normalise(material.test[0][chosen], mean=material.recipe.mean, deviation=material.recipe.deviation)
     options = {"key": probe_key, "deformation": material.deformation, "draws": demo.draws}
     with console.status("probing before and after training"):
-        initial = features.of(run.model("initial"), mode="batch_statistics")
+        initial = networks.wrap(run.model("initial"), mode="batch_statistics")
         before = probe.stability(initial, images, batch_size=len(images), **options)
         after = probe.stability(run.model("last"), images, **options)
     console.print(table(before, after, title=f"{len(images)} test images, {demo.draws} deformations each"))

@@ -12,7 +12,7 @@ import numpy as np
 from flax import linen, nnx
 from jax.ad_checkpoint import checkpoint_name
 
-from stabjax import features
+from stabjax import networks
 
 IMAGES = (2, 8, 8, 3)
 
@@ -307,59 +307,59 @@ def parametrised_guest():
     return jax.tree_util.Partial(with_parameters, params)
 
 
-single = partial(features.of, single=True, layout="channels_first")
+single = partial(networks.wrap, single=True, layout="channels_first")
 
 CASES = {
     "nnx residual": Case(
-        lambda: features.of(NNXResidual(nnx.Rngs(0))),
+        lambda: networks.wrap(NNXResidual(nnx.Rngs(0))),
         "stem=conv blocks/0/conv=conv blocks/0/norm=norm add_0=residual relu_0=activation blocks/1/conv=conv "
         "blocks/1/norm=norm add_1=residual relu_1=activation avg_pool_0=pool head=dense output=output",
     ),
     "nnx transformer": Case(
-        lambda: features.of(NNXTransformer(nnx.Rngs(0))),
+        lambda: networks.wrap(NNXTransformer(nnx.Rngs(0))),
         "patch=conv position=other norm=norm attention/query=dense attention/key=dense attention/value=dense "
         "product_0=other softmax_0=other product_1=other attention/out=dense add_0=residual up=dense "
         "gelu_0=activation down=dense scale=other add_1=residual head=dense output=output",
     ),
     "nnx squeeze": Case(
-        lambda: features.of(NNXSqueeze(nnx.Rngs(0))),
+        lambda: networks.wrap(NNXSqueeze(nnx.Rngs(0))),
         "expand=conv relu6_0=activation depthwise=conv norm=norm hard_silu_0=activation avg_pool_0=pool "
         "squeeze=dense silu_0=activation excite=dense sigmoid_0=activation mul_0=other sum_pool_0=pool "
         "output=output",
     ),
     "nnx wrapped": Case(
-        lambda: features.of(NNXWrapped(nnx.Rngs(0))),
+        lambda: networks.wrap(NNXWrapped(nnx.Rngs(0))),
         "conv=conv norm=norm relu_0=activation avg_pool_0=pool output=dense output:1=output",
     ),
     "nnx tied": Case(
-        lambda: features.of(NNXTied(nnx.Rngs(0))),
+        lambda: networks.wrap(NNXTied(nnx.Rngs(0))),
         "conv=conv tanh_0=activation conv:1=conv tanh_1=activation max_pool_0=pool dense=dense "
         "output/0=output output/1=output",
     ),
     "nnx batch statistics": Case(
-        lambda: features.of(NNXResidual(nnx.Rngs(0)), mode="batch_statistics"),
+        lambda: networks.wrap(NNXResidual(nnx.Rngs(0)), mode="batch_statistics"),
         "stem=conv blocks/0/conv=conv blocks/0/norm=norm add_0=residual relu_0=activation blocks/1/conv=conv "
         "blocks/1/norm=norm add_1=residual relu_1=activation avg_pool_0=pool head=dense output=output",
     ),
     "linen": Case(
-        lambda: features.of(bound(LinenNet())),
+        lambda: networks.wrap(bound(LinenNet())),
         "Conv_0=conv BatchNorm_0=norm relu_0=activation max_pool_0=pool Conv_1=conv LayerNorm_0=norm "
         "silu_0=activation avg_pool_0=pool Dense_0=dense relu_1=activation Dense_1=dense output=output",
     ),
     "linen batch statistics": Case(
-        lambda: features.of(bound(LinenNet()), train=True),
+        lambda: networks.wrap(bound(LinenNet()), train=True),
         "Conv_0=conv BatchNorm_0=norm relu_0=activation max_pool_0=pool Conv_1=conv LayerNorm_0=norm "
         "silu_0=activation avg_pool_0=pool Dense_0=dense relu_1=activation Dense_1=dense output=output",
     ),
     "linen scanned": Case(
-        lambda: features.of(bound(LinenScanned())),
+        lambda: networks.wrap(bound(LinenScanned())),
         "stem=conv avg_pool_0=pool layers/0/Dense_0=dense layers/0/RMSNorm_0=norm layers/0/gelu_0=activation "
         "layers/0/add_0=residual layers/1/Dense_0=dense layers/1/RMSNorm_0=norm layers/1/gelu_0=activation "
         "layers/1/add_0=residual layers/2/Dense_0=dense layers/2/RMSNorm_0=norm layers/2/gelu_0=activation "
         "layers/2/add_0=residual head=dense output=output",
     ),
     "linen dense": Case(
-        lambda: features.of(bound(LinenDense())),
+        lambda: networks.wrap(bound(LinenDense())),
         "GroupNorm_0=norm relu_0=activation CheckpointConv_0=conv GroupNorm_1=norm relu_1=activation "
         "CheckpointConv_1=conv avg_pool_0=pool Dense_0=dense output=output",
     ),
@@ -374,34 +374,34 @@ CASES = {
         "layers/2/layers/2=dense output=output",
     ),
     "plain convolutional": Case(
-        lambda: features.of(plain_convolutional),
+        lambda: networks.wrap(plain_convolutional),
         "conv_0=conv relu_0=activation max_pool_0=pool dense_0=dense output=output",
     ),
     "plain sliced": Case(
-        lambda: features.of(plain_sliced),
+        lambda: networks.wrap(plain_sliced),
         "max_pool_0=pool max_pool_1=pool activation_0=activation dense_0=dense output=output",
     ),
     "plain odd": Case(
-        lambda: features.of(plain_odd),
+        lambda: networks.wrap(plain_odd),
         "relu_0=activation conv_0=conv tanh_0=activation relu_1=activation reduce_sum_0=other avg_pool_0=pool "
         "log_softmax_0=other output/scores=output output/stack=output",
     ),
     "plain nested": Case(
-        lambda: features.of(plain_nested),
+        lambda: networks.wrap(plain_nested),
         "conv_0=conv relu_0=activation add_0=residual conv_1=conv conv_2=conv cond_0=other output=output",
     ),
     "partial windowed": Case(
-        lambda: features.of(windowed_guest()),
+        lambda: networks.wrap(windowed_guest()),
         "first=dense tanh_0=activation second=dense tanh_1=activation avg_pool_0=pool output=output",
     ),
     "partial scanned": Case(
-        lambda: features.of(scanned_guest()),
+        lambda: networks.wrap(scanned_guest()),
         "stem=conv avg_pool_0=pool layers/2/dense=dense layers/2/gelu_0=activation layers/2/add_0=residual "
         "layers/1/dense=dense layers/1/gelu_0=activation layers/1/add_0=residual layers/0/dense=dense "
         "layers/0/gelu_0=activation layers/0/add_0=residual head=dense output=output",
     ),
     "partial parameters": Case(
-        lambda: features.of(parametrised_guest()),
+        lambda: networks.wrap(parametrised_guest()),
         "conv=conv slope=activation norm=norm sigmoid_0=activation mul_0=other avg_pool_0=pool head=dense "
         "output=output",
     ),

@@ -288,7 +288,7 @@ def test_networks_that_join_the_figure(tmp_path):
     module = Linen()
     networks = {
         "linen": module.bind(module.init(keys[0], np.zeros((1, 28, 28, 1), np.float32))),
-        "equinox": sj.features.of(
+        "equinox": sj.networks.wrap(
             Equinox(eqx.nn.Conv2d(1, 4, 3, key=keys[0]), eqx.nn.Linear(4, 2, key=keys[1])),
             single=True,
             layout="channels_first",

@@ -46,7 +46,7 @@ def test_stability_at_initialisation(name, seeds, images):
     deformation = sj.perturb.Diffeomorphism.of_displacement(1.0, 3, (32, 32), convention="paper")
     results = []
     for seed in range(seeds):
-        network = sj.features.of(sj.models.build(name, rngs=nnx.Rngs(seed)), mode="batch_statistics")
+        network = sj.networks.wrap(sj.models.build(name, rngs=nnx.Rngs(seed)), mode="batch_statistics")
         results.append(
             sj.probe.stability(
                 network,

@@ -1,54 +1,45 @@
 """Programs of functions that hold arrays out of sight: the arrays are made inputs, and equal programs compare equal."""
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.core import eval_jaxpr
 
 from stabjax._jaxpr import _identity
-from stabjax._jaxpr._program import JIT, Jaxpr, body, is_literal, opened, run, scope_of, trace
+from stabjax._jaxpr._program import (
+    JIT,
+    Jaxpr,
+    Program,
+    body,
+    is_literal,
+    opened,
+    run,
+    scope_of,
+    trace,
+    with_constants_as_inputs,
+)
 
 
-@dataclass(frozen=True, eq=False)
-class Lifted:
-    """A function for inputs of one shape, written out.
+class Lifted(NamedTuple):
+    """A program whose arrays are all inputs."""
 
-    Attributes:
-        jaxpr: the open program. Arrays that the function holds are its constants, or inputs behind the parameters.
-        constants: how many of them are constants; they come first.
-        out_tree: structure of the outputs.
-        identity: equal for functions that compute the same from these arrays and their inputs.
-    """
-
-    jaxpr: Jaxpr
-    constants: int
-    out_tree: Any
+    program: Program
+    """The arrays that the program held are inputs behind the parameters, without a path."""
+    held: list[Any]
+    """These arrays."""
     identity: Hashable
-
-    def __call__(self, hidden: Sequence[Any], leaves: Sequence[Any], x: Any) -> Any:
-        """The outputs, from the arrays that the function held, its parameters and the images."""
-        constants, inputs = hidden[: self.constants], hidden[self.constants :]
-        return jax.tree_util.tree_unflatten(self.out_tree, eval_jaxpr(self.jaxpr, constants, *leaves, *inputs, x))
+    """Equal for programs that compute the same from their inputs."""
 
 
-def lift(apply: Callable[..., Any], leaves: Sequence[Any], x: Any) -> tuple[Lifted, list[Any]]:
-    """The program of ``apply(leaves, x)``, and the arrays that it holds besides; nothing is computed.
+def lift(program: Program) -> Lifted:
+    """Make the arrays that a program holds inputs of it; nothing is computed.
 
     Scalars are written into a program by JAX: with other ones it is another program.
-
-    Args:
-        apply: a function of parameters and a batch.
-        leaves: parameters, concrete, traced or abstract.
-        x: a batch, or its shape and dtype.
-
-    Raises:
-        TypeError: if JAX cannot trace the function.
     """
-    program = trace(apply, leaves, [""] * len(leaves), x)
+    leaves = [jax.ShapeDtypeStruct(var.aval.shape, var.aval.dtype) for var in program.jaxpr.invars[:-1]]
+    x = program.images
     if any(True for _ in _calls_with_constants(program.jaxpr)):
         outer = list(program.consts)
         inner = [const for call in _calls_with_constants(program.jaxpr) for const in opened(body(call))[1]]
@@ -59,15 +50,18 @@ def lift(apply: Callable[..., Any], leaves: Sequence[Any], x: Any) -> tuple[Lift
 
         held = [*map(_as_array, outer), *map(_as_array, inner)]
         written = trace(flat, [*leaves, *held], [""] * (len(leaves) + len(held)), x)
+        held = [*map(_as_array, written.consts), *held]
     else:
-        held, written = [], program
-    identity = _identity.of_program(written.jaxpr), program.out_tree
-    lifted = Lifted(written.jaxpr, len(written.consts), program.out_tree, identity)
-    return lifted, [*map(_as_array, written.consts), *held]
+        written = program
+        held = [*map(_as_array, written.consts)]
+    jaxpr = with_constants_as_inputs(written.jaxpr, len(leaves))
+    paths = (*program.paths[: len(leaves)], *[""] * len(held), None)
+    found = Program(jaxpr, (), paths, program.out_names, program.out_tree)
+    return Lifted(found, held, (_identity.of_program(jaxpr), program.out_tree))
 
 
 def _calls_with_constants(jaxpr: Jaxpr) -> Iterator[Any]:
-    """Calls of jitted functions that hold arrays, in order, those inside of calls behind the call itself."""
+    """Return the calls of jitted functions that hold arrays, in order, those inside of calls behind the call itself."""
     for equation in jaxpr.eqns:
         if equation.primitive.name in JIT and _holds(body(equation)):
             yield equation
@@ -80,7 +74,7 @@ def _holds(closed: Jaxpr) -> bool:
 
 
 def _inlined(jaxpr: Jaxpr, consts: Sequence[Any], inputs: Sequence[Any], held: Iterator[Any]) -> list[Any]:
-    """Outputs of a program whose calls take the arrays they hold from an iterator, call by call."""
+    """Return the outputs of a program whose calls take the arrays they hold from an iterator, call by call."""
     values = dict(zip(jaxpr.constvars, consts, strict=True)) | dict(zip(jaxpr.invars, inputs, strict=True))
 
     def operand(atom: Any) -> Any:

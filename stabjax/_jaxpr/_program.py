@@ -5,6 +5,7 @@ Closed and open programs are told apart by their attributes, never by class: rec
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -20,6 +21,7 @@ Var = Any
 JIT = frozenset({"jit", "pjit", "closed_call", "core_call", "core_closed_call"})
 REMAT = frozenset({"checkpoint", "remat", "remat2"})
 CUSTOM = frozenset({"custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"})
+CALLS = JIT | REMAT | CUSTOM
 
 
 @dataclass(frozen=True)
@@ -41,22 +43,25 @@ class Program:
     out_names: tuple[str, ...]
     out_tree: Any
 
+    @property
+    def images(self) -> jax.ShapeDtypeStruct:
+        """Shape and dtype of the images, the last input."""
+        aval = self.jaxpr.invars[-1].aval
+        return jax.ShapeDtypeStruct(aval.shape, aval.dtype)
+
+    @property
+    def outputs(self) -> list[jax.ShapeDtypeStruct]:
+        """Shapes and dtypes of the outputs."""
+        return [jax.ShapeDtypeStruct(var.aval.shape, var.aval.dtype) for var in self.jaxpr.outvars]
+
 
 def path_name(path: Sequence[Any]) -> str:
-    """``blocks/2/kernel`` from the key path of a pytree."""
-    parts = []
-    for entry in path:
-        for attribute in ("key", "name", "idx"):
-            if hasattr(entry, attribute):
-                parts.append(str(getattr(entry, attribute)))
-                break
-        else:
-            parts.append(str(entry))
-    return "/".join(parts)
+    """Return ``blocks/2/kernel`` for the key path of a leaf of a pytree."""
+    return jax.tree_util.keystr(tuple(path), simple=True, separator="/")
 
 
 def trace(apply: Callable[..., Any], leaves: Sequence[Any], paths: Sequence[str], x: Any) -> Program:
-    """The program of ``apply(leaves, x)``; nothing is computed.
+    """Trace ``apply(leaves, x)``; nothing is computed.
 
     Args:
         apply: network as a function of its parameters and a batch.
@@ -67,9 +72,30 @@ def trace(apply: Callable[..., Any], leaves: Sequence[Any], paths: Sequence[str]
     Raises:
         TypeError: if JAX cannot trace the network.
     """
+    return _trace(jax.make_jaxpr(apply, return_shape=True), leaves, paths, x)
+
+
+def trace_shared(run: Any, leaves: Sequence[Any], paths: Sequence[str], x: Any) -> Program:
+    """Trace ``run(leaves, x)``, or return the program of an equal ``run`` that JAX has traced for such inputs before.
+
+    Args:
+        run: as ``apply`` in `trace`, equal to and hashed as those that make the same program of such inputs.
+        leaves: parameters, concrete, traced or abstract.
+        paths: their paths, "" for one without.
+        x: a batch, or its shape and dtype.
+    """
+    return _trace(partial(jax.make_jaxpr(_call, static_argnums=0, return_shape=True), run), leaves, paths, x)
+
+
+def _call(run: Callable[..., Any], leaves: Sequence[Any], x: Any) -> Any:
+    """Call what is static here: JAX keeps the programs of one function by its static arguments."""
+    return run(leaves, x)
+
+
+def _trace(make: Callable[..., Any], leaves: Sequence[Any], paths: Sequence[str], x: Any) -> Program:
     try:
         with explain_batch(x):
-            closed, shapes = jax.make_jaxpr(apply, return_shape=True)(list(leaves), x)
+            closed, shapes = make(list(leaves), x)
     except (jax.errors.JAXTypeError, jax.errors.JAXIndexError) as error:
         reason = str(error).strip().splitlines()[0]
         raise TypeError(
@@ -89,12 +115,12 @@ def trace(apply: Callable[..., Any], leaves: Sequence[Any], paths: Sequence[str]
 
 
 def opened(jaxpr: Jaxpr) -> tuple[Jaxpr, Sequence[Any]]:
-    """The open program and the values of its constants."""
+    """Return the open program and the values of its constants."""
     return getattr(jaxpr, "jaxpr", jaxpr), getattr(jaxpr, "consts", ())
 
 
 def body(equation: Equation) -> Jaxpr | None:
-    """The program inside a call, or None."""
+    """Return the program inside a call, or None."""
     for name in ("jaxpr", "call_jaxpr", "fun_jaxpr"):
         if name in equation.params:
             return equation.params[name]
@@ -102,7 +128,10 @@ def body(equation: Equation) -> Jaxpr | None:
 
 
 def scan_split(params: dict[str, Any]) -> tuple[int, int]:
-    """Number of constants and of carried values of a scan; from JAX 0.11 on they are read off a tree of its inputs."""
+    """Return the number of constants and of carried values of a scan.
+
+    From JAX 0.11 on they are read off a tree of its inputs.
+    """
     if "num_consts" in params:
         return params["num_consts"], params["num_carry"]
     consts, carry, _ = params["ft_in"].unpack()
@@ -110,7 +139,7 @@ def scan_split(params: dict[str, Any]) -> tuple[int, int]:
 
 
 def default_branch(equation: Equation) -> Jaxpr | None:
-    """What `platform_dependent` runs on platforms it does not name; None for any other ``cond``."""
+    """Return what `platform_dependent` runs on platforms it does not name; None for any other ``cond``."""
     platforms = equation.params.get("branches_platforms")
     if platforms is None:
         return None
@@ -118,7 +147,7 @@ def default_branch(equation: Equation) -> Jaxpr | None:
 
 
 def inner_programs(equation: Equation) -> list[Jaxpr]:
-    """Every program in the parameters of an equation."""
+    """Return every program in the parameters of an equation."""
     found = []
     for value in equation.params.values():
         candidates = value if isinstance(value, tuple | list) else (value,)
@@ -127,7 +156,7 @@ def inner_programs(equation: Equation) -> list[Jaxpr]:
 
 
 def call_name(equation: Equation) -> str:
-    """The function's own name: of a jit, or of the rule it carries."""
+    """Return the function's own name: of a jit, or of the rule it carries."""
     name = equation.params.get("name")
     if name:
         return str(name)
@@ -140,7 +169,7 @@ def call_name(equation: Equation) -> str:
 
 
 def scope_of(equation: Equation) -> tuple[str, ...]:
-    """Named scopes around an equation, without what transformations wrap round a name.
+    """Return the named scopes around an equation, without what transformations wrap round a name.
 
     Of a method (``Block_0.encode``) the module stays; Equinox names a scope after the class (``eqx.nn.Conv2d``), which
     says nothing of the place, and `einsum` names one after its formula.
@@ -157,12 +186,12 @@ def scope_of(equation: Equation) -> tuple[str, ...]:
 
 
 def is_literal(atom: Any) -> bool:
-    """Whether an operand is a literal."""
+    """Return whether an operand is a literal."""
     return isinstance(atom, jex.Literal)
 
 
 def is_dropped(var: Any) -> bool:
-    """Whether a value is not used."""
+    """Return whether a value is not used."""
     return type(var).__name__ == "DropVar"
 
 
@@ -186,6 +215,19 @@ def run(jaxpr: Jaxpr, equations: Sequence[Equation], values: dict[Var, Any]) -> 
     )
     outputs = eval_jaxpr(part, (), *[values[var] for var in needed])
     values.update(zip(results, outputs, strict=True))
+
+
+def with_constants_as_inputs(jaxpr: Jaxpr, position: int) -> Jaxpr:
+    """Return an open program whose constants are inputs, in front of the input at a position."""
+    inputs = [*jaxpr.invars[:position], *jaxpr.constvars, *jaxpr.invars[position:]]
+    return jex.Jaxpr(
+        constvars=(),
+        invars=inputs,
+        outvars=jaxpr.outvars,
+        eqns=jaxpr.eqns,
+        effects=jaxpr.effects,
+        debug_info=_debug_info(jaxpr, len(inputs), len(jaxpr.outvars)),
+    )
 
 
 def _debug_info(jaxpr: Jaxpr, inputs: int, outputs: int) -> Any:

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import groupby
 from typing import Any
 
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 from stabjax._images import check_numbers
 from stabjax._jaxpr import _axes
 from stabjax._jaxpr._flow import Entry, Flow, Frame, Operation, Plan, common_path, passive
-from stabjax._jaxpr._program import Program, trace
+from stabjax._jaxpr._program import Program, trace, trace_shared
 from stabjax._jaxpr._recognise import Reader
 from stabjax._jaxpr._regions import Hidden
 
@@ -46,7 +47,7 @@ class Site:
     channels_from: int | None
 
     def arranged(self, value: Any) -> Any:
-        """The activation with its batch in front and its channels last."""
+        """Return the activation with its batch in front and its channels last."""
         if value.shape != self.in_order or self.batch_axis != 0:
             value = jnp.moveaxis(value.reshape(self.split), self.batch_axis, 0).reshape(self.in_order)
         if self.channels_from is None or self.channels_from == self.channel_axis:
@@ -75,14 +76,27 @@ class Reading:
     mixed_rows: tuple[str, ...]
 
 
-def read_network(variables: Any, adapter: Any, x: Any) -> Reading:
-    """Trace a network on a batch, or its shape, and read its program; nothing is computed.
+@dataclass(frozen=True)
+class _Run:
+    """A network as a function of its leaves and a batch; equal for networks of one architecture."""
+
+    adapter: Any
+    treedef: Any
+
+    def __call__(self, leaves: Sequence[Any], x: Any) -> Any:
+        """Return the outputs."""
+        return self.adapter(jax.tree_util.tree_unflatten(self.treedef, leaves), x)
+
+
+def trace_network(adapter: Any, leaves: Sequence[Any], treedef: Any, x: Any, *, shared: bool) -> Program:
+    """Trace a network on a batch, or its shape; nothing is computed.
 
     Args:
-        variables: parameters, a pytree.
-        adapter: ``adapter(variables, x)`` runs the network; it knows the ``paths`` of the parameters and the ``root``
-            of the named scopes.
+        adapter: ``adapter(variables, x)`` runs the network; it knows the ``paths`` of the parameters.
+        leaves: the parameters, flattened.
+        treedef: their structure.
         x: a batch, ``(batch, *spatial, channels)``, or its shape and dtype.
+        shared: whether networks with equal adapters have one program, which then is traced once for them all.
 
     Raises:
         TypeError: if JAX cannot trace the network, or ``x`` is no array.
@@ -91,11 +105,9 @@ def read_network(variables: Any, adapter: Any, x: Any) -> Reading:
     check_numbers(x, "images")
     if len(x.shape) < 2:
         raise ValueError(f"expected a batch, (batch, *spatial, channels), got {x.shape}; put an axis in front: x[None]")
-    leaves, treedef = jax.tree_util.tree_flatten(variables)
-    program = trace(
-        lambda leaves, x: adapter(jax.tree_util.tree_unflatten(treedef, leaves), x), leaves, adapter.paths, x
-    )
-    return read(program, root_scope=adapter.root)
+    images = jax.ShapeDtypeStruct(x.shape, jax.dtypes.canonicalize_dtype(x.dtype))
+    run = _Run(adapter, treedef)
+    return (trace_shared if shared else trace)(run, leaves, adapter.paths, images)
 
 
 def read(program: Program, *, root_scope: str = "") -> Reading:
@@ -105,6 +117,18 @@ def read(program: Program, *, root_scope: str = "") -> Reading:
         program: a traced network.
         root_scope: outermost named scope, left out of names (Linen puts the class of the root there).
     """
+    if program.consts:
+        return _read(program, root_scope)
+    # JAX keeps the programs of networks of one architecture: what was read of one is kept with it.
+    return _read_once(program.jaxpr, program.paths, program.out_names, program.out_tree, root_scope)
+
+
+@lru_cache(maxsize=64)
+def _read_once(jaxpr: Any, paths: Any, out_names: Any, out_tree: Any, root_scope: str) -> Reading:
+    return _read(Program(jaxpr, (), paths, out_names, out_tree), root_scope)
+
+
+def _read(program: Program, root_scope: str) -> Reading:
     plan = Plan(program.jaxpr, program.consts)
     parameters = frozenset(
         path
@@ -165,7 +189,7 @@ class _Names:
         return sites
 
     def outputs(self, program: Program, flows: Sequence[Flow], start: int) -> list[Site]:
-        """The outputs that are numbers; their operations count on from those of the taps."""
+        """Return the outputs that are numbers; their operations count on from those of the taps."""
         return [
             _site(
                 name=self.once(f"output/{name}" if name else "output"),
@@ -183,7 +207,7 @@ class _Names:
         ]
 
     def site(self, found: _Found, iteration: tuple[int, ...]) -> Site:
-        """The tap of an operation in one iteration of the scans around it."""
+        """Return the tap of an operation in one iteration of the scans around it."""
         index, operation, (axis, before, after) = found
         aval = operation.site[1].aval
         shape, parts = aval.shape, before * after
@@ -205,7 +229,7 @@ class _Names:
         )
 
     def name(self, operation: Operation, iteration: tuple[int, ...]) -> str:
-        """By the module of its parameters, or by the scope and a number."""
+        """Name a tap by the module of its parameters, or by the scope and a number."""
         module = common_path(operation.paths)
         if operation.paths and not module and operation.kind != "other":
             # Parameters of modules that share nothing, as a kernel and its weight norm: the largest is the kernel.
@@ -218,13 +242,13 @@ class _Names:
         return self.once(name)
 
     def once(self, name: str) -> str:
-        """The name, with the number of times it was used before."""
+        """Return the name, with the number of times it was used before."""
         self.used[name] += 1
         return name if self.used[name] == 1 else f"{name}:{self.used[name] - 1}"
 
 
 def _site(*, in_order: tuple[int, ...], channels_from: int | None, **known: Any) -> Site:
-    """A tap whose channels are handed out last, if they are known and do not stand in place of the batch."""
+    """Return a tap whose channels are handed out last, if they are known and do not stand in place of the batch."""
     shape, channel = in_order, channels_from
     if channel:
         shape, channel = (*in_order[:channel], *in_order[channel + 1 :], in_order[channel]), len(in_order) - 1

@@ -7,6 +7,7 @@ output. Batches are `jax.vmap` over keys and images. Narrow dtypes are computed 
 
 from stabjax.perturb._additive import GaussianNoise, SphericalNoise, Toward, noise_like, toward
 from stabjax.perturb._deform import Affine, Diffeomorphism, RandomDiffeomorphism, Translation
+from stabjax.perturb._pytree import with_spatial
 
 __all__ = [
     "Affine",
@@ -18,4 +19,5 @@ __all__ = [
     "Translation",
     "noise_like",
     "toward",
+    "with_spatial",
 ]

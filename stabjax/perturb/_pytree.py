@@ -1,5 +1,6 @@
-"""What all perturbations share: how they become pytrees, and how their strengths become leaves."""
+"""Perturbations as pytrees: how they are registered, and how their strengths become leaves."""
 
+import copy
 import dataclasses
 from typing import Any, TypeAlias, TypeVar
 
@@ -64,13 +65,30 @@ def convert(perturbation: Any, **minima: float) -> None:
         object.__setattr__(perturbation, name, jnp.asarray(value, jax.dtypes.canonicalize_dtype(float)))
 
 
+def with_spatial(perturbation: T, spatial: tuple[int, ...]) -> T:
+    """Return a perturbation of this room with the sides of its images noted, and any other as it is.
+
+    One image alone may leave open which of its axes is which. Whoever has a batch whose axes are known says so here.
+
+    Args:
+        perturbation: any function ``(key, image) -> image``.
+        spatial: sides of the images.
+    """
+    members: Any = dataclasses.fields(perturbation) if dataclasses.is_dataclass(perturbation) else ()
+    if not any(f.name == "spatial" and f.metadata.get("static") for f in members):
+        return perturbation
+    known = copy.copy(perturbation)
+    object.__setattr__(known, "spatial", tuple(spatial))
+    return known
+
+
 def _is_narrow(value: Any) -> bool:
-    """Whether these are floats that NumPy does not have, as bfloat16."""
+    """Tell whether these are floats that NumPy does not have, as bfloat16."""
     return jnp.issubdtype(np.asarray(value).dtype, jnp.floating)
 
 
 def strength(value: Strength, dtype: Any) -> Float[Array, ""]:
-    """One strength, for one image."""
+    """Return one strength, for one image, as a scalar array."""
     array = jnp.asarray(value, dtype)
     if array.ndim:
         raise ValueError(f"expected a scalar strength, got shape {array.shape}; use jax.vmap over several")

@@ -12,12 +12,11 @@ from stabjax._images import Spatial, check_batch
 from stabjax._numerics import permit_nan
 from stabjax._sharding import without_explicit_axes
 from stabjax._types import AnyArray, Images
-from stabjax.features._ready import ready
-from stabjax.probe._compare import compare, way
-from stabjax.probe._layers import Units, deal_tiles, layers_of
-from stabjax.probe._rows import check_independent
+from stabjax.probe._batching import divide_into_tiles
+from stabjax.probe._compare import choose_strategy, compare
+from stabjax.probe._layers import Layers, Units, layers_of
 from stabjax.similarity import Measure, Similarity
-from stabjax.similarity._spans import Canonical
+from stabjax.similarity.streaming import Canonical
 
 
 @permit_nan()
@@ -63,7 +62,7 @@ def similarity(
     networks is faster.
 
     Args:
-        f: The first network: what `stabjax.features.of` returns, or anything it takes. Each row of its output must
+        f: The first network: what `stabjax.networks.wrap` returns, or anything it takes. Each row of its output must
             depend on the same row of its input alone; a network that normalises by the statistics of its batch is
             compared only if all images pass as one batch.
         g: The second; ``f`` itself runs once.
@@ -97,25 +96,33 @@ def similarity(
     for x in both:
         check_batch(x, spatial=spatial, vectors=True)
     _check(both, measure, units, batch_size, memory, confidence)
-    networks = tuple(ready(h) for h in ((f,) if same else (f, g)))
-    if not (select is None or isinstance(select, str) or callable(select)):
-        select = tuple(select)
+    select = features.as_select(select)
     n = len(images)
-    dtypes = [jax.dtypes.canonicalize_dtype(x.dtype) for x in both]
-    shapes = [jax.ShapeDtypeStruct((min(n, batch_size), *x.shape[1:]), dtype) for x, dtype in zip(both, dtypes)]
-    layers = tuple(layers_of(h, shape, select, units) for h, shape in zip(networks, shapes, strict=True))
-    _check_networks(networks, shapes, layers, n, measure, together=batch_size >= n)
+
+    def trace(size: int) -> tuple[features.Traced, ...]:
+        batches = (jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype) for x in both)
+        return tuple(features.trace(h, batch) for h, batch in zip((f, g), batches))
+
+    # The batch that passes is known if the activations of all images can be held, and seldom is it another one.
+    tiles = divide_into_tiles(n, batch_size, n)
+    traced = trace(tiles.size)
+    layers = tuple(layers_of(h, select, units) for h in traced)
+    if not tiles.is_one_batch:
+        for h in traced if tiles.size > 1 else trace(2):  # a row alone does not show what it depends on
+            h.check_rows(otherwise=f", or pass all images as one batch, batch_size={n}")
+    _check_canonical(layers, n, measure)
     # Of both networks: nothing keeps the compiler from running them side by side.
     bytes_of_image = sum(sum(each.sizes) for each in layers) * jnp.zeros(()).dtype.itemsize
-    steps = deal_tiles(n, batch_size, int(memory * 2**30 / bytes_of_image))
-    batches = [jax.ShapeDtypeStruct((steps.size, *x.shape[1:]), dtype) for x, dtype in zip(both, dtypes)]
+    tiles = divide_into_tiles(n, batch_size, int(memory * 2**30 / bytes_of_image))
+    if tiles.size != traced[0].batch.shape[0]:
+        traced = trace(tiles.size)
     return compare(
-        tuple(ready(h, batch) for h, batch in zip(networks, batches, strict=True)),
+        traced,
         without_explicit_axes(tuple(map(jnp.asarray, both))),
         layers=layers,
         measure=measure,
-        by=way(layers, n),
-        steps=steps,
+        strategy=choose_strategy(layers, n),
+        tiles=tiles,
         units=units,
         select=select,
         confidence=float(confidence),
@@ -141,17 +148,14 @@ def _check(both: tuple[Any, ...], measure: str, units: str, batch_size: int, mem
         raise ValueError(f"expected confidence between 0 and 1, got {confidence}")
 
 
-def _check_networks(
-    networks: tuple[Any, ...], shapes: list[Any], layers: tuple[Any, ...], n: int, measure: str, *, together: bool
-) -> None:
-    for f, shape, each in zip(networks, shapes, layers, strict=True):
-        pair = jax.ShapeDtypeStruct((max(2, shape.shape[0]), *shape.shape[1:]), shape.dtype)
-        if not together:
-            check_independent(f, pair, n)
-        widest = max(range(len(each.sizes)), key=each.sizes.__getitem__)
-        if measure in get_args(Canonical) and each.sizes[widest] >= n:
+def _check_canonical(layers: tuple[Layers, ...], n: int, measure: str) -> None:
+    if measure not in get_args(Canonical):
+        return
+    for each in layers:
+        size, name = max(zip(each.sizes, each.names, strict=True), key=lambda pair: pair[0])
+        if size >= n:
             raise ValueError(
-                f"expected fewer units than images for {measure!r}, got {each.sizes[widest]} units at "
-                f"{each.names[widest]!r} and {n} images: any two such layers have correlations of 1. Take "
-                "units='average', leave it out with select, take more images, or measure='cka_debiased'"
+                f"expected fewer units than images for {measure!r}, got {size} units at {name!r} and {n} images: any "
+                "two such layers have correlations of 1. Take units='average', leave it out with select, take more "
+                "images, or measure='cka_debiased'"
             )

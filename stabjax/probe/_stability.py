@@ -4,15 +4,14 @@ from typing import Any, Literal, get_args
 
 import jax
 
-from stabjax import features
+from stabjax import features, perturb
 from stabjax._arguments import as_argument, as_key, whole
-from stabjax._images import Spatial, check_batch, with_spatial
+from stabjax._images import Spatial, check_batch
 from stabjax._numerics import permit_nan
 from stabjax._sharding import without_explicit_axes
 from stabjax._types import Images, Perturbation, PRNGKey
-from stabjax.features._ready import ready
+from stabjax.probe._batching import divide
 from stabjax.probe._pass import Radius, measure
-from stabjax.probe._plan import deal
 from stabjax.stability import Stability
 
 
@@ -68,8 +67,8 @@ def stability(
     `jax.lax.map`, over stacked networks is faster than `vmap`, which makes grouped convolutions of theirs.
 
     Args:
-        f: The network: what `stabjax.features.of` returns, or anything it takes. Each row of its output must depend on
-            the same row of its input alone. A network that normalises by the statistics of its batch is measured
+        f: The network: what `stabjax.networks.wrap` returns, or anything it takes. Each row of its output must depend
+            on the same row of its input alone. A network that normalises by the statistics of its batch is measured
             only if all images pass as one batch; then the clean, the deformed and the noisy images pass separately.
         images: Clean images as the network takes them (normalised), ``(n, *spatial, channels)``, at least two. An
             image with a pixel that is not finite is left out, and ``measured`` says so (in a network with batch
@@ -104,19 +103,17 @@ def stability(
             network depend on each other and ``batch_size < n``; if an activation does not have its batch in front.
     """
     _check(images, deformation, noise, radius, draws, average, batch_size, spatial)
-    if not (select is None or isinstance(select, str) or callable(select)):
-        select = tuple(select)
-    plan = deal(len(images), draws, batch_size)
+    batches = divide(len(images), draws, batch_size)
     return measure(
-        ready(f, jax.ShapeDtypeStruct((plan.rows, *images.shape[1:]), images.dtype)),
+        features.trace(f, jax.ShapeDtypeStruct((batches.rows, *images.shape[1:]), images.dtype)),
         without_explicit_axes(images),
         as_key(key),
         as_tree(deformation, images.shape[1:-1]),
         as_tree(noise, images.shape[1:-1]),
         radius=radius,
-        plan=plan,
+        batches=batches,
         average=average,
-        select=select,
+        select=features.as_select(select),
         confidence=float(confidence),
     )
 
@@ -165,4 +162,4 @@ def as_tree(perturbation: Any, spatial: tuple[int, ...]) -> Any:
 
     A plain function is static, and compiles again if what it holds changes.
     """
-    return as_argument(with_spatial(perturbation, spatial))
+    return as_argument(perturb.with_spatial(perturbation, spatial))

@@ -60,7 +60,7 @@ def run(
     that the function closes over, a global that it names, or an attribute of a callable object is bound to something
     new. What lies deeper is not seen in the same process: a list or an object that is changed in place, and what other
     functions that it calls read. Arrays that it closes over are constants of the program. Large ones are better
-    arguments: `functools.partial` (or `jax.tree_util.Partial`) of arrays, networks of `stabjax.features.of` and other
+    arguments: `functools.partial` (or `jax.tree_util.Partial`) of arrays, networks of `stabjax.networks.wrap` and other
     registered pytrees, or a callable pytree itself, keep their arrays outside of the program; other numbers bound this
     way are static.
 

@@ -17,8 +17,9 @@ import optax
 from flax import nnx
 from jaxtyping import Int
 
+from stabjax import perturb
 from stabjax._arguments import ComparedByContents, as_argument, as_key
-from stabjax._images import Spatial, with_spatial
+from stabjax._images import Spatial
 from stabjax._progress import progress_bar
 from stabjax._provenance import describe, fingerprint, leaves_by_path, versions_of, without_addresses
 from stabjax._types import AnyArray, PRNGKey
@@ -222,7 +223,7 @@ def fit(
         vectorized,
         None if optimizer is None else ComparedByContents.of(optimizer),
     )
-    perturbed = jax.tree.map(jnp.asarray, as_argument(with_spatial(perturbation, images.shape[1:-1])))
+    perturbed = jax.tree.map(jnp.asarray, as_argument(perturb.with_spatial(perturbation, images.shape[1:-1])))
     loop = TrainLoop(program, initial, keys)
 
     with contextlib.ExitStack() as stack:

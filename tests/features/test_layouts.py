@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from jax import lax
 
-from stabjax import features, lipschitz, receptive, similarity
-from tests import sample_networks as guests
+from stabjax import features, lipschitz, networks, receptive, similarity
+from tests import sample_networks
+from tests.sample_networks import normal
 
 pytestmark = pytest.mark.usefixtures("relaxed_promotion")
 
@@ -39,7 +40,7 @@ def by_hand(network, x):
 @pytest.mark.parametrize("ndim", SIDES)
 def test_activations_are_handed_out_with_channels_last(ndim):
     network, x = Net(ndim), batch(ndim)
-    f = guests.single(network)
+    f = sample_networks.single(network)
     outputs, found = features.capture(f)(x)
     expected = by_hand(network, x)
     np.testing.assert_allclose(outputs, jnp.tanh(jnp.moveaxis(expected, -1, 1)), rtol=1e-5, atol=1e-6)
@@ -57,27 +58,29 @@ def test_activations_are_handed_out_with_channels_last(ndim):
 
 
 def test_functions_that_move_the_channels_themselves():
-    kernel = guests.normal(0, 4, 3, 3, 3)
+    kernel = normal(0, 4, 3, 3, 3)
 
     def network(x):
         return jnp.tanh(lax.conv_general_dilated(jnp.moveaxis(x, -1, 1), kernel, (1, 1), "SAME"))
 
     x = batch(2)
     _, found = features.capture(network)(x)
-    np.testing.assert_allclose(found["conv_0"], guests.conv(x, kernel.transpose(2, 3, 1, 0)), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        found["conv_0"], sample_networks.conv(x, kernel.transpose(2, 3, 1, 0)), rtol=1e-5, atol=1e-5
+    )
 
 
 def test_channels_stand_last_inside_a_scan():
-    kernels = guests.normal(0, 2, 3, 3, 3, 3)
+    kernels = normal(0, 2, 3, 3, 3, 3)
 
     def network(kernels, x):
         return lax.scan(lambda x, k: (lax.conv_general_dilated(x, k, (1, 1), "SAME"), None), x, kernels)[0]
 
-    f = features.of(jax.tree_util.Partial(network, {"layers": kernels}["layers"]), layout="channels_first")
+    f = networks.wrap(jax.tree_util.Partial(network, {"layers": kernels}["layers"]), layout="channels_first")
     x = batch(2)
     found = features.capture(f, select="conv")(x)[1]
     for value, kernel in zip(found.values(), kernels, strict=True):
-        x = guests.conv(x, kernel.transpose(2, 3, 1, 0))
+        x = sample_networks.conv(x, kernel.transpose(2, 3, 1, 0))
         np.testing.assert_allclose(value, x, rtol=1e-4, atol=1e-4)
 
 
@@ -87,7 +90,7 @@ def test_a_function_of_images_with_channels_first_is_refused():
 
     with pytest.raises(ValueError, match=r"channels last.*takes its channels from axis 1.*layout='channels_first'"):
         features.capture(network)(jnp.moveaxis(batch(2), -1, 1))
-    f = features.of(network, layout="channels_first")
+    f = networks.wrap(network, layout="channels_first")
     assert [tap.channel_axis for tap in features.taps(f, batch(2))] == [3, 3, 3]
     signal = lambda x: lax.conv_general_dilated(x, jnp.ones((4, 3, 3)), (1,), "SAME")  # noqa: E731
     with pytest.raises(ValueError, match="channels last"):
@@ -99,7 +102,7 @@ def test_mixers_may_take_positions_for_channels(window):
     """Behind a layer, a convolution along the channels is no sign of the images' layout."""
 
     def network(x):
-        x = jnp.tanh(x @ guests.normal(0, 3, 4))
+        x = jnp.tanh(x @ normal(0, 3, 4))
         return lax.conv_general_dilated(x, jnp.ones((6, 7, *window)), (1,), "SAME")
 
     assert [tap.kind for tap in features.taps(network, batch(1))] == ["dense", "activation", "conv", "output"]
@@ -107,14 +110,14 @@ def test_mixers_may_take_positions_for_channels(window):
 
 def test_units_of_both_layouts_are_the_same():
     network, x = Net(2), batch(2)
-    first = guests.single(network)
+    first = sample_networks.single(network)
     kernel, bias = network.conv.weight.transpose(2, 3, 1, 0), network.conv.bias.reshape(1, 1, 1, -1)
 
     def with_channels_last(params, x):
         x = lax.conv_general_dilated(x, params["kernel"], (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
         return jnp.tanh(x + params["bias"])
 
-    last = features.of(jax.tree_util.Partial(with_channels_last, {"conv": {"kernel": kernel, "bias": bias}}["conv"]))
+    last = networks.wrap(jax.tree_util.Partial(with_channels_last, {"conv": {"kernel": kernel, "bias": bias}}["conv"]))
     taps = [next(tap for tap in features.taps(f, x) if tap.kind == "conv") for f in (first, last)]
     assert taps[0].shape == taps[1].shape
     seen = [

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from stabjax import features, lipschitz, models
-from stabjax.lipschitz import _local
+from stabjax import features, lipschitz, models, networks
+from stabjax.lipschitz import _jacobian
 from tests.sample_networks import conv, normal
 
 KERNELS = (normal(0, 3, 3, 2, 5), normal(1, 3, 3, 5, 4), normal(2, 100, 70), normal(3, 70, 3))
@@ -185,12 +185,12 @@ def test_half_precision(key):
 
 def test_one_compilation_for_networks_of_one_architecture(key):
     """A network is an argument, and so is the tolerance."""
-    networks = [features.of(models.FullyConnected(12, layers=2, width=4, rngs=nnx.Rngs(k))) for k in range(2)]
-    compiled = _local._local
+    pair = [networks.wrap(models.FullyConnected(12, layers=2, width=4, rngs=nnx.Rngs(k))) for k in range(2)]
+    compiled = _jacobian._local
     x = jnp.ones((2, 2, 2, 3))
-    lipschitz.local(networks[0], x, key=key)
+    lipschitz.local(pair[0], x, key=key)
     before = compiled._cache_size()
-    lipschitz.local(networks[1], x, key=jax.random.key(1), tolerance=0.5)
+    lipschitz.local(pair[1], x, key=jax.random.key(1), tolerance=0.5)
     assert compiled._cache_size() == before
 
 
@@ -212,7 +212,13 @@ BAD = {
         {},
         "with one output, got output/0, output/1",
     ),
-    "mixed rows": (ValueError, lambda x: x - x.mean(0, keepdims=True), jnp.ones((2, 2)), {}, "mixes them: reduce_sum"),
+    "mixed rows": (
+        ValueError,
+        lambda x: x - x.mean(0, keepdims=True),
+        jnp.ones((2, 2)),
+        {},
+        "sums over its batch at reduce_sum",
+    ),
 }
 
 
@@ -226,7 +232,7 @@ def test_bad_input(name, key):
 @pytest.mark.slow
 def test_vgg11(key):
     """The local norm of a network of the field, ten outputs and a hidden layer."""
-    network = features.of(models.build("VGG11bn", rngs=nnx.Rngs(0)))
+    network = networks.wrap(models.build("VGG11bn", rngs=nnx.Rngs(0)))
     x = jax.random.normal(key, (4, 32, 32, 3))
     (jacobian,) = jax.vmap(lambda e: jax.vjp(network, x)[1](jnp.broadcast_to(e[None], (4, 10))))(jnp.eye(10))
     expected = np.linalg.norm(np.asarray(jacobian).reshape(10, 4, -1).swapaxes(0, 1), 2, axis=(1, 2))

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from flax import linen, nnx
 
-from stabjax import features, lipschitz
-from stabjax.lipschitz import _reads
-from tests.lipschitz.test_network import bound_of, norm_of
+from stabjax import lipschitz, networks
+from stabjax.lipschitz import _indexed_conv
+from tests.lipschitz.helpers import bound_of, norm_of
 from tests.sample_networks import normal
 
 
@@ -230,7 +230,7 @@ class Circular(nnx.Module):
 
 def test_layers_are_the_product_of_their_circular_norms(relaxed_promotion):
     model = Circular(nnx.Rngs(0))
-    found = lipschitz.network(features.of(model), (2, 8, 8, 8))
+    found = lipschitz.network(networks.wrap(model), (2, 8, 8, 8))
     norms = [lipschitz.conv(layer.kernel[...], 8, padding="circular").value for layer in model.layers]
     np.testing.assert_allclose(found.value, math.prod(map(float, norms)), rtol=1e-4)
     np.testing.assert_allclose([f for f, kind in zip(found.factor, found.kinds) if kind == "conv"], norms, rtol=1e-4)
@@ -239,7 +239,7 @@ def test_layers_are_the_product_of_their_circular_norms(relaxed_promotion):
 def test_equinox_layers(relaxed_promotion):
     """Single examples, channels first."""
     layer = eqx.nn.Conv2d(3, 4, 3, padding="SAME", padding_mode="CIRCULAR", key=jax.random.key(0))
-    network = features.of(layer, single=True, layout="channels_first")
+    network = networks.wrap(layer, single=True, layout="channels_first")
     kernel = layer.weight.transpose(2, 3, 1, 0)
     exact = lipschitz.conv(kernel, 6, padding="circular", method="exact").value
     np.testing.assert_allclose(lipschitz.network(network, (2, 6, 6, 3)).value, exact, rtol=0.05)
@@ -253,10 +253,10 @@ def test_large_images(monkeypatch):
         return convolve(pad(x, (1, 1), (1, 1), "reflect"), kernel)
 
     exact = norm_of(mirrored, (7, 7, 2))
-    monkeypatch.setattr(_reads, "WORK", 100_000)
+    monkeypatch.setattr(_indexed_conv, "MAX_WORK", 100_000)
     assert 1.05 * exact <= bound_of(mirrored, (2, 7, 7, 2)) <= 1.5 * exact
-    monkeypatch.setattr(_reads, "WORK", 0)
-    _reads.norm_of_reads.clear_cache()
+    monkeypatch.setattr(_indexed_conv, "MAX_WORK", 0)
+    _indexed_conv.indexed_conv_norm.clear_cache()
     counted = 2 * float(lipschitz.conv(kernel, 9, padding="valid").value)
     np.testing.assert_allclose(bound_of(mirrored, (2, 7, 7, 2)), counted, rtol=1e-4)
-    _reads.norm_of_reads.clear_cache()
+    _indexed_conv.indexed_conv_norm.clear_cache()

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from stabjax import features, models
-from tests.models.test_zoo import abstract, forward, images, options
+from stabjax import features, models, networks
+from tests.models.helpers import abstract, forward, images, options
 
 
 def small(name, seed=0):
@@ -217,7 +217,7 @@ def test_the_network_of_the_primer(key):
     assert sizes(model) == [4, 36, 8, 288, 16, 1152, 16, 2304, 10, 1440]
     assert sum(sizes(model)) == 5_274
     x = jax.random.uniform(key, (3, 28, 28, 1))
-    maps = jax.eval_shape(features.capture(features.of(model)), x)[1]
+    maps = jax.eval_shape(features.capture(networks.wrap(model)), x)[1]
     assert [a.shape[1:] for tap, a in maps.items() if tap.startswith("layers/")] == [
         (14, 14, 4),
         (7, 7, 8),

@@ -9,9 +9,9 @@ import pytest
 from flax import nnx
 from jax import lax
 
-from stabjax import features, models, train
+from stabjax import features, models, networks, train
 from stabjax.models._layers import BatchNorm, LayerNorm
-from tests.models.test_zoo import abstract, filled, forward, images, options
+from tests.models.helpers import abstract, filled, forward, images, options
 
 VARIABLES = (nnx.Param, nnx.BatchStat)
 QUICK = ("SmallCNN", "VGG11bn", "ViT", "MinimalLCN", "FCL4", "GAPConvNet1d")
@@ -26,7 +26,7 @@ def test_everything_is_in_double_precision(name, x64, relaxed_promotion):
     model = abstract(name, jnp.float64)
     for path, leaf in nnx.to_flat_state(nnx.state(model, VARIABLES)):
         assert leaf.dtype == jnp.float64, path
-    network = features.of(model)
+    network = networks.wrap(model)
     for tap in features.taps(network, jax.eval_shape(lambda: images(name, dtype=jnp.float64))):
         assert tap.dtype == jnp.float64, tap.name
     *_, output = features.taps(network, jax.eval_shape(lambda: images(name)))

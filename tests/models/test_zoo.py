@@ -4,15 +4,14 @@ What a program tells (shapes, dtypes, operations, numbers of parameters) is aske
 has to be compiled, of the smaller ones, and of the others in the long run.
 """
 
-from functools import cache
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
-from stabjax import features, models, train
+from stabjax import features, models, networks, train
+from tests.models.helpers import SHAPES, abstract, filled, forward, images, options
 
 PUBLISHED = {
     "SmallCNN": None,
@@ -45,17 +44,6 @@ PUBLISHED = {
     "GAPConvNet1d": None,
     "GAPConvNet2d": None,
 }
-SMALL = {
-    "SmallCNN": {"channels": (4, 6)},
-    "MinimalCNN": {},
-    "MinimalLCN": {"channels": 8},
-    "LeNet": {},
-    "ViT": {"width": 24, "depth": 2},
-    **{f"FCL{layers}": {} for layers in (2, 4, 6)},
-    **{f"GAPConvNet{ndim}d": {"channels": 6} for ndim in (1, 2)},
-}
-WIDTH = {"AlexNet": 1 / 32, **{f"VGG{depth}{norm}": 1 / 32 for depth in (11, 13, 16, 19) for norm in ("", "bn")}}
-SHAPES = {"GAPConvNet1d": (128, 1), "GAPConvNet2d": (28, 28, 1)}
 ONLY_32 = ("MinimalCNN", "MinimalLCN", "ViT", "FCL2", "FCL4", "FCL6", "GAPConvNet1d")
 RESIDUALS = {
     "ResNet18": 8,
@@ -83,58 +71,6 @@ RUN = (
 )
 
 
-def options(name):
-    return SMALL.get(name, {"width": WIDTH.get(name, 1 / 16)})
-
-
-@cache
-def abstract(name, dtype=jnp.float32, in_channels=None):
-    """A small network of that name, of shapes."""
-    channels = {} if in_channels is None else {"in_channels": in_channels}
-    return nnx.eval_shape(lambda: models.build(name, rngs=nnx.Rngs(0), param_dtype=dtype, **channels, **options(name)))
-
-
-def filled(name, seed=0, **kinds):
-    """That network with numbers from NumPy: it starts in no time, and nothing in it is zero or one."""
-    graph, state = nnx.split(abstract(name, **kinds))
-    draw = np.random.default_rng(seed)
-
-    def fill(path, leaf):
-        last = path[-1] if path[-1] != "value" else path[-2]
-        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            return jax.random.key(seed)
-        if last == "count":
-            return jnp.zeros(leaf.shape, leaf.dtype)
-        if last == "kernel":
-            # no signal dies on its way: ReLU halves its square, swish and gates more
-            gain = 4 if name == "EfficientNetB0" else 2
-            numbers = draw.normal(0, (gain / np.prod(leaf.shape[:-1])) ** 0.5, leaf.shape)
-        else:
-            centre = 1 if last in ("scale", "var", "gamma") else 0
-            numbers = centre + 0.2 * draw.uniform(-1, 1, leaf.shape)
-        return jnp.asarray(numbers, leaf.dtype)
-
-    leaves, tree = jax.tree_util.tree_flatten_with_path(state)
-    filling = [fill([getattr(k, "key", getattr(k, "name", k)) for k in path], leaf) for path, leaf in leaves]
-    return nnx.merge(graph, jax.tree_util.tree_unflatten(tree, filling))
-
-
-def images(name, batch=4, dtype=jnp.float32):
-    return jax.random.normal(jax.random.key(1), (batch, *SHAPES.get(name, (32, 32, 3)))).astype(dtype)
-
-
-def forward(model, train=False):
-    """A pure function of (state, x), jitted, with the state."""
-    model.train() if train else model.eval()
-    graph, state = nnx.split(model)
-
-    def f(state, x):
-        merged = nnx.merge(graph, state, copy=True)
-        return merged(x), nnx.state(merged)
-
-    return jax.jit(f), state
-
-
 def tolerance(y):
     return {"rtol": 1e-4, "atol": 1e-5 * float(jnp.abs(y).max())}
 
@@ -153,7 +89,7 @@ def test_number_of_parameters(name):
 @pytest.mark.parametrize("name", TRACED)
 def test_operations_are_recognised(name):
     """Every layer with parameters is a tap of the right kind by the path of its parameters; nothing is out of reach."""
-    model, x = features.of(abstract(name)), jax.ShapeDtypeStruct((4, *SHAPES.get(name, (32, 32, 3))), jnp.float32)
+    model, x = networks.wrap(abstract(name)), jax.ShapeDtypeStruct((4, *SHAPES.get(name, (32, 32, 3))), jnp.float32)
     taps = features.taps(model, x)
     assert features.hidden(model, x) == features.mixed_rows(model, x) == ()
     kinds = {tap.name: tap.kind for tap in taps}
@@ -277,9 +213,9 @@ def test_double_precision(x64, name):
 )
 def test_seeds_under_map_and_vmap(name):
     x = images(name)
-    networks = [filled(name, seed) for seed in range(3)]
-    f, _ = forward(networks[0])
-    states = [forward(network)[1] for network in networks]
+    several = [filled(name, seed) for seed in range(3)]
+    f, _ = forward(several[0])
+    states = [forward(network)[1] for network in several]
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
     each = jnp.stack([f(state, x)[0] for state in states])
     assert not np.allclose(each[0], each[1])

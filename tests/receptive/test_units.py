@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from stabjax import features, receptive
+from stabjax import networks, receptive
 from stabjax._jaxpr import in_double
+from tests.receptive.pixels import conv, max_pool, shape_of
 from tests.receptive.test_boxes import doubled
-from tests.receptive.test_receptive import conv, max_pool, shape_of
 from tests.sample_networks import normal
 from tests.sweep.helpers import compilations
 
@@ -159,7 +159,7 @@ def channels_first(image):
 
 
 def test_single_examples_with_channels_in_front(images, jacobian):
-    network = features.of(channels_first, single=True, layout="channels_first")
+    network = networks.wrap(channels_first, single=True, layout="channels_first")
     found = jax.vmap(lambda unit: receptive.effective(network, images, tap="output", unit=unit))(UNITS[:20:7])
     np.testing.assert_allclose(found, jacobian.mean(2).reshape(64, 8, 8)[:20:7], rtol=1e-5, atol=1e-7)
     paths = receptive.constant_weight(network, SHAPE, tap="output", unit=(2, 3))

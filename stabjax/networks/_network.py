@@ -1,0 +1,218 @@
+"""`Network`, and `wrap`, which makes one of a model by the table of frameworks."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.core import Tracer
+
+from stabjax._jaxpr import examine, of_object, token
+from stabjax.networks import _equinox, _linen, _nnx, _pytree
+from stabjax.networks._framework import Framework, is_array
+
+LAYOUTS = ("channels_last", "channels_first")
+
+FRAMEWORKS = [_nnx.FRAMEWORK, _linen.FRAMEWORK, _equinox.FRAMEWORK, _pytree.FRAMEWORK]
+"""The first that claims a model takes it apart; the last claims all."""
+
+
+def register(framework: Framework) -> None:
+    """Add a framework in front of the table, so that `wrap` and every function that takes a network know its models.
+
+    Args:
+        framework: how to take its models apart. One of the same name is replaced.
+    """
+    FRAMEWORKS[:] = [framework, *[known for known in FRAMEWORKS if known.name != framework.name]]
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """How to call a model. Equal for two networks of one architecture, so that they share one compilation.
+
+    Attributes:
+        skeleton, rebuild, paths, root: as in `Parts`.
+        single, layout: what the model takes.
+        method, static: what is called, and its further arguments.
+        opaque: whether the model may hold arrays besides its parameters.
+        foreign: whether it runs code of no known library, which may read anything: it is traced at every call.
+        held: of an opaque one that is an argument of ``jit``, a token of what it held when it was passed.
+    """
+
+    skeleton: Any
+    rebuild: Callable[..., Callable[..., Any]]
+    paths: tuple[str, ...]
+    root: str
+    single: bool
+    layout: str
+    method: str | Callable[..., Any] | None
+    static: tuple[tuple[str, Any], ...]
+    opaque: bool = field(compare=False)
+    foreign: bool = field(compare=False)
+    held: object = None
+
+    def __hash__(self) -> int:
+        # Without the skeleton: a layer may hold a list (a padding), which compares but has no hash.
+        return hash(
+            (self.rebuild, self.paths, self.root, self.single, self.layout, self.method, self.static, self.held)
+        )
+
+    def __call__(self, variables: Any, x: Any) -> Any:
+        """Return the model's outputs for a batch with its channels last."""
+        function = self.rebuild(self.skeleton, variables, self.method)
+        static = dict(self.static)
+        if self.layout == "channels_first":
+            x = jnp.moveaxis(x, -1, 1)
+        if self.single:
+            return jax.vmap(lambda example: function(example, **static))(x)
+        return function(x, **static)
+
+
+@jax.tree_util.register_pytree_with_keys_class
+@dataclass(frozen=True, eq=False)
+class Network:
+    """A network as data, made by `wrap`.
+
+    A registered pytree: pass it as an argument of ``jit``, stack several under ``vmap``, save it as a tree. Calling it
+    on a batch, ``(batch, *spatial, channels)``, runs the network.
+
+    Attributes:
+        variables: parameters and statistics by their paths (of a Linen module, its collections and random keys).
+        adapter: everything else, static: how to run it, ``adapter(variables, x)``.
+    """
+
+    variables: Any
+    adapter: Adapter
+
+    def __call__(self, x: Any, /) -> Any:
+        """Return the outputs for a batch."""
+        return self.adapter(self.variables, x)
+
+    def tree_flatten_with_keys(self) -> tuple[tuple[tuple[Any, Any], ...], Any]:
+        """Return the variables and the adapter.
+
+        An opaque model is looked at anew, so that no compiled program outlives what it holds.
+        """
+        adapter = self.adapter
+        if adapter.opaque:
+            held = of_object((adapter.skeleton, adapter.method, adapter.static))
+            adapter = replace(adapter, held=token(held))
+        return ((jax.tree_util.GetAttrKey("variables"), self.variables),), adapter
+
+    @classmethod
+    def tree_unflatten(cls, adapter: Any, children: Iterable[Any]) -> "Network":
+        """Return the network of these variables."""
+        (variables,) = children
+        return cls(variables, adapter)
+
+
+def wrap(
+    model: Any,
+    *,
+    method: str | Callable[..., Any] | None = None,
+    single: bool = False,
+    layout: str = "channels_last",
+    mode: str = "eval",
+    **static: Any,
+) -> Network:
+    """Make a network of a model of any framework; the model itself is never changed.
+
+    The arrays are copied, so that the network can be donated to ``jit``, and the model trained on, each without the
+    other.
+
+    * Flax NNX: the module. The copy is put into evaluation mode.
+    * Flax Linen: the bound module, ``module.bind(variables)``. Its mode is an argument of its own, passed on as
+      ``static``: ``wrap(module.bind(variables), train=False)``. Random keys it was bound with stay with it, as leaves,
+      and every call starts from them: ``wrap(module.bind(variables, rngs={"dropout": key}), train=True)``.
+    * Equinox: the module, in inference mode; most take one example, hence ``single=True, layout="channels_first"``.
+    * Any other callable pytree, such as ``jax.tree_util.Partial(apply, params)``.
+    * Any other callable, such as a plain function or a Keras model. It holds its arrays itself, and its operations have
+      no module names. `stabjax.probe`, `stabjax.lipschitz` and `stabjax.receptive` trace it anew at every call and take
+      the arrays as arguments: what was changed in place is seen, and the same program compiles once. In a ``jit`` of
+      your own its arrays are constants, and it compiles again when one has changed, as far as they can be followed: in
+      attributes, items, closures, and globals that its own code names.
+    * A model of a framework that was added by `register`.
+
+    Args:
+        model: the network in its framework.
+        method: name of the method to call, or the method; by default the module itself is called.
+        single: whether the model takes one example instead of a batch.
+        layout: ``"channels_last"``, or ``"channels_first"`` for a model that wants its channels in front of space.
+            The network made here takes channels last in both cases.
+        mode: ``"eval"``, or ``"batch_statistics"`` for NNX networks at initialisation, which have no running
+            statistics yet: normalisation by the batch at hand, dropout off.
+        **static: further keyword arguments of the model, hashable.
+
+    Returns:
+        the network.
+
+    Raises:
+        TypeError: if the model is not callable, an unbound Linen module, or a keyword argument is not hashable.
+        ValueError: for an unknown layout or mode.
+    """
+    network = _wrap(model, method=method, single=single, layout=layout, mode=mode, **static)
+    return Network(jax.tree_util.tree_map(_copy, network.variables), network.adapter)
+
+
+def as_network(f: Any) -> Network:
+    """Return a network as it is, and a model wrapped without copying its arrays, for a use that changes none.
+
+    Raises:
+        TypeError: if it is neither a network nor a model that `wrap` takes without options.
+    """
+    return f if isinstance(f, Network) else _wrap(f)
+
+
+def _wrap(
+    model: Any,
+    *,
+    method: str | Callable[..., Any] | None = None,
+    single: bool = False,
+    layout: str = "channels_last",
+    mode: str = "eval",
+    **static: Any,
+) -> Network:
+    if layout not in LAYOUTS:
+        raise ValueError(f"expected layout to be one of {LAYOUTS}, got {layout!r}")
+    modes = tuple(dict.fromkeys(mode for framework in FRAMEWORKS for mode in framework.modes))
+    if mode not in modes:
+        raise ValueError(f"expected mode to be one of {modes}, got {mode!r}")
+    if isinstance(model, Network):
+        raise TypeError("expected a model, got a network that networks.wrap has already made; use it as it is")
+    try:
+        hash((method, tuple(static.values())))
+    except TypeError as error:
+        raise TypeError(f"expected hashable keyword arguments, got {static}; arrays belong into the network") from error
+    framework = next(framework for framework in FRAMEWORKS if framework.claims(model))
+    if framework.is_callable and not callable(model) and method is None:
+        raise TypeError(f"expected a network, a callable, got {type(model).__name__}; name its method=...")
+    if mode not in framework.modes:
+        known = " and ".join(other.name for other in FRAMEWORKS if mode in other.modes)
+        raise ValueError(
+            f"mode={mode!r} is for {known} modules, got {type(model).__name__}; a Linen module takes its mode as an "
+            "argument of its own, networks.wrap(module.bind(variables), train=True)"
+        )
+    parts = framework.take_apart(model, mode)
+    opaque = foreign = True
+    if framework.shows_its_state:
+        found = examine(model, jax.tree_util.tree_leaves(parts.variables))
+        opaque, foreign = found.may_change, found.foreign
+    adapter = Adapter(
+        skeleton=parts.skeleton,
+        rebuild=parts.rebuild,
+        paths=parts.paths,
+        root=parts.root,
+        single=single,
+        layout=layout,
+        method=method,
+        static=tuple(sorted(static.items())),
+        opaque=opaque,
+        foreign=foreign or callable(method),
+    )
+    return Network(parts.variables, adapter)
+
+
+def _copy(leaf: Any) -> Any:
+    """Copy an array; what is traced, or has a shape only, stays as it is."""
+    return leaf.copy() if is_array(leaf) and not isinstance(leaf, Tracer) else leaf
