@@ -1,72 +1,101 @@
-"""The zoo: which networks are trained and how, and the images all of them are probed on."""
+"""The networks of the experiments: a zoo in three sizes, the options of its studies, and how networks are trained."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self, TypeAlias
 
 import jax
-import numpy as np
+from flax import nnx
 
 import stabjax as sj
-from experiments import layerwise
+from experiments import _images
+from experiments._images import Task
+from experiments._study import ResumableStudy
 
-Size = Literal["smoke", "cpu", "paper"]
-STATISTICS = ("published", "median", "mean")
-"""Medians per unit of the first draw, as published; of all draws; means over images and draws."""
-QUANTITIES = {"relative": "R", "deformation": "D", "noise": "G"}
+Size: TypeAlias = Literal["smoke", "cpu", "paper"]
 
 
 @dataclass(frozen=True)
-class Member:
-    """One network of the zoo and how it is trained."""
+class ZooStudy(ResumableStudy):
+    """Options of a study of networks of the zoo, which are trained once: the studies share them."""
+
+    size: Size = "cpu"
+    """``smoke`` (seconds), ``cpu`` (two cores, under two hours) or ``paper`` (an accelerator, 250 epochs)."""
+    images: int = 500
+    """Test images that are deformed."""
+    smoke: bool = False
+    """The same as ``--size smoke``."""
+
+    def resize(self) -> Self:
+        """Return the options at the smoke size if either option asks for it, as they are if not."""
+        small = self.smoke or self.size == "smoke"
+        return replace(self, size="smoke", smoke=True, **self.SMOKE) if small else self
+
+    def zoo_folder(self) -> Path:
+        """Return the folder of the trained networks of this size and seed."""
+        return self.runs / f"zoo_{self.size}_s{self.seed}"
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A network of the zoo and how it is trained."""
 
     model: str
     """A name of `stabjax.models.NAMES`."""
     family: str
-    """Families share a colour, and are left out of the fit together."""
+    """Families share a color, and are left out of the fit together."""
     epochs: float = 10.0
     """Passes through the training images."""
     rate: float = 0.2
     """Peak learning rate."""
     adam: bool = False
     """Adam at a constant rate and no decay, the published way for fully connected networks."""
+    published: bool = False
+    """By the published recipe for everything but the rate, instead of that of the images."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """Of the network's constructor."""
 
+    def recipe(self, task: Task) -> sj.train.Recipe:
+        """Return the recipe of its training on these images."""
+        if self.published:
+            statistics = {"mean": task.recipe.mean, "deviation": task.recipe.deviation}
+            recipe = sj.train.published(epochs=self.epochs, fully_connected=self.adam, **statistics)
+            return replace(recipe, rate=self.rate)
+        recipe = replace(task.recipe, epochs=self.epochs, rate=self.rate)
+        return replace(recipe, optimiser="adam", schedule="constant", decay=0.0) if self.adam else recipe
 
-def _half(model: str, family: str, **options: Any) -> Member:
-    return Member(model, family, options={"width": 0.5}, **options)
+
+def _scaled(model: str, width: float, family: str, **training: Any) -> Architecture:
+    return Architecture(model, family, options={"width": width}, **training)
 
 
-def _quarter(model: str, family: str, **options: Any) -> Member:
-    return Member(model, family, options={"width": 0.25}, **options)
+_FULLY_CONNECTED = {f"FC L{n}": Architecture(f"FCL{n}", "fully connected", 12, 0.1, adam=True) for n in (2, 4, 6)}
+_PUBLISHED: dict[str, Any] = {"epochs": 250, "published": True}
 
-
-_FULLY_CONNECTED = {f"FC L{n}": Member(f"FCL{n}", "fully connected", 12, 0.1, adam=True) for n in (2, 4, 6)}
-_PUBLISHED_EPOCHS = 250
-
-ZOO: Mapping[Size, Mapping[str, Member]] = {
+ZOO: Mapping[Size, Mapping[str, Architecture]] = {
     "smoke": {
-        f"SmallCNN {channels}": Member("SmallCNN", f"depth {len(channels)}", 1, 0.05, options={"channels": channels})
+        f"SmallCNN {channels}": Architecture(
+            "SmallCNN", f"depth {len(channels)}", 1, 0.05, options={"channels": channels}
+        )
         for channels in ((4,), (4, 4), (8, 8))
     },
     "cpu": {
         **_FULLY_CONNECTED,
-        "LeNet": Member("LeNet", "plain CNN", 12, 0.05),
-        "MinimalCNN": Member("MinimalCNN", "plain CNN", 10, 0.01),
-        "SmallCNN": Member("SmallCNN", "small CNN", 10),
-        "VGG11, width 1/4": _quarter("VGG11", "VGG", epochs=10, rate=0.05),
-        "VGG11bn, width 1/4": _quarter("VGG11bn", "VGG-BN", epochs=10),
-        "AlexNet, width 1/2": _half("AlexNet", "plain CNN", epochs=10, rate=0.05),
-        "ResNet18, width 1/4": _quarter("ResNet18", "ResNet", epochs=8),
-        "MobileNetV2, width 1/4": _quarter("MobileNetV2", "inverted bottlenecks", epochs=6),
-        "EfficientNetB0, width 1/4": _quarter("EfficientNetB0", "inverted bottlenecks", epochs=6),
+        "LeNet": Architecture("LeNet", "plain CNN", 12, 0.05),
+        "MinimalCNN": Architecture("MinimalCNN", "plain CNN", 10, 0.01),
+        "SmallCNN": Architecture("SmallCNN", "small CNN", 10),
+        "VGG11, width 1/4": _scaled("VGG11", 0.25, "VGG", epochs=10, rate=0.05),
+        "VGG11bn, width 1/4": _scaled("VGG11bn", 0.25, "VGG-BN", epochs=10),
+        "AlexNet, width 1/2": _scaled("AlexNet", 0.5, "plain CNN", epochs=10, rate=0.05),
+        "ResNet18, width 1/4": _scaled("ResNet18", 0.25, "ResNet", epochs=8),
+        "MobileNetV2, width 1/4": _scaled("MobileNetV2", 0.25, "inverted bottlenecks", epochs=6),
+        "EfficientNetB0, width 1/4": _scaled("EfficientNetB0", 0.25, "inverted bottlenecks", epochs=6),
     },
     "paper": {
-        **{name: replace(member, epochs=_PUBLISHED_EPOCHS) for name, member in _FULLY_CONNECTED.items()},
+        **{name: replace(each, **_PUBLISHED) for name, each in _FULLY_CONNECTED.items()},
         **{
-            model: Member(model, family, _PUBLISHED_EPOCHS, rate)
+            model: Architecture(model, family, rate=rate, **_PUBLISHED)
             for family, rate, models in (
                 ("plain CNN", 0.02, ("LeNet", "AlexNet")),
                 ("VGG", 0.05, ("VGG11", "VGG16", "VGG19")),
@@ -81,163 +110,103 @@ ZOO: Mapping[Size, Mapping[str, Member]] = {
 """By size and name: ``smoke`` for tests, ``cpu`` for two cores and two hours, ``paper`` as published."""
 
 
-@dataclass(frozen=True)
-class Material:
-    """Images and recipes of one size."""
-
-    training: tuple[Any, Any]
-    test: tuple[Any, Any]
-    recipe: sj.train.Recipe
-    """Without what a member changes in it."""
-    deformation: Any
-    note: str
-    """What to say beside every number."""
-    size: Size
-
-    def recipe_of(self, member: Member) -> sj.train.Recipe:
-        """How the member is trained."""
-        statistics = {"mean": self.recipe.mean, "deviation": self.recipe.deviation}
-        if self.size == "paper":
-            recipe = sj.train.published(epochs=member.epochs, fully_connected=member.adam, **statistics)
-            return replace(recipe, rate=member.rate)
-        recipe = replace(self.recipe, epochs=member.epochs, rate=member.rate)
-        return replace(recipe, optimiser="adam", schedule="constant", decay=0.0) if member.adam else recipe
+def select(size: Size, names: Sequence[str], *, epochs: float | None = None) -> dict[str, Architecture]:
+    """Return the networks of a size with these names, all if there is none; for so many epochs where they are given."""
+    zoo = ZOO[size]
+    if unknown := [name for name in names if name not in zoo]:
+        raise SystemExit(f"expected some of {', '.join(zoo)}, got {', '.join(unknown)}")
+    return {name: zoo[name] if epochs is None else replace(zoo[name], epochs=epochs) for name in names or zoo}
 
 
-def material(size: Size, *, seed: int = 0, training: int | None = None) -> Material:
-    """CIFAR-10, or at size ``smoke`` the scale-detection task, with the published deformation (cutoff 3, one pixel).
+def load_task(size: Size, *, seed: int = 0, training: int | None = None) -> Task:
+    """Load CIFAR-10, or at size ``smoke`` draw the scale-detection task; deformations have cutoff 3 and one pixel.
 
     Args:
         size: of the study.
         seed: of the choice of training images.
         training: number of training images; all of them by default.
     """
-    common = layerwise.Config(seed=seed, training=training)
     if size == "smoke":
-        common = replace(common, data="scale-detection", training=training or 256, images=64)
-    training_set, test, deformation, recipe, note = layerwise.material(common)
-    return Material(training_set, test, recipe, deformation, note, size)
+        return _images.load("scale-detection", seed=seed, training=training or 256, images=64)
+    return _images.load("cifar10", seed=seed, training=training)
 
 
 def train(
     name: str,
-    member: Member,
-    given: Material,
+    architecture: Architecture,
+    task: Task,
     *,
     key: jax.Array,
     seeds: int,
     path: Path | None,
-    scored: bool = True,
+    score: bool = True,
     progress: bool = False,
 ) -> sj.train.Run:
-    """The member, trained; a run that was finished is read, one that was killed goes on.
+    """Train a network of the zoo; a run that was finished is read, one that was killed goes on.
 
-    ``scored``: whether the test error is taken after every epoch.
+    ``score``: whether the test error is taken after every epoch.
     """
-    smoke = {"in_channels": 1, "num_classes": 2} if given.size == "smoke" else {}
+    # Networks are made for CIFAR-10 unless told otherwise; fully connected ones do not take these options.
+    channels = {} if task.source else {"in_channels": task.channels, "num_classes": task.classes}
     return sj.train.fit(
-        lambda *, rngs: sj.models.build(member.model, rngs=rngs, **smoke, **member.options),
-        given.training,
+        lambda *, rngs: sj.models.build(architecture.model, rngs=rngs, **channels, **architecture.options),
+        task.training,
         key=key,
-        recipe=given.recipe_of(member),
-        test=given.test if scored else None,
+        recipe=architecture.recipe(task),
+        test=task.test if score else None,
         seeds=seeds,
-        path=None if path is None else path / folder(name),
+        path=None if path is None else path / file_name(name),
         progress=progress,
     )
 
 
-def runs_of(config: Any) -> Path:
-    """Folder of the networks of a size and seed, each trained once: the studies share them."""
-    return config.runs / f"zoo_{config.size}_s{config.seed}"
+def train_layerwise(
+    task: Task,
+    study: ResumableStudy,
+    *,
+    data: _images.Name,
+    model: str,
+    width: float,
+    key: jax.Array,
+    seeds: int = 1,
+    progress: bool = False,
+) -> sj.train.Run:
+    """Train a network by the recipe of its task; a run that was finished is read, one that was killed goes on.
+
+    Args:
+        task: images and recipe.
+        study: the options, for its seed and folder.
+        data: name of the images.
+        model: a name of `stabjax.models.NAMES`.
+        width: factor on the channels of a VGG.
+        key: of the training.
+        seeds: networks trained.
+        progress: whether to show a bar.
+    """
+    options: dict[str, Any] = {"width": width} if model.startswith("VGG") else {}
+    options |= {"in_channels": task.channels, "num_classes": task.classes}
+
+    def build(*, rngs: nnx.Rngs) -> Any:
+        return sj.models.build(model, rngs=rngs, **options)
+
+    settings = f"w{width:g}_e{task.recipe.epochs:g}_s{study.seed}"
+    return sj.train.fit(
+        build,
+        task.training,
+        key=key,
+        recipe=task.recipe,
+        test=task.test,
+        seeds=seeds,
+        path=study.folder(f"layerwise_{data}_{model}_{settings}"),
+        progress=progress,
+    )
 
 
-def folder(name: str) -> str:
-    """A name that any file system takes."""
+def file_name(name: str) -> str:
+    """Return a name as any file system takes it."""
     return "".join(c if c.isalnum() else "_" for c in name)
 
 
-def chosen(size: Size, names: Sequence[str], epochs: float | None) -> dict[str, Member]:
-    """The members of a size with these names, all if there is none; for so many epochs where they are given."""
-    members = ZOO[size]
-    if unknown := [name for name in names if name not in members]:
-        raise SystemExit(f"expected some of {', '.join(members)}, got {', '.join(unknown)}")
-    return {
-        name: members[name] if epochs is None else replace(members[name], epochs=epochs) for name in names or members
-    }
-
-
-# The probe
-
-
-@dataclass(frozen=True)
-class Probe:
-    """Test images with their deformed and noisy versions: the same for every network, so that networks compare."""
-
-    clean: jax.Array
-    """``(n, *spatial, channels)``, normalised."""
-    deformed: jax.Array
-    """``(draws, n, *spatial, channels)``."""
-    noisy: jax.Array
-    """Likewise, ``|eta| = |tau x - x|`` for each image and draw."""
-    labels: np.ndarray
-    """``(n,)``."""
-    about: Mapping[str, Any]
-    """What the numbers depend on, as it is written beside them."""
-
-    def measure(self, f: Any) -> dict[str, dict[str, Any]]:
-        """``D``, ``G`` and ``R`` of the output, with intervals over images, by the three `STATISTICS`.
-
-        Every version of the images passes as one batch, so that a network with batch statistics is measured the
-        published way.
-        """
-        f = f if isinstance(f, sj.networks.Network) else sj.networks.wrap(f)
-        clean = _output(f, self.clean)
-        deformed, noisy = (np.stack([_output(f, x) for x in many]) for many in (self.deformed, self.noisy))
-        found = {}
-        for statistic in STATISTICS:
-            some = slice(1) if statistic == "published" else slice(None)
-            result = sj.stability.from_features(
-                jax.random.key(0),
-                {"output": clean},
-                {"output": deformed[some]},
-                {"output": noisy[some]},
-                average="mean" if statistic == "mean" else "median_per_unit",
-            )
-            found[statistic] = {name: float(getattr(result, name)[0]) for name in QUANTITIES} | {
-                f"{name}_interval": np.asarray(getattr(result, f"{name}_interval")[0]).tolist() for name in QUANTITIES
-            }
-        return found
-
-
-@jax.jit
-def _forward(f: Any, x: jax.Array) -> jax.Array:
-    return f(x)
-
-
-def _output(f: Any, x: jax.Array) -> np.ndarray:
-    return np.asarray(_forward(f, x))
-
-
-def probe(given: Material, *, images: int = 500, draws: int = 10, seed: int = 0) -> Probe:
-    """The published images: the first of the test set in file order where the copy is the original one.
-
-    Copies from image files are sorted by class; there the images are a fixed random draw.
-
-    Args:
-        given: images, their statistics and the deformation.
-        images: number of test images.
-        draws: deformations, and noises, of each; the first is that of the published protocol.
-        seed: of the deformations, the noise and the draw of images.
-    """
-    pixels, labels = given.test
-    images = min(images, len(pixels))
-    in_order = given.size != "smoke" and sj.data.describe("cifar10").exact
-    chosen = np.arange(images) if in_order else np.sort(np.random.default_rng(seed).permutation(len(pixels))[:images])
-    clean = sj.train.normalise(pixels[chosen], mean=given.recipe.mean, deviation=given.recipe.deviation)
-    deformed, noisy = sj.probe.perturbed(clean, key=jax.random.key(seed), deformation=given.deformation, draws=draws)
-    deformation = {
-        k: getattr(given.deformation, k).item() for k in ("temperature", "cutoff") if hasattr(given.deformation, k)
-    }
-    about = {"images": images, "draws": draws, "seed": seed, "deformation": deformation, "data": given.note}
-    return Probe(clean, deformed, noisy, np.asarray(labels)[chosen], about)
+def parameters(model: nnx.Module) -> list[int]:
+    """Return the number of trained numbers in each array of a network."""
+    return [int(leaf.size) for leaf in jax.tree.leaves(nnx.state(model, nnx.Param))]
