@@ -1,4 +1,4 @@
-"""The bias study of constant filters, 5,400 cells: `stabjax.sweep` against the published loop in torch."""
+"""The bias study of constant filters, 5,400 cells: `stabjax.sweep` against the published loop in torch, in one run."""
 
 import time
 
@@ -43,7 +43,7 @@ def _seconds(work, repeats):
 
 
 def _torch_loop():
-    """The published way: cell after cell, the clean images once per bias, all pairs."""
+    """Measure the published way: cell after cell, the clean images once per bias, all pairs."""
     import torch
 
     pixels, kernel, stride = size(**BIAS_NETWORK), BIAS_NETWORK["kernel"], BIAS_NETWORK["stride"]
