@@ -4,12 +4,11 @@ An image is one example, ``(*spatial, channels)``; a batch puts one axis in fron
 pixels, and component ``i`` moves along array axis ``i``. The way of the data::
 
     Perturbation: (key, image) -> image          one image, random
-    Network:      batch -> outputs               batched, each row depending on that row alone
-    Features:     {name: activation}             what a network computes on the way, one entry per operation
+    network:      batch -> outputs               batched, each row depending on that row alone: `stabjax.networks`
+    features:     {name: activation}             what a network computes on the way, one entry per operation
 """
 
-from collections.abc import Mapping
-from typing import Any, Protocol, TypeAlias, runtime_checkable
+from typing import Protocol, TypeAlias, runtime_checkable
 
 import jax
 import numpy as np
@@ -22,7 +21,6 @@ Image: TypeAlias = Float[AnyArray, " *spatial channels"]
 Images: TypeAlias = Float[AnyArray, " batch *spatial channels"]
 Field: TypeAlias = Float[AnyArray, " ndim *spatial"]
 Coefficients: TypeAlias = Float[AnyArray, " ndim *modes"]
-Features: TypeAlias = Mapping[str, Array]
 
 
 @runtime_checkable
@@ -35,13 +33,4 @@ class Perturbation(Protocol):
 
     def __call__(self, key: PRNGKey, image: Image) -> Image:
         """The perturbed image, ``(*spatial, channels)``."""
-        ...
-
-
-@runtime_checkable
-class Network(Protocol):
-    """A function of a batch, ``(batch, *spatial, channels) -> (batch, ...)``, row by row."""
-
-    def __call__(self, x: Any, /) -> Any:
-        """The outputs, ``(batch, ...)``."""
         ...

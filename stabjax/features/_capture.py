@@ -50,7 +50,7 @@ def capture(f: Any, *, select: Select = None, reduce: Callable[[Tap, Any], Any] 
 def taps(f: Any, x: Any) -> tuple[Tap, ...]:
     """List the operations of a network in order of execution; nothing is computed.
 
-    They are told from the program alone, so what is written alike is named alike: in a plain function every array that
+    They are read from the program alone, so what is written alike is named alike: in a plain function every array that
     does not depend on the images counts as a parameter, pairwise sums of slices over space count as pools, and a
     learned gain or offset that follows no layer is ``other``. What `hidden` lists cannot be tapped.
 

@@ -132,7 +132,7 @@ def wrap(
       the arrays as arguments: what was changed in place is seen, and the same program compiles once. In a ``jit`` of
       your own its arrays are constants, and it compiles again when one has changed, as far as they can be followed: in
       attributes, items, closures, and globals that its own code names.
-    * A model of a framework that `register` was told of.
+    * A model of a framework that was added by `register`.
 
     Args:
         model: the network in its framework.

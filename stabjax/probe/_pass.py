@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from stabjax import features, perturb
 from stabjax._numerics import centered, row_sum, scatter
 from stabjax._types import AnyArray, Perturbation, PRNGKey
-from stabjax.probe._plan import Plan
+from stabjax.probe._batching import Batches
 from stabjax.probe._rows import check_front, finite_rows, like_image, real
 from stabjax.stability import Stability, summarize
 
@@ -37,7 +37,7 @@ class Row(NamedTuple):
     """Mean of the clean rows."""
 
 
-@partial(jax.jit, static_argnames=("radius", "plan", "average", "select", "confidence"))
+@partial(jax.jit, static_argnames=("radius", "batches", "average", "select", "confidence"))
 def measure(
     traced: features.Traced,
     images: Whole,
@@ -46,56 +46,59 @@ def measure(
     noise: Perturbation | None,
     *,
     radius: Radius,
-    plan: Plan,
+    batches: Batches,
     average: Literal["mean", "median"],
     select: features.Select,
     confidence: float,
 ) -> Stability:
-    """`stabjax.probe.stability` for a plan; see there."""
-    if not plan.separate:
-        traced.check_rows(otherwise=f", or pass all images as one batch, batch_size={plan.images}")
-    starts, lengths, firsts = plan.steps()
+    """Measure as `stabjax.probe.stability` does, in these batches; see there."""
+    if not batches.separate:
+        traced.check_rows(otherwise=f", or pass all images as one batch, batch_size={batches.images}")
+    starts, lengths, firsts = batches.steps()
     steps = jnp.asarray(starts), jnp.asarray(lengths), jnp.asarray(firsts)
     if noise is None and radius == "mean":
-        mean_radius = _mean_radius(images, key, deformation, steps, plan)
-        noise_of = noise_rule(perturb.SphericalNoise(mean_radius, spatial=images.shape[1:-1]))
+        mean_radius = _mean_radius(images, key, deformation, steps, batches)
+        noise_of = as_noise(perturb.SphericalNoise(mean_radius, spatial=images.shape[1:-1]))
     else:
-        noise_of = noise_rule(noise)
+        noise_of = as_noise(noise)
 
     def step(carried: tuple[Array, dict[str, Array]], position: Position) -> tuple[Any, Any]:
         (seen, means), (start, length, draw) = carried, position
-        clean, finite, keys = _batch(images, key, start, plan)
-        pairs = jax.vmap(partial(pairs_of, deformation, noise_of, draw, plan.draws_together), out_axes=1)(keys, clean)
-        versions = jnp.concatenate([clean[None], *pairs])
+        clean, finite, keys = _read_batch(images, key, start, batches)
+        of_image = partial(perturb_pairs, deformation, noise_of, draw, batches.draws_per_step)
+        pairs = jax.vmap(of_image, out_axes=1)(keys, clean)
+        versions = jnp.concatenate([clean[None], *pairs])  # clean, deformed by each draw, noisy by each draw
         # Further draws of the same images must not count again.
-        weights = ((jnp.arange(plan.size) < length) & finite & (draw == 0)).astype(seen.dtype)
-        rows = _run(traced, versions, weights, plan, select)
+        weights = ((jnp.arange(batches.size) < length) & finite & (draw == 0)).astype(seen.dtype)
+        rows = _run(traced, versions, weights, batches, select)
+        # Running means of every layer: mean += (mean of the batch - mean) * weight of the batch / weight so far.
         seen = seen + jnp.sum(weights)
         share = jnp.sum(weights) / jnp.maximum(seen, 1)
         shifts = {name: row.mean - means[name] for name, row in rows.items()}
         means = {name: means[name] + shift * share.astype(shift.dtype) for name, shift in shifts.items()}
-        moved = _moved(versions, plan)
+        changed = _has_changed(versions, batches)
         found = {
-            name: (jnp.where(moved, row.changes, 0), row.distances, jnp.sum(jnp.square(shifts[name])))
+            name: (jnp.where(changed, row.changes, 0), row.distances, jnp.sum(jnp.square(shifts[name])))
             for name, row in rows.items()
         }
         radii = jax.vmap(_distances, (0, None))(pairs[1], clean)
         return (seen, means), (found, radii, finite[None], weights)
 
-    layers, kinds, empty = _layers(traced, plan, select)
+    layers, kinds, empty = _layers(traced, batches, select)
     _, (found, radii, finite, weights) = jax.lax.scan(step, (jnp.zeros((), jnp.float32), empty), steps)
 
     def numerators(changes: Float[Array, "steps changed size"]) -> Float[Array, "two draws n"]:
-        pairs = jnp.reshape(plan.by_image(changes), (-1, 2, plan.draws_together, plan.images))
-        return jnp.reshape(jnp.moveaxis(pairs, 1, 0), (2, plan.draws, plan.images))
+        pairs = jnp.reshape(batches.by_image(changes), (-1, 2, batches.draws_per_step, batches.images))
+        return jnp.reshape(jnp.moveaxis(pairs, 1, 0), (2, batches.draws, batches.images))
 
-    def stacked(which: int) -> Array:
+    def stack_layers(which: int) -> Array:
         dtype = jnp.result_type(*[found[name][which].dtype for name in layers])
         return jnp.stack([found[name][which].astype(dtype) for name in layers])
 
-    changes = jax.vmap(numerators)(stacked(0))
-    distances, shifts = stacked(1), stacked(2)
+    changes = jax.vmap(numerators)(stack_layers(0))
+    distances, shifts = stack_layers(1), stack_layers(2)
     number = jnp.sum(weights, axis=1, keepdims=True).astype(distances.dtype)
+    # An unbiased share of each image in <|f(x) - f(z)|^2>: 2 |f_i - batch mean|^2 B / (B - 1).
     spread = 2 * distances * (number / jnp.maximum(number - 1, 1))[None]
     total = scatter(distances, shifts, weights.astype(distances.dtype))
     return summarize(
@@ -104,26 +107,26 @@ def measure(
         kinds=kinds,
         deformation_numerators=changes[:, 0],
         noise_numerators=changes[:, 1],
-        spread=jax.vmap(plan.by_image)(spread[:, :, None])[:, 0, 0],
+        spread=jax.vmap(batches.by_image)(spread[:, :, None])[:, 0, 0],
         pair_distance=2 * total / jnp.sum(number),
-        noise_radius=jnp.reshape(plan.by_image(radii), (plan.draws, plan.images)),
-        measured=plan.by_image(finite)[0, 0],
+        noise_radius=jnp.reshape(batches.by_image(radii), (batches.draws, batches.images)),
+        measured=batches.by_image(finite)[0, 0],
         average=average,
         confidence=confidence,
     )
 
 
-def _batch(
-    images: Whole, key: PRNGKey, start: Int[Array, ""], plan: Plan
+def _read_batch(
+    images: Whole, key: PRNGKey, start: Int[Array, ""], batches: Batches
 ) -> tuple[Batch, Bool[Array, " size"], Key[Array, " size"]]:
-    """Clean images, which of them are finite (the others are blanked), and their keys."""
-    clean = jax.lax.dynamic_slice_in_dim(images, start, plan.size)
+    """Read the clean images of a batch, which of them are finite (the others are blanked), and their keys."""
+    clean = jax.lax.dynamic_slice_in_dim(images, start, batches.size)
     finite = finite_rows(clean)
     blanked = jnp.where(jnp.expand_dims(finite, tuple(range(1, clean.ndim))), clean, 0)
-    return blanked, finite, jax.vmap(jax.random.fold_in, (None, 0))(key, start + jnp.arange(plan.size))
+    return blanked, finite, jax.vmap(jax.random.fold_in, (None, 0))(key, start + jnp.arange(batches.size))
 
 
-def pairs_of(
+def perturb_pairs(
     deformation: Perturbation,
     noise_of: Callable[..., AnyArray],
     first: Int[Array, ""] | int,
@@ -131,7 +134,7 @@ def pairs_of(
     key: PRNGKey,
     image: Array,
 ) -> tuple[Float[AnyArray, " draws *image"], Float[AnyArray, " draws *image"]]:
-    """One image deformed, and with noise, for so many draws from the first on."""
+    """Deform one image, and add noise to it, for so many draws from the first on."""
 
     def pair(draw: Int[Array, ""]) -> tuple[AnyArray, AnyArray]:
         deformation_key, noise_key = jax.random.split(jax.random.fold_in(key, draw))
@@ -142,36 +145,36 @@ def pairs_of(
 
 
 def _mean_radius(
-    images: Whole, key: PRNGKey, deformation: Perturbation, steps: Position, plan: Plan
+    images: Whole, key: PRNGKey, deformation: Perturbation, steps: Position, batches: Batches
 ) -> Float[Array, ""]:
-    """``<|tau x - x|>`` over finite images and draws, by a pass that deforms and runs no network."""
+    """Average ``|tau x - x|`` over finite images and draws, by a pass that deforms and runs no network."""
 
     def step(position: Position) -> tuple[Array, Array]:
         start, _, draw = position
-        clean, finite, keys = _batch(images, key, start, plan)
-        pairs = partial(pairs_of, deformation, lambda key, image, deformed: deformed, draw, plan.draws_together)
+        clean, finite, keys = _read_batch(images, key, start, batches)
+        pairs = partial(perturb_pairs, deformation, lambda key, image, deformed: deformed, draw, batches.draws_per_step)
         deformed, _ = jax.vmap(pairs, out_axes=1)(keys, clean)
         return jax.vmap(_distances, (0, None))(deformed, clean), finite[None]
 
-    radii, finite = (plan.by_image(values) for values in jax.lax.map(step, steps))
+    radii, finite = (batches.by_image(values) for values in jax.lax.map(step, steps))
     return jnp.mean(radii, where=jnp.broadcast_to(finite[:1, :1], radii.shape))
 
 
-def noise_rule(noise: Perturbation | None) -> Callable[..., AnyArray]:
-    """The noisy image as a function of key, image and deformed image; on the sphere through the latter if None."""
+def as_noise(noise: Perturbation | None) -> Callable[..., AnyArray]:
+    """Return the noisy image as a function of key, image and deformed image; None is the sphere through the latter."""
     if noise is None:
         return lambda key, image, deformed: perturb.noise_like(key, image, deformed, spatial=image.shape[:-1])
     return lambda key, image, deformed: noise(key, image)
 
 
-def _moved(versions: Float[Array, "versions size *image"], plan: Plan) -> Bool[Array, "_ _"]:
-    """Whether each perturbed image differs from the clean one at all.
+def _has_changed(versions: Float[Array, "versions size *image"], batches: Batches) -> Bool[Array, "_ _"]:
+    """Tell of each perturbed image whether it differs from the clean one at all.
 
     Where it does not, no layer changes: what one shows then is rounding, which differs from row to row of a batch. With
     batch statistics an image changes with the others of its batch, so there it is the whole batch that counts.
     """
-    differs = jnp.reshape(versions[1:] != versions[:1], (plan.versions - 1, plan.size, -1))
-    return jnp.any(differs, axis=(1, 2))[:, None] if plan.separate else jnp.any(differs, axis=2)
+    differs = jnp.reshape(versions[1:] != versions[:1], (batches.versions - 1, batches.size, -1))
+    return jnp.any(differs, axis=(1, 2))[:, None] if batches.separate else jnp.any(differs, axis=2)
 
 
 def _distances(x: Float[AnyArray, " size *image"], y: Float[AnyArray, " size *image"]) -> Float[Array, " size"]:
@@ -179,52 +182,52 @@ def _distances(x: Float[AnyArray, " size *image"], y: Float[AnyArray, " size *im
 
 
 def _run(
-    traced: features.Traced, versions: Array, weights: Float[Array, " size"], plan: Plan, select: features.Select
+    traced: features.Traced, versions: Array, weights: Float[Array, " size"], batches: Batches, select: features.Select
 ) -> dict[str, Row]:
-    """One row per operation, the images first; what passes together is taken apart at every tap."""
+    """Run the network on all versions, and reduce at every tap to one `Row` per operation, the images first."""
 
     def reduce(tap: features.Tap, activation: Array) -> Row:
-        rows = _rows_first(tap, activation, plan)
-        return _reduce(jax.lax.all_gather(rows, _VERSION) if plan.separate else rows, weights, plan)
+        rows = _with_rows_first(tap, activation, batches)
+        return _reduce(jax.lax.all_gather(rows, _VERSION) if batches.separate else rows, weights, batches)
 
     def capture(x: Array) -> Mapping[str, Row]:
         return traced.capture(x, select=select, reduce=reduce)[1]
 
-    if plan.separate:
+    if batches.separate:
         found = jax.vmap(capture, axis_name=_VERSION, out_axes=None)(versions)
     else:
-        found = capture(jnp.reshape(versions, (plan.rows, *versions.shape[2:])))
-    images = {_INPUT: _reduce(versions, weights, plan)}
-    return images | {_unlike_input(name): row for name, row in found.items()}
+        found = capture(jnp.reshape(versions, (batches.rows, *versions.shape[2:])))
+    input_row = _reduce(versions, weights, batches)
+    return {_INPUT: input_row} | {_rename_input(name): row for name, row in found.items()}
 
 
-def _reduce(activation: Array, weights: Float[Array, " size"], plan: Plan) -> Row:
-    versions = jnp.reshape(real(activation), (plan.versions, plan.size, -1))
+def _reduce(activation: Array, weights: Float[Array, " size"], batches: Batches) -> Row:
+    versions = jnp.reshape(real(activation), (batches.versions, batches.size, -1))
     # The clean images' change from themselves is computed too: on the CPU leaving it out would copy all the others.
     changes = jnp.sum(jnp.square(versions - versions[:1]), axis=-1)[1:]
     mean, distances = centered(versions[0], weights=weights.astype(versions.dtype))
     return Row(changes, distances, mean)
 
 
-def _rows_first(tap: features.Tap, activation: Array, plan: Plan) -> Array:
-    """The activation with one row per image; an axis of several parts per image in front (windows) is taken apart."""
-    check_front(tap, activation, plan.rows)
-    return jnp.reshape(activation, (plan.rows, -1))
+def _with_rows_first(tap: features.Tap, activation: Array, batches: Batches) -> Array:
+    """Reshape an activation to one row per image; parts of an image that stand in front (windows) go to its row."""
+    check_front(tap, activation, batches.rows)
+    return jnp.reshape(activation, (batches.rows, -1))
 
 
 def _layers(
-    traced: features.Traced, plan: Plan, select: features.Select
+    traced: features.Traced, batches: Batches, select: features.Select
 ) -> tuple[tuple[str, ...], tuple[str, ...], dict[str, Array]]:
-    """Names and kinds of the rows in the order of execution, and the means of no image."""
+    """Return names and kinds of the rows in the order of execution, and the means before the first batch."""
     batch = traced.batch
-    versions = jax.ShapeDtypeStruct((plan.versions, plan.size, *batch.shape[1:]), batch.dtype)
-    weights = jax.ShapeDtypeStruct((plan.size,), jnp.float32)
-    rows = jax.eval_shape(partial(_run, traced, plan=plan, select=select), versions, weights)
-    kinds = {_INPUT: _INPUT} | {_unlike_input(tap.name): tap.kind for tap in traced.taps}
+    versions = jax.ShapeDtypeStruct((batches.versions, batches.size, *batch.shape[1:]), batch.dtype)
+    weights = jax.ShapeDtypeStruct((batches.size,), jnp.float32)
+    rows = jax.eval_shape(partial(_run, traced, batches=batches, select=select), versions, weights)
+    kinds = {_INPUT: _INPUT} | {_rename_input(tap.name): tap.kind for tap in traced.taps}
     layers = tuple(name for name in kinds if name in rows)
     empty = {name: jnp.zeros(rows[name].mean.shape, rows[name].mean.dtype) for name in layers}
     return layers, tuple(kinds[name] for name in layers), empty
 
 
-def _unlike_input(name: str) -> str:
+def _rename_input(name: str) -> str:
     return f"{_INPUT}:1" if name == _INPUT else name

@@ -12,7 +12,7 @@ from stabjax._images import Spatial
 from stabjax._numerics import permit_nan
 from stabjax._sharding import without_explicit_axes
 from stabjax._types import AnyArray, Perturbation, PRNGKey
-from stabjax.probe._pass import noise_rule, pairs_of
+from stabjax.probe._pass import as_noise, perturb_pairs
 from stabjax.probe._stability import as_tree, check_perturbed
 
 _TOGETHER = 64  # images perturbed side by side
@@ -61,7 +61,7 @@ def perturbed(
 def _perturbed(
     images: Array, key: PRNGKey, deformation: Perturbation, noise: Perturbation | None, *, draws: int
 ) -> tuple[Array, Array]:
-    pairs = partial(pairs_of, deformation, noise_rule(noise), 0, draws)
+    pairs = partial(perturb_pairs, deformation, as_noise(noise), 0, draws)
 
     def of_image(position: tuple[Array, Array]) -> tuple[Any, Any]:
         index, image = position

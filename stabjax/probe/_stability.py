@@ -11,8 +11,8 @@ from stabjax._numerics import permit_nan
 from stabjax._sharding import without_explicit_axes
 from stabjax._types import Images, Perturbation, PRNGKey
 from stabjax.features._ready import Watched
+from stabjax.probe._batching import divide
 from stabjax.probe._pass import Radius, measure
-from stabjax.probe._plan import deal
 from stabjax.stability import Stability
 
 
@@ -104,15 +104,15 @@ def stability(
             network depend on each other and ``batch_size < n``; if an activation does not have its batch in front.
     """
     _check(images, deformation, noise, radius, draws, average, batch_size, spatial)
-    plan = deal(len(images), draws, batch_size)
+    batches = divide(len(images), draws, batch_size)
     return measure(
-        features.trace(f, jax.ShapeDtypeStruct((plan.rows, *images.shape[1:]), images.dtype)),
+        features.trace(f, jax.ShapeDtypeStruct((batches.rows, *images.shape[1:]), images.dtype)),
         without_explicit_axes(images),
         as_key(key),
         as_tree(deformation, images.shape[1:-1]),
         as_tree(noise, images.shape[1:-1]),
         radius=radius,
-        plan=plan,
+        batches=batches,
         average=average,
         select=features.as_select(select),
         confidence=float(confidence),

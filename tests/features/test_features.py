@@ -13,8 +13,8 @@ from flax import linen, nnx
 
 from stabjax import features, networks
 from stabjax._jaxpr import _axes
-from tests import random_networks
-from tests import sample_networks as guests
+from tests import random_networks, sample_networks
+from tests.sample_networks import CASES, IMAGES, conv, normal
 
 pytestmark = pytest.mark.usefixtures("relaxed_promotion")
 
@@ -23,16 +23,16 @@ capture = jax.jit(lambda f, x: features.capture(f)(x))
 
 @pytest.fixture(scope="module")
 def images():
-    return jax.random.normal(jax.random.key(1), guests.IMAGES)
+    return jax.random.normal(jax.random.key(1), IMAGES)
 
 
 def names_and_kinds(f, x):
     return " ".join(f"{tap.name}={tap.kind}" for tap in features.taps(f, x))
 
 
-@pytest.mark.parametrize("name", guests.CASES)
+@pytest.mark.parametrize("name", CASES)
 def test_operations_are_found_and_the_network_is_left_as_it_is(name, images):
-    case = guests.CASES[name]
+    case = CASES[name]
     network = case.build()
     taps = features.taps(network, images)
     assert names_and_kinds(network, images) == case.expected
@@ -59,12 +59,12 @@ def test_operations_are_found_and_the_network_is_left_as_it_is(name, images):
 
 @pytest.mark.parametrize("name", ["equinox convolutional", "linen"])
 def test_channels_stand_last_in_every_layout(name, images):
-    assert all(tap.channel_axis == len(tap.shape) - 1 for tap in features.taps(guests.CASES[name].build(), images))
+    assert all(tap.channel_axis == len(tap.shape) - 1 for tap in features.taps(CASES[name].build(), images))
 
 
 @pytest.mark.parametrize("train", [False, True])
 def test_linen_values_equal_its_own_intermediates(train, images):
-    module = guests.LinenNet()
+    module = sample_networks.LinenNet()
     variables = module.init(jax.random.key(0), images)
     _, state = module.apply(variables, images, train=train, capture_intermediates=True, mutable=True)
     expected = {name: values["__call__"][0] for name, values in state["intermediates"].items() if name != "__call__"}
@@ -74,7 +74,7 @@ def test_linen_values_equal_its_own_intermediates(train, images):
 
 
 def test_nnx_values_equal_the_modules_called_by_hand(images):
-    model = guests.NNXResidual(nnx.Rngs(0))
+    model = sample_networks.NNXResidual(nnx.Rngs(0))
     _, activations = capture(networks.wrap(model), images)
     model.eval()
     x = model.stem(images)
@@ -90,10 +90,10 @@ def test_nnx_values_equal_the_modules_called_by_hand(images):
 
 
 def test_values_inside_a_scan_are_those_of_its_iterations(images):
-    network = guests.scanned_guest()
+    network = sample_networks.scanned_guest()
     _, activations = capture(networks.wrap(network), images)
     params = network.args[0]
-    h = guests.conv(images, params["stem"]["kernel"]).mean((1, 2))
+    h = conv(images, params["stem"]["kernel"]).mean((1, 2))
     for k in (2, 1, 0):
         layer = jax.tree.map(lambda leaf, k=k: leaf[k], params["layers"])
         dense = h @ layer["dense"]["kernel"] + layer["dense"]["bias"] * layer["gain"]
@@ -103,7 +103,7 @@ def test_values_inside_a_scan_are_those_of_its_iterations(images):
 
 
 def test_a_batch_merged_with_windows_is_put_in_front(images):
-    network = networks.wrap(guests.windowed_guest())
+    network = networks.wrap(sample_networks.windowed_guest())
     first, second = (network.variables[f"{name}/kernel"] for name in ("first", "second"))
     activations = capture(network, images)[1]
     for batch in (images, images[:1]):
@@ -117,7 +117,7 @@ def test_a_batch_merged_with_windows_is_put_in_front(images):
 
 def test_the_batch_is_found_behind_a_map_over_another_axis():
     """`vmap` over the rows merges them with the batch in a single reshape that permutes first."""
-    kernel = guests.normal(0, 3, 3, 3)
+    kernel = normal(0, 3, 3, 3)
     network = jax.vmap(lambda rows: random_networks.conv_of_rows(rows, kernel), 1, 1)
     images = jax.random.normal(jax.random.key(2), (4, 6, 5, 3))
     changed = images.at[3].add(1.0)
@@ -151,11 +151,11 @@ def test_the_batch_is_found_after_any_reshapes_and_transposes(batch):
 
 
 def test_softmax_has_its_batch_in_front(images):
-    _, activations = capture(guests.CASES["nnx transformer"].build(), images)
+    _, activations = capture(CASES["nnx transformer"].build(), images)
     softmax = activations["softmax_0"]
     assert softmax.shape[0] == len(images)
     np.testing.assert_allclose(softmax.sum(-1), 1, rtol=1e-5)
-    alone = [capture(guests.CASES["nnx transformer"].build(), image[None])[1]["softmax_0"][0] for image in images]
+    alone = [capture(CASES["nnx transformer"].build(), image[None])[1]["softmax_0"][0] for image in images]
     np.testing.assert_allclose(softmax, jnp.stack(alone), rtol=1e-5, atol=1e-6)
 
 
@@ -205,7 +205,7 @@ def test_gradient_of_relu_at_zero_stays_zero():
 
 
 def test_select(images):
-    network = guests.CASES["nnx residual"].build()
+    network = CASES["nnx residual"].build()
 
     def selected(select):
         return list(features.capture(network, select=select)(images)[1])
@@ -224,7 +224,7 @@ def test_select(images):
 
 
 def test_selecting_inside_a_scan_takes_the_iteration_asked_for(images):
-    network = networks.wrap(guests.scanned_guest())
+    network = networks.wrap(sample_networks.scanned_guest())
     everything = capture(network, images)[1]
     one = features.capture(network, select="layers/1/add_0")(images)[1]
     assert list(one) == ["layers/1/add_0"]
@@ -232,7 +232,7 @@ def test_selecting_inside_a_scan_takes_the_iteration_asked_for(images):
 
 
 def test_reduce_is_applied_at_the_tap(images):
-    network = networks.wrap(guests.scanned_guest())
+    network = networks.wrap(sample_networks.scanned_guest())
     seen = []
 
     def reduce(tap, activation):
@@ -253,12 +253,12 @@ def test_reduce_is_applied_at_the_tap(images):
 
 
 def test_networks_of_one_architecture_compile_once(images):
-    module = guests.LinenNet()
+    module = sample_networks.LinenNet()
     kinds = {
-        "nnx": lambda seed: networks.wrap(guests.NNXResidual(nnx.Rngs(seed))),
+        "nnx": lambda seed: networks.wrap(sample_networks.NNXResidual(nnx.Rngs(seed))),
         "linen": lambda seed: networks.wrap(module.bind(module.init(jax.random.key(seed), images))),
-        "equinox": lambda seed: guests.single(eqx.nn.Conv2d(3, 4, 3, key=jax.random.key(seed))),
-        "partial": lambda seed: networks.wrap(jax.tree_util.Partial(jnp.matmul, guests.normal(seed, 2, 8, 8, 8))),
+        "equinox": lambda seed: sample_networks.single(eqx.nn.Conv2d(3, 4, 3, key=jax.random.key(seed))),
+        "partial": lambda seed: networks.wrap(jax.tree_util.Partial(jnp.matmul, normal(seed, 2, 8, 8, 8))),
     }
     for name, build in kinds.items():
         traces = []
@@ -285,7 +285,7 @@ def test_a_layer_may_hold_a_list(images):
 
 
 def test_networks_stack_under_vmap(images):
-    pair = [networks.wrap(guests.NNXResidual(nnx.Rngs(seed))) for seed in range(2)]
+    pair = [networks.wrap(sample_networks.NNXResidual(nnx.Rngs(seed))) for seed in range(2)]
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *pair)
     _, together = jax.vmap(lambda f: features.capture(f, select=["norm", "output"])(images))(stacked)
     for k, network in enumerate(pair):
@@ -294,7 +294,7 @@ def test_networks_stack_under_vmap(images):
 
 
 def test_the_guest_is_never_changed(images):
-    model = guests.NNXResidual(nnx.Rngs(0))
+    model = sample_networks.NNXResidual(nnx.Rngs(0))
     model.train()
     before = jax.tree.map(jnp.copy, nnx.to_pure_dict(nnx.state(model, nnx.Not(nnx.RngState))))
     network = networks.wrap(model)
@@ -307,7 +307,7 @@ def test_the_guest_is_never_changed(images):
 
 
 def test_batch_statistics_switch_dropout_off(images):
-    model = guests.NNXResidual(nnx.Rngs(0))
+    model = sample_networks.NNXResidual(nnx.Rngs(0))
     network = networks.wrap(model, mode="batch_statistics")
     np.testing.assert_array_equal(network(images), network(images))
     _, activations = capture(network, images)
@@ -334,7 +334,7 @@ def test_a_method_by_name_and_static_arguments(images):
 
 
 def test_one_image_and_half_precision(images):
-    model = guests.NNXResidual(nnx.Rngs(0))
+    model = sample_networks.NNXResidual(nnx.Rngs(0))
     network = networks.wrap(model)
     half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16) if leaf.dtype == jnp.float32 else leaf, network)
     expected = names_and_kinds(network, images)
@@ -344,13 +344,13 @@ def test_one_image_and_half_precision(images):
 
 
 def test_taps_compute_nothing():
-    network = networks.wrap(guests.NNXResidual(nnx.Rngs(0)))
+    network = networks.wrap(sample_networks.NNXResidual(nnx.Rngs(0)))
     large = jax.ShapeDtypeStruct((100_000, 1024, 1024, 3), jnp.float32)
     assert features.taps(network, large)[0].shape == (100_000, 1024, 1024, 4)
 
 
 def test_plain_functions_come_as_they_are(images):
-    assert names_and_kinds(guests.plain_convolutional, images) == guests.CASES["plain convolutional"].expected
+    assert names_and_kinds(sample_networks.plain_convolutional, images) == CASES["plain convolutional"].expected
 
 
 # What cannot be reached is said
@@ -362,7 +362,7 @@ def test_hidden_operations_are_listed_with_the_reason(images):
 
     found = {item.operations: item.reason for item in features.hidden(loop, images)}
     assert "while" in found["dense", "activation"]
-    reasons = " ".join(item.reason for item in features.hidden(guests.CASES["plain nested"].build(), images))
+    reasons = " ".join(item.reason for item in features.hidden(CASES["plain nested"].build(), images))
     assert "inside a cond" in reasons
 
 
@@ -387,11 +387,11 @@ def test_rows_that_depend_on_each_other_are_seen(images):
 
     for mixing in (gram, lambda x: jnp.cumsum(x, 0), lambda x: jnp.sort(x, 0), lambda x: x - x[::-1]):
         assert features.mixed_rows(mixing, images)
-    assert features.mixed_rows(guests.CASES["nnx batch statistics"].build(), images)
-    assert features.mixed_rows(guests.CASES["linen batch statistics"].build(), images)
+    assert features.mixed_rows(CASES["nnx batch statistics"].build(), images)
+    assert features.mixed_rows(CASES["linen batch statistics"].build(), images)
     assert features.mixed_rows(lambda x: x - x.mean(0, keepdims=True), images)
     for name in ("nnx residual", "nnx transformer", "linen", "equinox convolutional", "partial scanned"):
-        assert not features.mixed_rows(guests.CASES[name].build(), images), name
+        assert not features.mixed_rows(CASES[name].build(), images), name
 
 
 # Bad input
@@ -409,21 +409,21 @@ def test_a_network_that_cannot_be_traced_is_an_error_that_says_why(images):
 
 def test_wrong_networks(images):
     with pytest.raises(TypeError, match=r"networks\.wrap\(module\.bind\(variables\)\)"):
-        networks.wrap(guests.LinenNet())
+        networks.wrap(sample_networks.LinenNet())
     with pytest.raises(TypeError, match="already made"):
-        networks.wrap(networks.wrap(guests.plain_sliced))
+        networks.wrap(networks.wrap(sample_networks.plain_sliced))
     with pytest.raises(TypeError, match="expected a network, a callable, got int"):
         networks.wrap(3)
     with pytest.raises(TypeError, match="hashable"):
-        networks.wrap(guests.plain_sliced, table=[1, 2])
+        networks.wrap(sample_networks.plain_sliced, table=[1, 2])
     with pytest.raises(ValueError, match="layout"):
-        networks.wrap(guests.plain_sliced, layout="NCHW")
+        networks.wrap(sample_networks.plain_sliced, layout="NCHW")
     with pytest.raises(ValueError, match="mode"):
-        networks.wrap(guests.plain_sliced, mode="train")
+        networks.wrap(sample_networks.plain_sliced, mode="train")
     with pytest.raises(ValueError, match="Flax NNX"):
-        networks.wrap(guests.plain_sliced, mode="batch_statistics")
+        networks.wrap(sample_networks.plain_sliced, mode="batch_statistics")
     with pytest.raises(ValueError, match="expected a batch"):
-        features.taps(guests.plain_sliced, jnp.zeros(3))
+        features.taps(sample_networks.plain_sliced, jnp.zeros(3))
     with pytest.raises(ValueError, match=r"one output row per image.*single=True"):
         features.taps(lambda x: x.sum(0), images)
 

@@ -8,7 +8,8 @@ import pytest
 from jax import lax
 
 from stabjax import features, lipschitz, networks, receptive, similarity
-from tests import sample_networks as guests
+from tests import sample_networks
+from tests.sample_networks import normal
 
 pytestmark = pytest.mark.usefixtures("relaxed_promotion")
 
@@ -39,7 +40,7 @@ def by_hand(network, x):
 @pytest.mark.parametrize("ndim", SIDES)
 def test_activations_are_handed_out_with_channels_last(ndim):
     network, x = Net(ndim), batch(ndim)
-    f = guests.single(network)
+    f = sample_networks.single(network)
     outputs, found = features.capture(f)(x)
     expected = by_hand(network, x)
     np.testing.assert_allclose(outputs, jnp.tanh(jnp.moveaxis(expected, -1, 1)), rtol=1e-5, atol=1e-6)
@@ -57,18 +58,20 @@ def test_activations_are_handed_out_with_channels_last(ndim):
 
 
 def test_functions_that_move_the_channels_themselves():
-    kernel = guests.normal(0, 4, 3, 3, 3)
+    kernel = normal(0, 4, 3, 3, 3)
 
     def network(x):
         return jnp.tanh(lax.conv_general_dilated(jnp.moveaxis(x, -1, 1), kernel, (1, 1), "SAME"))
 
     x = batch(2)
     _, found = features.capture(network)(x)
-    np.testing.assert_allclose(found["conv_0"], guests.conv(x, kernel.transpose(2, 3, 1, 0)), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        found["conv_0"], sample_networks.conv(x, kernel.transpose(2, 3, 1, 0)), rtol=1e-5, atol=1e-5
+    )
 
 
 def test_channels_stand_last_inside_a_scan():
-    kernels = guests.normal(0, 2, 3, 3, 3, 3)
+    kernels = normal(0, 2, 3, 3, 3, 3)
 
     def network(kernels, x):
         return lax.scan(lambda x, k: (lax.conv_general_dilated(x, k, (1, 1), "SAME"), None), x, kernels)[0]
@@ -77,7 +80,7 @@ def test_channels_stand_last_inside_a_scan():
     x = batch(2)
     found = features.capture(f, select="conv")(x)[1]
     for value, kernel in zip(found.values(), kernels, strict=True):
-        x = guests.conv(x, kernel.transpose(2, 3, 1, 0))
+        x = sample_networks.conv(x, kernel.transpose(2, 3, 1, 0))
         np.testing.assert_allclose(value, x, rtol=1e-4, atol=1e-4)
 
 
@@ -99,7 +102,7 @@ def test_mixers_may_take_positions_for_channels(window):
     """Behind a layer, a convolution along the channels is no sign of the images' layout."""
 
     def network(x):
-        x = jnp.tanh(x @ guests.normal(0, 3, 4))
+        x = jnp.tanh(x @ normal(0, 3, 4))
         return lax.conv_general_dilated(x, jnp.ones((6, 7, *window)), (1,), "SAME")
 
     assert [tap.kind for tap in features.taps(network, batch(1))] == ["dense", "activation", "conv", "output"]
@@ -107,7 +110,7 @@ def test_mixers_may_take_positions_for_channels(window):
 
 def test_units_of_both_layouts_are_the_same():
     network, x = Net(2), batch(2)
-    first = guests.single(network)
+    first = sample_networks.single(network)
     kernel, bias = network.conv.weight.transpose(2, 3, 1, 0), network.conv.bias.reshape(1, 1, 1, -1)
 
     def with_channels_last(params, x):

@@ -9,7 +9,8 @@ from flax import linen, nnx
 
 from stabjax import features, networks
 from stabjax._jaxpr._flow import stacked_module
-from tests import sample_networks as guests
+from tests import sample_networks
+from tests.sample_networks import normal
 
 pytestmark = pytest.mark.usefixtures("relaxed_promotion")
 
@@ -79,21 +80,23 @@ def equinox_stack():
 
 
 def pure_stack(params, x):
-    x, _ = jax.lax.scan(lambda x, p: (jax.nn.relu(guests.conv(x, p["conv"]["kernel"])), None), x, params["blocks"])
+    x, _ = jax.lax.scan(
+        lambda x, p: (jax.nn.relu(sample_networks.conv(x, p["conv"]["kernel"])), None), x, params["blocks"]
+    )
     return x.mean((1, 2)) @ params["head"]["kernel"]
 
 
 def pure_params():
     return {
-        "blocks": {"conv": {"kernel": guests.normal(0, LENGTH, 3, 3, 3, 3)}},
-        "head": {"kernel": guests.normal(1, 3, 2)},
+        "blocks": {"conv": {"kernel": normal(0, LENGTH, 3, 3, 3, 3)}},
+        "head": {"kernel": normal(1, 3, 2)},
     }
 
 
 GUESTS = {
     "nnx": lambda: networks.wrap(NNXStack(nnx.Rngs(0))),
     "linen": lambda: networks.wrap(LinenStack().bind(LinenStack().init(jax.random.key(0), jnp.zeros(IMAGES)))),
-    "equinox": lambda: guests.single(equinox_stack()),
+    "equinox": lambda: sample_networks.single(equinox_stack()),
     "partial": lambda: networks.wrap(jax.tree_util.Partial(pure_stack, pure_params())),
 }
 
@@ -109,7 +112,7 @@ def test_values_are_those_of_the_iteration_in_the_name():
     params, x = pure_params(), jax.random.normal(jax.random.key(1), IMAGES)
     _, found = features.capture(jax.tree_util.Partial(pure_stack, params), select="blocks/*")(x)
     for k in range(LENGTH):
-        x = guests.conv(x, params["blocks"]["conv"]["kernel"][k])
+        x = sample_networks.conv(x, params["blocks"]["conv"]["kernel"][k])
         np.testing.assert_allclose(found[f"blocks/{k}/conv"], x, rtol=1e-5, atol=1e-5)
         x = jax.nn.relu(x)
         np.testing.assert_allclose(found[f"blocks/{k}/relu_0"], x, rtol=1e-5, atol=1e-5)
@@ -128,9 +131,9 @@ def nested(params, x):
 
 @pytest.mark.parametrize("with_more", [False, True])
 def test_scans_in_scans_number_their_own_modules(with_more):
-    blocks = {"layers": {"dense": {"kernel": guests.normal(0, 2, 2, 3, 3)}}}
+    blocks = {"layers": {"dense": {"kernel": normal(0, 2, 2, 3, 3)}}}
     if with_more:
-        blocks["out"] = {"kernel": guests.normal(1, 2, 3, 3)}
+        blocks["out"] = {"kernel": normal(1, 2, 3, 3)}
     f = networks.wrap(jax.tree_util.Partial(nested, {"blocks": blocks}))
     dense = [tap.name for tap in features.taps(f, jax.ShapeDtypeStruct(IMAGES, jnp.float32)) if tap.kind == "dense"]
     expected = []

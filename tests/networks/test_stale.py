@@ -12,19 +12,30 @@ import pytest
 from flax import linen, nnx
 
 from stabjax import features, lipschitz, models, networks, perturb, probe, receptive, sweep, train
-from stabjax._jaxpr import of_object
 from stabjax.lipschitz._local import _local
 from stabjax.probe._compare import compare
 from stabjax.probe._pass import measure
 from stabjax.receptive._effective import _mean_gradient
-from tests import sample_networks as guests
+from tests import sample_networks
+from tests.networks.opaque_models import (
+    DEFORMATION,
+    KEY,
+    Cell,
+    arrays_of_numpy,
+    bound_method,
+    hidden_beside_parameters,
+    kernels,
+    module_in_a_lambda,
+    objects,
+    partial_that_hides,
+    partial_with_a_dictionary,
+    run,
+)
 
 pytestmark = pytest.mark.usefixtures("relaxed_promotion")
 
 IMAGES = (6, 6, 6, 3)
-KEY = jax.random.key(0)
 checked = jaxtyping.jaxtyped(typechecker=beartype.beartype)
-DEFORMATION = perturb.Translation(0.7)
 
 
 @pytest.fixture(scope="module")
@@ -35,121 +46,6 @@ def images():
 def is_traced_at_every_call(model):
     adapter = networks.wrap(model).adapter
     return adapter.opaque or adapter.foreign
-
-
-def kernels(seed):
-    return [guests.normal(seed, 3, 3, 3, 4), guests.normal(seed + 1, 4, 5)]
-
-
-def run(first, second, x):
-    """The one network of this file."""
-    return jax.nn.relu(guests.conv(x, first)).mean((1, 2)) @ second
-
-
-class Cell:
-    """An array that is replaced, as a variable of Keras replaces it."""
-
-    __slots__ = ("value",)
-
-    def __init__(self, value):
-        self.value = value
-
-
-class Objects:
-    """A model of objects that JAX knows nothing of: layers in a list, variables in layers."""
-
-    class Layer:
-        def __init__(self, value):
-            self.kernel = Cell(value)
-
-    def __init__(self):
-        self.layers = [self.Layer(value) for value in kernels(0)]
-        self.calls = 0
-
-    def __call__(self, x):
-        self.calls += 1
-        return run(*(layer.kernel.value for layer in self.layers), x)
-
-    def forward(self, x):
-        return self(x)
-
-    def change(self):
-        for layer, value in zip(self.layers, kernels(5), strict=True):
-            layer.kernel.value = value
-
-
-def objects():
-    model = Objects()
-    return model, model.change
-
-
-def bound_method():
-    model = Objects()
-    return model.forward, model.change
-
-
-def arrays_of_numpy():
-    held = [np.array(value) for value in kernels(0)]
-
-    def change():
-        for old, new in zip(held, kernels(5), strict=True):
-            old[...] = new
-
-    return lambda x: run(*held, x), change
-
-
-def partial_with_a_dictionary():
-    held = dict(zip(("first", "second"), kernels(0), strict=True))
-
-    def network(held, x):
-        return run(held["first"], held["second"], x)
-
-    return functools.partial(network, held), lambda: held.update(zip(held, kernels(5), strict=True))
-
-
-class Module(nnx.Module):
-    def __init__(self, values):
-        self.first, self.second = map(nnx.Param, values)
-
-    def __call__(self, x):
-        return run(self.first[...], self.second[...], x)
-
-
-def module_in_a_lambda():
-    module = Module(kernels(0))
-
-    def change():
-        module.first[...], module.second[...] = kernels(5)
-
-    return lambda x: module(x), change
-
-
-class Shared(eqx.Module):
-    """A module whose parameter is a leaf, with an array beside it that a function of its own closes over."""
-
-    first: jax.Array
-    rest: object = eqx.field(static=True)
-
-    def __call__(self, x):
-        return self.rest(jax.nn.relu(guests.conv(x, self.first)))
-
-
-def hidden_beside_parameters():
-    held = [guests.normal(1, 4, 5)]
-
-    def rest(x):
-        return x.mean((1, 2)) @ held[0]
-
-    # The parameters of a module are read when the network is made; what it hides, at every call.
-    return Shared(kernels(0)[0], rest), lambda: held.__setitem__(0, kernels(5)[1])
-
-
-def partial_that_hides():
-    held = [kernels(0)[1]]
-    network = jax.tree_util.Partial(lambda params, x: run(params["conv"]["kernel"], held[0], x), {
-        "conv": {"kernel": kernels(0)[0]}
-    })  # fmt: skip
-    return network, lambda: held.__setitem__(0, kernels(5)[1])
 
 
 WHOLE = {f.__name__: f for f in (objects, bound_method, arrays_of_numpy, partial_with_a_dictionary, module_in_a_lambda)}
@@ -260,7 +156,7 @@ class ByModule(ByGlobal):
     """By a variable of another file."""
 
     def __call__(self, x):
-        return guests.RATE * run(self.first[...], self.second[...], x)
+        return sample_networks.RATE * run(self.first[...], self.second[...], x)
 
 
 class ByClass(ByGlobal):
@@ -305,7 +201,7 @@ def scaled_modules():
     yield Scaled(kernels(0), held), lambda size: held.update(here=size)
     yield Scaled(kernels(0), {"here": 1.0}), lambda size: SCALE.update({"of all": size})
     yield ByGlobal(kernels(0)), lambda size: globals().update(RATE=size)
-    yield ByModule(kernels(0)), lambda size: setattr(guests, "RATE", size)
+    yield ByModule(kernels(0)), lambda size: setattr(sample_networks, "RATE", size)
     yield ByClass(kernels(0)), lambda size: setattr(ByClass, "rate", size)
     yield EquinoxScaled(*kernels(0), listed), lambda size: listed.__setitem__(0, size)
 
@@ -464,163 +360,6 @@ def test_plain_perturbations_are_looked_at_too(images):
         shift[...] = size
         deformed, _ = probe.perturbed(images, key=KEY, deformation=perturbed)
         np.testing.assert_allclose(deformed - images[None], size, rtol=1e-4)
-
-
-# What an object holds
-
-
-def test_equal_holdings_compare_equal_and_changes_are_seen():
-    def functions(value, other):
-        cell = [value]
-        return lambda x, y=other: x * cell[0] + y
-
-    a, b = jnp.ones(2), jnp.zeros(2)
-    one, same, changed, defaults = functions(a, 1), functions(a, 1), functions(b, 1), functions(a, 2)
-    assert of_object(one) == of_object(same)
-    assert hash(of_object(one)) == hash(of_object(same))
-    assert of_object(one) != of_object(changed)
-    assert of_object(one) != of_object(defaults)
-    table = np.zeros(100)
-    before = of_object({"table": table})
-    assert before == of_object({"table": np.zeros(100)})
-    table[3] = 1
-    assert before != of_object({"table": table})
-    cycle = []
-    cycle.append(cycle)
-    assert of_object(cycle) == of_object(cycle)
-    deep = []
-    for _ in range(100_000):
-        deep = [deep]
-    assert of_object(deep) != of_object(deep)  # too deep to be followed
-    assert [of_object(value) == of_object(other) for value, other in ((1, True), (1, 1.0), (0.0, -0.0))] == [False] * 3
-    assert of_object(float("nan")) == of_object(float("nan"))
-
-
-def test_an_array_that_is_gone_is_equal_to_none():
-    array = jnp.arange(3.0)
-    before = of_object(array)
-    assert before == of_object(array)
-    del array
-    assert before != of_object(jnp.arange(3.0))
-
-
-@jax.custom_jvp
-def doubled(x):
-    return 2 * x
-
-
-SLOPE = [2.0]
-doubled.defjvp(lambda primals, tangents: (doubled(*primals), SLOPE[0] * tangents[0]))
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def scaled(factor, x):
-    return x
-
-
-scaled.defvjp(lambda factor, x: (x, None), lambda factor, _, cotangent: (factor * cotangent,))
-
-
-def test_programs_compare_by_what_they_compute():
-    def identity(f):
-        return jax.tree.structure(features.trace(f, jnp.ones((2, 3))))
-
-    alike = [
-        jax.nn.relu,
-        jax.nn.gelu,
-        jax.nn.silu,
-        lambda x: jax.nn.relu6(x) * 0.5,
-        lambda x: jax.checkpoint(jnp.sin)(x),
-        lambda x: jax.lax.platform_dependent(x, cpu=jnp.sin, default=jnp.cos),
-        lambda x: jax.vmap(jax.nn.relu)(x) + jax.random.normal(KEY, x.shape),
-        doubled,
-        functools.partial(scaled, 3.0),
-    ]
-    found = [identity(f) for f in alike]
-    assert [identity(f) for f in alike] == found
-    assert len(set(found)) == len(found)
-    assert identity(functools.partial(scaled, 4.0)) != found[-1]
-    before = identity(doubled)
-    SLOPE[0] = 3.0
-    assert identity(doubled) != before
-    SLOPE[0] = 2.0
-    assert identity(doubled) == before
-    assert identity(lambda x: 2.0 * x) != identity(lambda x: 3.0 * x)
-    assert identity(lambda x: jnp.roll(x, 1, 0)) != identity(lambda x: jnp.roll(x, 1, 1))
-
-
-def test_arrays_inside_of_jitted_functions_are_lifted(images):
-    def jitted(seed):
-        first, second = kernels(seed)
-
-        @jax.jit
-        def inner(x):
-            with jax.named_scope("head"):
-                return x @ second
-
-        @jax.jit
-        def outer(x):
-            return inner(jax.nn.relu(guests.conv(x, first)).mean((1, 2)))
-
-        return outer
-
-    (arrays, one), (others, other) = (jax.tree.flatten(features.trace(jitted(seed), images)) for seed in (0, 5))
-    assert one == other
-    assert sorted(array.shape for array in arrays) == [(3, 3, 3, 4), (4, 5)]
-    outputs = jax.tree.unflatten(one, others)(images)
-    np.testing.assert_allclose(outputs, run(*kernels(5), images), rtol=1e-4, atol=1e-5)
-    stable(jitted(0), images)
-    compiled = measure._cache_size()
-    expected = stable(networks.wrap(jax.tree_util.Partial(run, *kernels(5))), images)
-    np.testing.assert_allclose(stable(jitted(5), images), expected, rtol=1e-4)
-    assert measure._cache_size() <= compiled + 1
-    filtered = eqx.filter_jit(Shared(kernels(0)[0], lambda x: x.mean((1, 2)) @ kernels(0)[1]))
-    np.testing.assert_allclose(features.capture(filtered)(images)[0], run(*kernels(0), images), rtol=1e-4, atol=1e-5)
-
-
-def test_another_shape_than_it_was_traced_for_is_refused(images):
-    model, change = objects()
-    user = jax.jit(lambda traced, x: traced(x))
-    for seed in (0, 5):
-        traced = features.trace(model, images)
-        np.testing.assert_allclose(user(traced, images), run(*kernels(seed), images), rtol=1e-4, atol=1e-5)
-        for other in (images[:2], images.astype(jnp.float16)):
-            with pytest.raises(ValueError, match=r"expected a batch of float32 \(6, 6, 6, 3\).*: trace it"):
-                user(traced, other)
-        change()
-
-
-def test_a_check_of_types_is_seen_through(images):
-    """A checker wraps every function in one that holds lists of its own; what it wraps is looked at instead."""
-
-    class Checked(nnx.Module):
-        def __init__(self, act):
-            self.dense = nnx.Linear(3, 2, rngs=nnx.Rngs(0))
-            self.act = act
-
-        @checked
-        def __call__(self, x: jax.Array) -> jax.Array:
-            return self.act(self.dense(x).mean((1, 2)))
-
-    held = [2.0]
-
-    @checked
-    def hides(x: jax.Array) -> jax.Array:
-        return held[0] * x
-
-    def double(x: jax.Array) -> jax.Array:
-        return 2 * x
-
-    for check in (checked, beartype.beartype):
-        assert not networks.wrap(Checked(check(double))).adapter.opaque
-        assert of_object(check(double)) == of_object(double)
-    before = of_object(hides)
-    assert before == of_object(hides)
-    held[0] = 3.0
-    assert of_object(hides) != before
-    assert networks.wrap(Checked(hides)).adapter.opaque
-    model = models.build("VGG11bn", rngs=nnx.Rngs(0), width=0.1)
-    assert not is_traced_at_every_call(model)
 
 
 def by_config(key, image):

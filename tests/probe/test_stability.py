@@ -135,24 +135,24 @@ def test_batches_do_not_matter(images, once, batch_size):
 @pytest.mark.parametrize("draws", [1, 3])
 @pytest.mark.parametrize("batch_size", [2, 3, 4, 50, 64])
 def test_every_image_has_one_place(images, draws, batch_size):
-    from stabjax.probe._plan import deal
+    from stabjax.probe._batching import divide
 
-    plan = deal(images, draws, batch_size)
-    starts, lengths, first_draws = plan.steps()
-    assert plan.separate == (batch_size >= images)
+    batches = divide(images, draws, batch_size)
+    starts, lengths, first_draws = batches.steps()
+    assert batches.separate == (batch_size >= images)
     assert min(lengths) >= 2
-    assert max(lengths) == plan.size <= max(batch_size, 3)
-    assert (starts + plan.size <= images).all(), "a slice would be moved"
+    assert max(lengths) == batches.size <= max(batch_size, 3)
+    assert (starts + batches.size <= images).all(), "a slice would be moved"
     seen = [
         (i, d)
         for start, length, first in zip(starts, lengths, first_draws, strict=True)
         for i in range(start, start + length)
-        for d in range(first * plan.draws_together, (first + 1) * plan.draws_together)
+        for d in range(first * batches.draws_per_step, (first + 1) * batches.draws_per_step)
     ]
     assert sorted(seen) == [(i, d) for i in range(images) for d in range(draws)]
-    values = jnp.asarray(starts[:, None] + np.arange(plan.size))[:, None]
+    values = jnp.asarray(starts[:, None] + np.arange(batches.size))[:, None]
     np.testing.assert_array_equal(
-        plan.by_image(values)[:, 0], np.tile(np.arange(images), (len(plan.by_image(values)), 1))
+        batches.by_image(values)[:, 0], np.tile(np.arange(images), (len(batches.by_image(values)), 1))
     )
 
 
@@ -450,8 +450,8 @@ def test_errors_say_what_to_do(unchecked, change, error, message):
 
 
 def test_an_activation_without_its_batch_in_front_is_named():
-    from stabjax.probe import _pass, _plan
+    from stabjax.probe import _batching, _pass
 
     tap = features.Tap("odd", "other", (5, 9), jnp.float32, None)
     with pytest.raises(ValueError, match=r"batch of 9 images in front, got shape \(5, 9\) at 'odd'"):
-        _pass._rows_first(tap, jnp.ones((5, 9)), _plan.deal(9, 1, 4))
+        _pass._with_rows_first(tap, jnp.ones((5, 9)), _batching.divide(9, 1, 4))

@@ -8,7 +8,8 @@ import pytest
 from flax import linen, nnx
 
 from stabjax import features, lipschitz, networks, perturb, probe, receptive
-from tests import sample_networks as guests
+from tests import sample_networks
+from tests.sample_networks import normal
 
 pytestmark = pytest.mark.usefixtures("relaxed_promotion")
 
@@ -48,7 +49,7 @@ def linen_guest():
 
 
 def partial_guest():
-    kernel = guests.normal(0, 3, 4)
+    kernel = normal(0, 3, 4)
     shift = np.full(4, 0.25, np.float32)
     apply = lambda params, x: (x @ params["one"]) * (x @ params["again"]) + params["shift"]  # noqa: E731
     return jax.tree_util.Partial(apply, {"one": kernel, "again": kernel, "shift": shift})
@@ -63,7 +64,7 @@ def arrays_of(model):
 MODELS = {
     "nnx": (lambda: NNXNet(nnx.Rngs(0)), networks.wrap),
     "linen": (linen_guest, lambda model: networks.wrap(model, train=True)),
-    "equinox": (lambda: eqx.nn.Conv2d(3, 4, 3, key=jax.random.key(0)), guests.single),
+    "equinox": (lambda: eqx.nn.Conv2d(3, 4, 3, key=jax.random.key(0)), sample_networks.single),
     "partial": (partial_guest, networks.wrap),
 }
 
@@ -100,7 +101,7 @@ def test_arrays_of_numpy_are_copied_too(images):
 
 
 def test_networks_are_made_inside_of_transformations_and_of_shapes(images):
-    kernels = guests.normal(0, 2, 3, 4)
+    kernels = normal(0, 2, 3, 4)
     found = jax.jit(jax.vmap(lambda k: networks.wrap(jax.tree_util.Partial(jnp.multiply, k.sum()))(images)))(kernels)
     np.testing.assert_allclose(found, kernels.sum((1, 2)).reshape(2, 1, 1, 1, 1) * images, rtol=1e-5, atol=1e-6)
     abstract = nnx.eval_shape(lambda: NNXNet(nnx.Rngs(0)))
@@ -171,7 +172,7 @@ def test_what_is_no_array_is_refused_by_its_type(nothing):
 
 def test_other_inputs_are_held_fixed_as_the_error_says(images):
     model = lambda x, y: x @ y  # noqa: E731
-    other = guests.normal(0, 3, 2)
+    other = normal(0, 3, 2)
     by_name = networks.wrap(jax.tree_util.Partial(lambda others, x: model(x, others["kernel"]), {"kernel": other}))
     for network in (networks.wrap(lambda x: model(x, other)), by_name):
         np.testing.assert_allclose(features.capture(network)(images)[0], images @ other, rtol=1e-5, atol=1e-6)
@@ -179,7 +180,7 @@ def test_other_inputs_are_held_fixed_as_the_error_says(images):
 
 @pytest.mark.usefixtures("unchecked")
 def test_several_inputs_are_refused_at_every_entrance(images):
-    network = lambda x: x @ guests.normal(0, 3, 2)  # noqa: E731
+    network = lambda x: x @ normal(0, 3, 2)  # noqa: E731
     key, two = jax.random.key(0), (images, images)
     looks = (
         lambda x: probe.stability(network, x, key=key, deformation=perturb.Translation(0.5)),
