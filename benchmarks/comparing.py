@@ -76,12 +76,12 @@ def time_cka() -> list[dict]:
         return tap.name in chosen
 
     rows = []
-    parts, whole = torch_cka_milliseconds(TIMED, BATCH), torch_cka_milliseconds(TIMED, TIMED)
+    in_batches, at_once = torch_cka_milliseconds(TIMED, BATCH), torch_cka_milliseconds(TIMED, TIMED)
     scale = IMAGES / TIMED
     bare = torch_forward_milliseconds(TIMED)
     peers = {
-        f"torch_cka, batches of {BATCH} ({TIMED} images timed)": parts * scale,
-        f"torch_cka, one batch, our number ({TIMED} images timed)": bare * scale + (whole - bare) * scale**2,
+        f"torch_cka, batches of {BATCH} ({TIMED} images timed)": in_batches * scale,
+        f"torch_cka, one batch, our number ({TIMED} images timed)": bare * scale + (at_once - bare) * scale**2,
     }
     for name, other in (("another seed", g), ("itself", f)):
 

@@ -29,12 +29,12 @@ def run() -> list[dict]:
         first, best = first_and_best_milliseconds(work, 3)
         row = {"name": f"VGG11 local norm, {name}", "ms": best, "compile ms": first - best, "ratio": best / forward}
         rows.append(row | {"peer": "one forward pass", "peer ms": forward})
-    found = sj.lipschitz.local(network, x, key=jax.random.key(0)).value
-    error = jnp.max(jnp.abs(found / _singular_values(network, x)[:, 0] - 1))
+    value = sj.lipschitz.local(network, x, key=jax.random.key(0)).value
+    error = jnp.max(jnp.abs(value / _singular_values(network, x)[:, 0] - 1))
     rows[1] |= {"largest error": float(error), "products": OUTPUTS}
     exact = sj.lipschitz.local(network, x, key=jax.random.key(1), layer=LAYER, tolerance=1e-4, steps=200).value
-    found = sj.lipschitz.local(network, x, key=jax.random.key(0), layer=LAYER, tolerance=0.01).value
-    rows[2] |= {"largest error": float(jnp.max(jnp.abs(found / exact - 1)))}
+    value = sj.lipschitz.local(network, x, key=jax.random.key(0), layer=LAYER, tolerance=0.01).value
+    rows[2] |= {"largest error": float(jnp.max(jnp.abs(value / exact - 1)))}
     return rows
 
 

@@ -86,20 +86,20 @@ def torch_hooks(x):
     versions = [clean, clean + 0.1 * torch.roll(noise, 1, -1), clean + 0.1 * noise]
 
     def activations(x):
-        kept = []
+        outputs = []
         hooks = [
-            layer.register_forward_hook(lambda layer, inputs, out: kept.append(out.flatten(1))) for layer in network
+            layer.register_forward_hook(lambda layer, inputs, out: outputs.append(out.flatten(1))) for layer in network
         ]
         with torch.no_grad():
             network(x)
         for hook in hooks:
             hook.remove()
-        return kept
+        return outputs
 
     def measure():
-        kept = [activations(x) for x in versions]
+        passes = [activations(x) for x in versions]
         result = []
-        for f, deformed, noisy in zip(*kept, strict=True):
+        for f, deformed, noisy in zip(*passes, strict=True):
             pairs = torch.cdist(f, f).square().mean()
             result.append([float((g - f).square().sum(1).mean() / pairs) for g in (deformed, noisy)])
         return jnp.asarray(result)

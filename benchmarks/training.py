@@ -112,8 +112,10 @@ def step_milliseconds(name: str) -> tuple[float, float]:
         epochs=EPOCHS, batch_size=BATCH, rate=0.01, mean=MEAN, deviation=DEVIATION, crop=4, flip=True, nesterov=True
     )
     _, steps = PEERS[name]
-    given = data(steps)
-    run = sj.train.fit(lambda *, rngs: sj.models.build(name, rngs=rngs), given, key=jax.random.key(0), recipe=recipe)
+    images_and_labels = data(steps)
+    run = sj.train.fit(
+        lambda *, rngs: sj.models.build(name, rngs=rngs), images_and_labels, key=jax.random.key(0), recipe=recipe
+    )
     first, *others = np.diff(run.history.seconds, prepend=0.0)
     epoch = statistics.median(others)
     return 1e3 * epoch / steps, 1e3 * (first - epoch)

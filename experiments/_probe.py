@@ -40,20 +40,20 @@ class Probe:
         f = f if isinstance(f, sj.networks.Network) else sj.networks.wrap(f)
         clean = _output(f, self.clean)
         deformed, noisy = (np.stack([_output(f, x) for x in many]) for many in (self.deformed, self.noisy))
-        found = {}
+        numbers = {}
         for statistic in STATISTICS:
-            some = slice(1) if statistic == "published" else slice(None)
+            draws = slice(1) if statistic == "published" else slice(None)
             result = sj.stability.from_features(
                 jax.random.key(0),
                 {"output": clean},
-                {"output": deformed[some]},
-                {"output": noisy[some]},
+                {"output": deformed[draws]},
+                {"output": noisy[draws]},
                 average="mean" if statistic == "mean" else "median_per_unit",
             )
-            found[statistic] = {name: float(getattr(result, name)[0]) for name in QUANTITIES} | {
+            numbers[statistic] = {name: float(getattr(result, name)[0]) for name in QUANTITIES} | {
                 f"{name}_interval": np.asarray(getattr(result, f"{name}_interval")[0]).tolist() for name in QUANTITIES
             }
-        return found
+        return numbers
 
 
 @jax.jit
@@ -65,7 +65,7 @@ def _output(f: Any, x: jax.Array) -> np.ndarray:
     return np.asarray(_forward(f, x))
 
 
-def probe(task: Task, *, images: int, draws: int, seed: int) -> Probe:
+def draw_probe(task: Task, *, images: int, draws: int, seed: int) -> Probe:
     """Draw the test images of the published protocol, their deformations and noises.
 
     Where the pixels are the publisher's these are the first images in file order. Copies from image files are sorted by

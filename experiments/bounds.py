@@ -141,8 +141,8 @@ def measure(config: Config, model: nnx.Module, images: Any, deformation: Any) ->
     numbers: dict[str, Any] = {"layers": layers}
     for name in ("deformation", "noise"):
         squares = np.asarray(getattr(result, f"{name}_numerators"))
-        moved = squares[0] > 0  # what a draw leaves as it is has no slope
-        slopes = np.sqrt(squares[rows][:, moved] / squares[:1, moved])
+        changed = squares[0] > 0  # an image that a draw leaves as it is has no slope
+        slopes = np.sqrt(squares[rows][:, changed] / squares[:1, changed])
         numbers[name] = np.sqrt(np.mean(slopes**2, axis=1)).tolist()
         numbers[f"{name}_interval"] = np.quantile(slopes, [0.025, 0.975], axis=1).T.tolist()
     certified = sj.lipschitz.network(network, images.shape)

@@ -193,14 +193,14 @@ def fits(kernel: int, stride: int, values: Mapping[str, Any]) -> dict[str, Any]:
     """Fit the predicted exponents and factors to the measured layers from the second on."""
     prediction = sj.theory.scaling(kernel, stride)
     form = "power" if prediction.law == "power" else "geometric"
-    found: dict[str, Any] = {"law": prediction.law, "condition": prediction.condition}
+    result: dict[str, Any] = {"law": prediction.law, "condition": prediction.condition}
     for name in QUANTITIES:
         layers = range(2, len(values[name]) + 1)
         fitted = sj.theory.fit(values[name][1:], law=form, layers=layers) if len(layers) > 1 else None
-        found[name] = {"predicted": getattr(prediction, name)} | (
+        result[name] = {"predicted": getattr(prediction, name)} | (
             {"fitted": fitted.value, "error": fitted.error} if fitted else {}
         )
-    return found
+    return result
 
 
 # Bias
@@ -214,9 +214,9 @@ def bias_cell(key: jax.Array, *, bias: jax.Array, radius: jax.Array) -> dict[str
     keys = jax.random.split(key, pixels)
     noisy = jax.vmap(sj.perturb.SphericalNoise(1.0))(keys, jnp.zeros_like(clean)) * radius + clean
     last = sj.features.capture(network, select=f"layers/{BIAS_NETWORK['depth'] - 1}")
-    found = [next(iter(last(x[:, :, None])[1].values())) for x in (clean, noisy)]
-    change = jnp.mean(sj.stability.squared_change(*found))
-    return {"numerator": change, "noise_stability": change / sj.stability.pair_distance(found[0])}
+    activations = [next(iter(last(x[:, :, None])[1].values())) for x in (clean, noisy)]
+    change = jnp.mean(sj.stability.squared_change(*activations))
+    return {"numerator": change, "noise_stability": change / sj.stability.pair_distance(activations[0])}
 
 
 def draw_bias(config: Config) -> Drawing:
@@ -231,7 +231,7 @@ def draw_bias(config: Config) -> Drawing:
     )
     biases = result.bias.to_numpy()
     pixels = size(**BIAS_NETWORK)
-    found = (result.noise_stability / result.radius**2).transpose("bias", "radius", "seed").to_numpy()
+    stability = (result.noise_stability / result.radius**2).transpose("bias", "radius", "seed").to_numpy()
     numerator = (result.numerator / result.radius**2).transpose("bias", "radius", "seed").to_numpy()
     fine = np.logspace(-4, 4, 9 if config.smoke else 97)
     exact = sj.theory.raw_noise_numerator(
@@ -241,8 +241,8 @@ def draw_bias(config: Config) -> Drawing:
 
     figure, panels = sj.plot.panels(1, 1, size=(6.8, 4.6))
     axes = panels[0, 0]
-    for value, given, line, color in zip(biases, found, exact, sj.plot.shades(len(biases)), strict=True):
-        middle, error = given.mean(1), given.std(1, ddof=1) / np.sqrt(given.shape[1])
+    for value, samples, line, color in zip(biases, stability, exact, sj.plot.shades(len(biases)), strict=True):
+        middle, error = samples.mean(1), samples.std(1, ddof=1) / np.sqrt(samples.shape[1])
         label = "0" if value == 0 else f"{value:.1e}"
         axes.errorbar(radii, middle, error, fmt="o", markersize=3, color=color, label=label, linewidth=0.8)
         axes.plot(fine, line / denominators[-1], "-", color=color, linewidth=1)
@@ -261,8 +261,8 @@ def draw_bias(config: Config) -> Drawing:
         "bias": biases,
         "radius": radii,
         "measured": {
-            "noise_stability_over_radius_squared": found.mean(2),
-            "error": found.std(2, ddof=1) / np.sqrt(found.shape[2]),
+            "noise_stability_over_radius_squared": stability.mean(2),
+            "error": stability.std(2, ddof=1) / np.sqrt(stability.shape[2]),
             "numerator_over_radius_squared": numerator.mean(2),
         },
         "closed_form": {"radius": fine, "numerator_over_radius_squared": exact, "denominator": denominators[-1]},
@@ -289,14 +289,14 @@ def draw_paths() -> Drawing:
         layers = list(range(1, depth + 1))
         counts = [sj.theory.path_counts(kernel, stride, k) for k in layers]
         squared = sj.theory.path_sums(kernel, stride, depth).squared_differences
-        found: dict[str, list[Any]] = {
+        sums: dict[str, list[Any]] = {
             "receptive_fields": [len(n) for n in counts],
             "largest_counts": [int(n.max()) for n in counts],
             "sums_of_squared_differences": [int(total) for total in squared],
         }
-        found["squared_differences_per_pixel"] = [
+        sums["squared_differences_per_pixel"] = [
             total / len(n) * (stride / kernel) ** (2 * k)
-            for k, (total, n) in enumerate(zip(found["sums_of_squared_differences"], counts, strict=True))
+            for k, (total, n) in enumerate(zip(sums["sums_of_squared_differences"], counts, strict=True))
         ]
         style = {"marker": "s" if kernel % stride else "o", "linestyle": "--" if kernel % stride else "-"}
         for axes, name in (
@@ -304,8 +304,8 @@ def draw_paths() -> Drawing:
             (largest, "largest_counts"),
             (differences, "squared_differences_per_pixel"),
         ):
-            axes.plot(layers, found[name], color=color, markersize=4, label=label, **style)
-        numbers[label] = found
+            axes.plot(layers, sums[name], color=color, markersize=4, label=label, **style)
+        numbers[label] = sums
     for axes, ylabel in (
         (fields, "receptive field (pixels)"),
         (largest, "largest number of paths, $\\max_i n_i$"),
@@ -354,8 +354,8 @@ def responses(kernel: int, stride: int, depth: int, pixels: int, lit: tuple[int,
     network = sj.models.ConstantFilterCNN(1, kernel=kernel, stride=stride, depth=depth)
     first, second = jnp.eye(pixels)[np.array(lit)]
     images = jnp.stack([first + second, first, second])
-    _, found = sj.features.capture(network, select="activation")(images[:, :, None])
-    return [np.asarray(images), *(np.asarray(a)[:, :, 0] for a in found.values())]
+    _, activations = sj.features.capture(network, select="activation")(images[:, :, None])
+    return [np.asarray(images), *(np.asarray(a)[:, :, 0] for a in activations.values())]
 
 
 if __name__ == "__main__":

@@ -160,10 +160,10 @@ def draw_field(config: Config, digits: _primer.Digits, train: Train) -> Drawing:
         f"{'untrained' if untrained else 'trained'}: mean |gradient| / its maximum": gradient,
     }
     for axes, (title, values) in zip(grid[0, 1:], panels.items(), strict=True):
-        shown = axes.imshow(values / (1 if values is paths else values.max()), cmap="magma")
+        image = axes.imshow(values / (1 if values is paths else values.max()), cmap="magma")
         axes.set(xlim=(left - 1.5, right + 0.5), ylim=(bottom + 0.5, top - 1.5), title=title)
         axes.title.set_fontsize(9)
-        figure.colorbar(shown, ax=axes, shrink=0.7)
+        figure.colorbar(image, ax=axes, shrink=0.7)
     for y, x in np.ndindex(bottom - top, right - left):
         count = paths[top + y, left + x]
         grid[0, 1].text(
@@ -219,19 +219,19 @@ def draw_rgb(config: Config) -> Drawing:
             0, ..., 0
         ]
 
-    whole, parts = response(slice(None)), np.stack([response(slice(c, c + 1)) for c in range(3)])
+    total, parts = response(slice(None)), np.stack([response(slice(c, c + 1)) for c in range(3)])
     figure, grid = sj.plot.panels(2, 5, size=(2.1, 2.25), sharex=True, sharey=True)
     limit = float(np.abs(parts).max())
-    shown: dict[tuple[int, int], tuple[str, np.ndarray]] = {(0, 4): ("the 3 x 3 x 3 kernel", whole)}
-    shown[1, 4] = "sum of the three", parts.sum(0)
+    maps: dict[tuple[int, int], tuple[str, np.ndarray]] = {(0, 4): ("the 3 x 3 x 3 kernel", total)}
+    maps[1, 4] = "sum of the three", parts.sum(0)
     grid[0, 0].imshow(image)
     grid[0, 0].set_title("image", fontsize=9)
     for c, (color, factor) in enumerate(COLOURS.items()):
         grid[0, 1 + c].imshow(image[..., c], cmap="gray", vmin=0, vmax=1)
         grid[0, 1 + c].set_title(f"{color}: 0 (black) to 1", fontsize=9)
-        shown[1, 1 + c] = f"{color}, {factor:g} times top", parts[c]
-    for place, (title, values) in shown.items():
-        # Responses are of windows that lie in the image whole.
+        maps[1, 1 + c] = f"{color}, {factor:g} times top", parts[c]
+    for place, (title, values) in maps.items():
+        # Responses are of windows that lie inside the image.
         grid[place].imshow(values, cmap="RdBu_r", vmin=-limit, vmax=limit, extent=(0.5, 30.5, 30.5, 0.5))
         grid[place].set_title(title, fontsize=9)
     grid[1, 0].axis("off")
@@ -248,7 +248,7 @@ def draw_rgb(config: Config) -> Drawing:
         axes.set(xlim=(-0.5, 31.5), ylim=(31.5, -0.5))
         axes.tick_params(labelsize=6)
     figure.colorbar(grid[0, 4].images[0], ax=grid, label="response", shrink=0.7)
-    difference = float(np.abs(whole - parts.sum(0)).max())
+    difference = float(np.abs(total - parts.sum(0)).max())
     figure.suptitle(
         f"{name}, 32 x 32 x 3: three responses and their sum, which differs from the convolution by {difference:.0e}",
         fontsize=9,
@@ -258,7 +258,7 @@ def draw_rgb(config: Config) -> Drawing:
         "image": name,
         "kernel": kernel[..., 0],
         "largest_difference": difference,
-        "root_mean_square": {"sum": _rms(whole)} | {c: _rms(part) for c, part in zip(COLOURS, parts)},
+        "root_mean_square": {"sum": _rms(total)} | {c: _rms(part) for c, part in zip(COLOURS, parts)},
         "parts": np.round(parts, 4),
     }
 

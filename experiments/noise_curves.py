@@ -27,7 +27,7 @@ import stabjax as sj
 from experiments import _networks
 from experiments._images import Task
 from experiments._networks import Size, ZooStudy
-from experiments._probe import Probe, probe
+from experiments._probe import Probe, draw_probe
 from experiments._study import Drawing, run
 
 DEFAULT: Mapping[Size, tuple[str, ...]] = {
@@ -59,25 +59,25 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 def draw_figures(config: Config, console: Console) -> dict[str, Drawing]:
     """Measure the curves of trained networks, and read the regimes off them."""
     task = _networks.load_task(config.size, seed=config.seed)
-    images = probe(task, images=config.images, draws=1, seed=config.seed)
+    probe = draw_probe(task, images=config.images, draws=1, seed=config.seed)
     path = None if config.smoke else config.zoo_folder()
     first = config.cutoffs[0]
     curves, steps, regimes = {}, {}, {}
     for name, architecture in _networks.select(config.size, config.networks or DEFAULT[config.size]).items():
         trained = _networks.train(name, architecture, task, key=jax.random.key(config.seed), seeds=1, path=path)
         network = sj.networks.wrap(trained.model("best"))
-        curves[name] = sweep_strengths(config, network, images, name)
+        curves[name] = sweep_strengths(config, network, probe, name)
         lengths = curves[name].sel(cutoff=first).radius.to_numpy()
         steps[name] = {
-            kind: sweep_steps(config, network, images, lengths, same_class=kind == "same class", name=name)
+            kind: sweep_steps(config, network, probe, lengths, same_class=kind == "same class", name=name)
             for kind in ("same class", "another class")
         }
         regimes[name] = {f"cutoff {c}": find_regimes(curves[name].sel(cutoff=c)) for c in config.cutoffs}
         regimes[name] |= {f"toward {kind}": find_bump(data.radius, data.noise) for kind, data in steps[name].items()}
         console.print(f"{name}: {regimes[name][f'cutoff {first}']}")
-    norm = float(jnp.mean(jnp.linalg.norm(jnp.reshape(images.clean, (len(images.clean), -1)), axis=1)))
-    common = {"probe": dict(images.settings), "regimes": regimes, "mean_image_norm": norm}
-    figure, at_the_bump = draw_images(config, task, images, curves, regimes)
+    norm = float(jnp.mean(jnp.linalg.norm(jnp.reshape(probe.clean, (len(probe.clean), -1)), axis=1)))
+    common = {"probe": dict(probe.settings), "regimes": regimes, "mean_image_norm": norm}
+    figure, at_the_bump = draw_images(config, task, probe, curves, regimes)
     return {
         f"noise_curves_{config.size}": (
             draw(curves, regimes, first, norm),
@@ -311,10 +311,10 @@ def draw_images(
     regimes: Mapping[str, Any],
 ) -> Drawing:
     """Draw four images at the bump of each network: clean, deformed, and with noise of the same size."""
-    shown = min(4, len(probe.clean))
-    rows = np.linspace(0, len(probe.clean) - 1, shown).astype(int)
+    count = min(4, len(probe.clean))
+    rows = np.linspace(0, len(probe.clean) - 1, count).astype(int)
     cutoff = config.cutoffs[0]
-    figure, grid = sj.plot.panels(1 + 2 * len(curves), shown, size=(1.5, 1.5))
+    figure, grid = sj.plot.panels(1 + 2 * len(curves), count, size=(1.5, 1.5))
     strips: list[tuple[str, Any]] = [("clean", probe.clean)]
     places = {}
     for name, data in curves.items():

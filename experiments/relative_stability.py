@@ -86,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 def draw_figures(config: Config, console: Console) -> dict[str, Drawing]:
     """Train the zoo, or read finished runs, measure every network, and fit the law."""
     task = _networks.load_task(config.size, seed=config.seed, training=config.training)
-    measured_on = _probe.probe(task, images=config.images, draws=config.draws, seed=config.seed)
+    probe = _probe.draw_probe(task, images=config.images, draws=config.draws, seed=config.seed)
     zoo = config.zoo_folder()
     options = {
         "key": jax.random.key(config.seed),
@@ -94,13 +94,13 @@ def draw_figures(config: Config, console: Console) -> dict[str, Drawing]:
         "path": None if config.smoke else zoo.with_name(zoo.name + _variant(config)),
         "progress": console.is_terminal,
     }
-    common = {"probe": dict(measured_on.settings)}
+    common = {"probe": dict(probe.settings)}
     architectures = _networks.select(config.size, config.networks, epochs=config.epochs)
     records = {}
     for name, architecture in architectures.items():
-        records[name] = _records.zoo_record(name, architecture, task, measured_on, **options)
-        at = _records.point(records[name])
-        console.print(f"{name}: error {at['error']:.3f}, R {at['R']:.3g}, D {at['D']:.3g}, G {at['G']:.3g}")
+        records[name] = _records.zoo_record(name, architecture, task, probe, **options)
+        place = _records.point(records[name])
+        console.print(f"{name}: error {place['error']:.3f}, R {place['R']:.3g}, D {place['D']:.3g}, G {place['G']:.3g}")
     figures: dict[str, Drawing] = {
         f"relative_stability_{config.size}": (
             draw(records, title=_title(config, task, architectures)),
@@ -109,7 +109,7 @@ def draw_figures(config: Config, console: Console) -> dict[str, Drawing]:
     }
     if config.initial_seeds:
         seeds = range(config.seed, config.seed + config.initial_seeds)
-        probes = {seed: _probe.probe(task, images=config.images, draws=1, seed=seed) for seed in seeds}
+        probes = {seed: _probe.draw_probe(task, images=config.images, draws=1, seed=seed) for seed in seeds}
         untrained = {name: measure_untrained(name, config, probes) for name in INITIAL}
         figures[f"relative_stability_initial_{config.size}"] = (
             draw_initial(untrained),
@@ -122,7 +122,7 @@ def probe(size: Size = "cpu", *, images: int = 500, draws: int = 10, seed: int =
     """Draw the images of the published protocol, deformed and with noise: what `record` measures a network on."""
     if size not in ZOO:
         raise ValueError(f"expected size to be one of {tuple(ZOO)}, got {size!r}")
-    return _probe.probe(_networks.load_task(size, seed=seed), images=images, draws=draws, seed=seed)
+    return _probe.draw_probe(_networks.load_task(size, seed=seed), images=images, draws=draws, seed=seed)
 
 
 def read(path: Path | str) -> dict[str, Any]:

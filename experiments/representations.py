@@ -211,11 +211,11 @@ def draw_training(pair: Pair) -> Drawing:
     epochs = list(results)
     first = results[epochs[0]]
     same = np.stack([np.diag(result.matrix) for result in results.values()], axis=1)
-    shown = {f"epoch {epoch:g} against the end": results[epoch] for epoch in (epochs[0], epochs[1])}
+    early = {f"epoch {epoch:g} against the end": results[epoch] for epoch in (epochs[0], epochs[1])}
     figure, grid = sj.plot.panels(1, 3, size=(5.0, 4.4))
     _heat(grid[0, 0], same, first.layers, [f"{epoch:g}" for epoch in epochs])
     grid[0, 0].set(xlabel="epochs", ylabel="layer", title="each layer against itself at the end")
-    for axes, (name, result) in zip(grid[0, 1:], shown.items(), strict=True):
+    for axes, (name, result) in zip(grid[0, 1:], early.items(), strict=True):
         _heat(axes, result.matrix, result.layers, result.other_layers)
         axes.set(xlabel="layer at the end", ylabel="layer before", title=name)
     figure.colorbar(grid[0, 0].images[0], ax=grid[0].tolist(), label="debiased CKA", shrink=0.8)
@@ -290,11 +290,11 @@ def draw_ways(pair: Pair) -> Drawing:
     grid[0, 0].set(ylabel="correlation", title="three ways to samples", ylim=(0, 1.02))
     grid[0, 1].set(title="conv2 and pool2, interpolated, with fewer positions")
     figure.suptitle(pair.title, fontsize=10)
-    whole = fewer["all positions"]
+    every = fewer["all positions"]
     saved = {
         name: {
-            "times_faster": whole["seconds"] / numbers["seconds"],
-            "largest_difference": float(np.max(np.abs(np.subtract(numbers["correlations"], whole["correlations"])))),
+            "times_faster": every["seconds"] / numbers["seconds"],
+            "largest_difference": float(np.max(np.abs(np.subtract(numbers["correlations"], every["correlations"])))),
         }
         for name, numbers in fewer.items()
     }

@@ -22,7 +22,7 @@ import stabjax as sj
 from experiments import _networks, _records
 from experiments._images import Task
 from experiments._networks import Architecture, Size, ZooStudy
-from experiments._probe import QUANTITIES, Probe, probe
+from experiments._probe import QUANTITIES, Probe, draw_probe
 from experiments._study import Drawing, run
 
 DEFAULT: Mapping[Size, tuple[str, ...]] = {
@@ -62,13 +62,13 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 def draw_figures(config: Config, console: Console) -> dict[str, Drawing]:
     """Train networks of the zoo, measure them along training, and train them on parts of the images."""
     task = _networks.load_task(config.size, seed=config.seed)
-    images = probe(task, images=config.images, draws=config.draws, seed=config.seed)
+    probe = draw_probe(task, images=config.images, draws=config.draws, seed=config.seed)
     architectures = _networks.select(config.size, config.networks or DEFAULT[config.size])
-    common = {"probe": dict(images.settings)}
-    along = {name: along_training(name, each, config, task, images) for name, each in architectures.items()}
+    common = {"probe": dict(probe.settings)}
+    along = {name: along_training(name, each, config, task, probe) for name, each in architectures.items()}
     sets: dict[str, Any] = {}
     for name, architecture in architectures.items():
-        sets[name] = {rule: against_size(name, architecture, rule, config, images) for rule in RULES}
+        sets[name] = {rule: against_size(name, architecture, rule, config, probe) for rule in RULES}
         console.print(f"{name}: { ({rule: each['slopes'] for rule, each in sets[name].items()}) }")
     return {
         f"training_{config.size}": (draw_along(along), common | {"networks": along}),
@@ -167,11 +167,11 @@ def draw_along(along: Mapping[str, Any]) -> Any:
     for axes, (key, label) in zip(grid[0], _PANELS, strict=True):
         for color, (name, rows) in zip(sj.plot.COLOURS[1:], along.items(), strict=False):
             epoch = np.array(rows["epoch"], float)
-            shown = np.where(epoch > 0, epoch, 0.5 * epoch[epoch > 0].min())
+            position = np.where(epoch > 0, epoch, 0.5 * epoch[epoch > 0].min())
             values = np.array([np.nan if v is None else v for v in rows[key]], float)
-            axes.plot(shown, values, "o-", color=color, markersize=3, label=name)
+            axes.plot(position, values, "o-", color=color, markersize=3, label=name)
             if key == "R":
-                axes.fill_between(shown, rows["R low"], rows["R high"], color=color, alpha=0.25, linewidth=0)
+                axes.fill_between(position, rows["R low"], rows["R high"], color=color, alpha=0.25, linewidth=0)
         axes.set(xscale="log", yscale="log", xlabel="epoch (first point: initialisation)", ylabel=label)
         sj.plot.plain_ticks(axes.xaxis)
         sj.plot.plain_ticks(axes.yaxis)

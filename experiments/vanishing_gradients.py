@@ -194,19 +194,19 @@ def draw(
 ) -> Any:
     """Draw gradients against distances; objective and arrivals against steps."""
     figure, grid = sj.plot.panels(1, 3, size=(4.7, 4.4))
-    shown = slice(min(60, config.draws))
+    some = slice(min(60, config.draws))
     for color, (name, each) in zip(STYLES, norms.items(), strict=False):
         style: dict[str, Any] = {"markersize": 2, "color": color, "zorder": 3}
         if name == "plain, float64":
             style |= {"markersize": 4, "markerfacecolor": "none", "markeredgewidth": 0.5, "zorder": 2}
-        grid[0, 0].plot(distances[shown].ravel(), each[shown].ravel(), "o", **style)
+        grid[0, 0].plot(distances[some].ravel(), each[some].ravel(), "o", **style)
     grid[0, 0].set(
         yscale="log",
         xlim=(0, 120),
         ylim=(1e-52, 1e4),
         xlabel="squared distance $|x - y_i^2|^2$ at the start",
         ylabel="norm of the gradient of a point",
-        title=f"Gradients, the points of {shown.stop} draws",
+        title=f"Gradients, the points of {some.stop} draws",
     )
     grid[0, 0].axhline(float(np.finfo(np.float32).tiny), color="0.7", linewidth=0.8, linestyle="--")
     grid[0, 0].text(2, 3e-41, "smallest normal float32", fontsize=7, color="0.4")

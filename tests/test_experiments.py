@@ -332,7 +332,7 @@ def test_a_training_that_fails_at_once_is_reported():
     from experiments import _networks, _probe, _records
 
     task = _networks.load_task("smoke", training=128)
-    probe = _probe.probe(task, images=12, draws=1, seed=0)
+    probe = _probe.draw_probe(task, images=12, draws=1, seed=0)
     architecture = _networks.Architecture("SmallCNN", "a", 1, 1e39, options={"channels": (4,)})
     with pytest.warns(RuntimeWarning, match="diverged"):
         record = _records.zoo_record("d", architecture, task, probe, key=jax.random.key(0), seeds=1, path=None)
