@@ -4,13 +4,14 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 DATA   ?= scale-detection
 
-.PHONY: demo test test-all lint types bench clean help
+.PHONY: demo test test-all lint types bench docs clean help
 
 help:
 	@echo "make demo [DATA=scale-detection|cifar10|mnist]   train a small CNN, probe it, print the table, draw the figure"
 	@echo "make test       lint, types and tests"
 	@echo "make test-all   the same with the long tests"
 	@echo "make bench      times against peers (installs torch)"
+	@echo "make docs       the pages and the reference, into build/docs"
 
 $(VENV)/.core: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -43,6 +44,11 @@ test-all: lint types
 
 bench: $(VENV)/.bench
 	$(BIN)/python -m benchmarks
+
+docs: $(VENV)/.dev
+	rm -rf build/docs
+	$(BIN)/python docs/generate.py build/docs
+	@echo "build/docs/index.html"
 
 clean:
 	rm -rf $(VENV) build dist .hypothesis .pytest_cache .ruff_cache

@@ -29,7 +29,7 @@ def draw(kernels: Sequence[int], *, repeats: int, seed: int, smoke: bool) -> Dra
     tables = {label: measure(size, kernels, repeats=repeats, seed=seed) for label, size in sizes.items()}
     figure, grid = sj.plot.panels(1, len(sizes), size=(3.9, 3.6), sharex=True)
     for axes, (label, table) in zip(grid[0], tables.items(), strict=True):
-        for color, marker, (route, each) in zip(sj.plot.COLOURS[1:], "osD", table.items(), strict=False):
+        for color, marker, (route, each) in zip(sj.plot.COLORS[1:], "osD", table.items(), strict=False):
             middle, low, high = 1e3 * np.array([each["seconds"], *np.transpose(each["interval"])])
             bars = [middle - low, high - middle]
             axes.errorbar(kernels, middle, bars, color=color, marker=marker, capsize=2, label=route)

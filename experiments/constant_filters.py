@@ -152,7 +152,7 @@ def _against_depth(
     figure, panels = sj.plot.panels(-(-len(measured) // 3), 3, sharey=True)
     for axes, ((kernel, stride), numbers) in zip(panels.flat, measured.items(), strict=False):
         depth = np.arange(1, len(numbers["exact"]["denominators"]) + 1)
-        for color, (name, label) in zip(sj.plot.COLOURS[1:], curves.items(), strict=False):
+        for color, (name, label) in zip(sj.plot.COLORS[1:], curves.items(), strict=False):
             axes.plot(depth, numbers["measured"][name], "o", color=color, markersize=4.5, label=label)
             axes.plot(depth, numbers["exact"][name], "-", color=color, linewidth=1.2)
             axes.plot(depth, numbers["without border"][name], "--", color=color, linewidth=0.9)
@@ -284,7 +284,7 @@ def draw_paths() -> Drawing:
         axes.set_title(f"kernel 3, stride 2, layer {depth}: {len(n)} pixels", fontsize=9)
         axes.set(xlabel="pixel, from the middle of the field", ylabel="paths to the unit, $n_i$", ylim=(0, 5.4))
         numbers[f"path counts, kernel 3, stride 2, layer {depth}"] = n
-    for color, ((kernel, stride), depth) in zip((*sj.plot.COLOURS[1:6], "0.3"), NETWORKS.items(), strict=True):
+    for color, ((kernel, stride), depth) in zip((*sj.plot.COLORS[1:6], "0.3"), NETWORKS.items(), strict=True):
         label = f"kernel {kernel}, stride {stride}"
         layers = list(range(1, depth + 1))
         counts = [sj.theory.path_counts(kernel, stride, k) for k in layers]
@@ -329,7 +329,7 @@ def draw_evolution() -> Drawing:
         axes = panels[k, 0]
         position = np.arange(left.shape[1])
         axes.step(position, left[0], where="mid", color="0.2", linewidth=1.2)
-        for color, alone in zip(sj.plot.COLOURS[1:], left[1:], strict=False):
+        for color, alone in zip(sj.plot.COLORS[1:], left[1:], strict=False):
             axes.step(position, alone, where="mid", color=color, linewidth=1.3, linestyle=":")
         axes.set_ylim(0, 1.25 * left[0].max())
         axes.set_ylabel("input" if k == 0 else f"layer {k}", fontsize=9)

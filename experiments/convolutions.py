@@ -33,7 +33,7 @@ Figure: TypeAlias = Literal["edges", "routes", "field", "rgb", "training"]
 Train: TypeAlias = Callable[[str, int], tuple[sj.train.Run, np.ndarray]]
 """From the name of a network and a seed to its training and the validation accuracies."""
 
-COLOURS = {"red": 1.0, "green": -0.5, "blue": -0.5}
+COLORS = {"red": 1.0, "green": -0.5, "blue": -0.5}
 """Factor on the top-edge kernel for each channel: gray edges cancel."""
 
 
@@ -212,7 +212,7 @@ def draw_rgb(config: Config) -> Drawing:
             f"CIFAR-10{'' if source.exact else ' (JPEG copy)'}, {source.classes[labels[config.image]]}",
             source.note,
         )
-    kernel = sj.conv.edge_kernels()["top"] * np.array(list(COLOURS.values()), np.float32)[:, None]
+    kernel = sj.conv.edge_kernels()["top"] * np.array(list(COLORS.values()), np.float32)[:, None]
 
     def response(channels: slice) -> np.ndarray:
         return np.asarray(sj.conv.convolve(image[None, ..., channels], kernel[:, :, channels], padding="valid"))[
@@ -226,7 +226,7 @@ def draw_rgb(config: Config) -> Drawing:
     maps[1, 4] = "sum of the three", parts.sum(0)
     grid[0, 0].imshow(image)
     grid[0, 0].set_title("image", fontsize=9)
-    for c, (color, factor) in enumerate(COLOURS.items()):
+    for c, (color, factor) in enumerate(COLORS.items()):
         grid[0, 1 + c].imshow(image[..., c], cmap="gray", vmin=0, vmax=1)
         grid[0, 1 + c].set_title(f"{color}: 0 (black) to 1", fontsize=9)
         maps[1, 1 + c] = f"{color}, {factor:g} times top", parts[c]
@@ -258,7 +258,7 @@ def draw_rgb(config: Config) -> Drawing:
         "image": name,
         "kernel": kernel[..., 0],
         "largest_difference": difference,
-        "root_mean_square": {"sum": _rms(total)} | {c: _rms(part) for c, part in zip(COLOURS, parts)},
+        "root_mean_square": {"sum": _rms(total)} | {c: _rms(part) for c, part in zip(COLORS, parts)},
         "parts": np.round(parts, 4),
     }
 
@@ -269,7 +269,7 @@ def draw_training(config: Config, digits: _primer.Digits, train: Train) -> Drawi
     figure, grid = sj.plot.panels(1, 1, size=(6.4, 4.4))
     axes = grid[0, 0]
     epochs = np.arange(1, 2 * config.epochs + 1)
-    for color, name in zip(sj.plot.COLOURS[1:], list(_primer.NETWORKS)[config.smoke :], strict=False):
+    for color, name in zip(sj.plot.COLORS[1:], list(_primer.NETWORKS)[config.smoke :], strict=False):
         many = [train(name, config.seed + k) for k in range(config.seeds)]
         trained, accuracy = many[0][0], np.stack([each for _, each in many], axis=1)
         sizes = _networks.parameters(trained.model("last"))

@@ -245,7 +245,7 @@ def draw(curves: Mapping[str, xarray.Dataset], regimes: Mapping[str, Any], cutof
     for column, (name, data) in zip(grid.T, curves.items(), strict=True):
         data = data.sel(cutoff=cutoff)
         r = data.radius
-        for key, color, symbol in (("deformation", sj.plot.COLOURS[1], "D"), ("noise", sj.plot.COLOURS[2], "G")):
+        for key, color, symbol in (("deformation", sj.plot.COLORS[1], "D"), ("noise", sj.plot.COLORS[2], "G")):
             column[0].loglog(r, data[key], color=color, label=f"${symbol}_f$, medians per unit")
             column[0].loglog(r, data[f"{key}_mean"], color=color, linewidth=0.8, linestyle=":", label="means")
             guide = data[key][0] * (r / r[0]) ** 2
@@ -283,7 +283,7 @@ def draw_steps(
     figure, grid = sj.plot.panels(2, len(curves), size=(4.2, 3.0), sharex=True, sharey="row")
     for column, (name, data) in zip(grid.T, curves.items(), strict=True):
         many = {"isotropic noise": data.sel(cutoff=cutoff), **{f"toward {k}": v for k, v in steps[name].items()}}
-        for color, (label, each) in zip(sj.plot.COLOURS[1:], many.items(), strict=False):
+        for color, (label, each) in zip(sj.plot.COLORS[1:], many.items(), strict=False):
             r = each.radius.to_numpy()
             column[0].loglog(r, each.noise, color=color, label=label)
             column[1].semilogx(r, each.noise_error, color=color, label=label)

@@ -146,7 +146,7 @@ def draw_depth(networks: dict[str, Network], config: Config) -> Drawing:
         extents = [network.extents[layer].size for layer in network.layers]
         axes.plot(position, [side[0] for side in extents], "k-", linewidth=1.2, label="extent")
         sizes = {stage: [size(network.maps[stage][layer]) for layer in network.layers] for stage in STAGES}
-        for color, (stage, label) in zip(sj.plot.COLOURS, STAGES.items(), strict=False):
+        for color, (stage, label) in zip(sj.plot.COLORS, STAGES.items(), strict=False):
             axes.plot(position, sizes[stage], "o-", color=color, markersize=4, label=f"effective, {label}")
         side = network.images.shape[1]
         axes.axhline(side, color="0.7", linewidth=0.8, linestyle="--")

@@ -258,7 +258,7 @@ def draw(records: Mapping[str, Any], *, title: str = "", stage: str = "best", st
     ):
         for name, p in points.items():
             family = families.index(records[name]["family"])
-            color = sj.plot.COLOURS[1:][family % (len(sj.plot.COLOURS) - 1)]
+            color = sj.plot.COLORS[1:][family % (len(sj.plot.COLORS) - 1)]
             out = name in fit["left_out"]
             axes.errorbar(
                 p[symbol],
@@ -307,8 +307,8 @@ def draw_initial(networks: Mapping[str, Any]) -> Any:
     position = np.arange(len(networks))[::-1]
     for axes, symbol in zip(grid[0], "RDG", strict=True):
         for statistic, color, label, shift in (
-            ("mean", sj.plot.COLOURS[1], "means", 0.12),
-            ("published", sj.plot.COLOURS[2], "medians per unit", -0.12),
+            ("mean", sj.plot.COLORS[1], "means", 0.12),
+            ("published", sj.plot.COLORS[2], "medians per unit", -0.12),
         ):
             middle = np.array([each[statistic][symbol] for each in networks.values()])
             spread = np.array([each[f"{statistic}_deviation"][symbol] for each in networks.values()], float)

@@ -240,7 +240,7 @@ def draw_deformed(pair: Pair) -> Drawing:
     axes, layers = grid[0, 2], results["trained, deformed"].layers
     place = np.arange(len(layers))
     for name, result in results.items():
-        color = sj.plot.COLOURS[0 if name.startswith("untrained") else 1]
+        color = sj.plot.COLORS[0 if name.startswith("untrained") else 1]
         line = "-" if name.endswith("deformed") else "--"
         axes.plot(place, 1 - np.diag(result.matrix), line, color=color, marker="o", markersize=3, label=name)
         low, high = (np.diag(result.interval[..., end]) for end in (0, 1))
@@ -280,7 +280,7 @@ def draw_ways(pair: Pair) -> Drawing:
     }
     figure, grid = sj.plot.panels(1, 2, size=(5.4, 4.8), sharey=True)
     for axes, curves in zip(grid[0], (correlations, fewer), strict=True):
-        for color, (name, numbers) in zip(sj.plot.COLOURS[1:], curves.items(), strict=False):
+        for color, (name, numbers) in zip(sj.plot.COLORS[1:], curves.items(), strict=False):
             values = np.array(numbers["correlations"])
             label = f"{name}: {numbers['samples']:,} samples, {1e3 * numbers['seconds']:.0f} ms"
             axes.plot(np.arange(1, len(values) + 1), values, "o-", markersize=2, linewidth=1, color=color, label=label)

@@ -165,7 +165,7 @@ def draw_along(along: Mapping[str, Any]) -> Any:
     """Draw four panels against the epoch, one curve per network; initialisation stands at the left."""
     figure, grid = sj.plot.panels(1, 4, size=(3.6, 3.4))
     for axes, (key, label) in zip(grid[0], _PANELS, strict=True):
-        for color, (name, rows) in zip(sj.plot.COLOURS[1:], along.items(), strict=False):
+        for color, (name, rows) in zip(sj.plot.COLORS[1:], along.items(), strict=False):
             epoch = np.array(rows["epoch"], float)
             position = np.where(epoch > 0, epoch, 0.5 * epoch[epoch > 0].min())
             values = np.array([np.nan if v is None else v for v in rows[key]], float)
@@ -185,7 +185,7 @@ def draw_sets(sets: Mapping[str, Any]) -> Any:
     """Draw four panels against the number of training images: geometric means and deviations over seeds."""
     figure, grid = sj.plot.panels(1, 4, size=(3.6, 4.8))
     for axes, (key, label) in zip(grid[0], _PANELS, strict=True):
-        for color, (name, rules) in zip(sj.plot.COLOURS[1:], sets.items(), strict=False):
+        for color, (name, rules) in zip(sj.plot.COLORS[1:], sets.items(), strict=False):
             for style, rule in zip(("-", "--"), RULES, strict=True):
                 middle, spread = over_seeds(rules[rule], key)
                 images = rules[rule]["images"]

@@ -28,7 +28,7 @@ _SIGMA = 0.4715
 def pull_back(
     image: Image, field: Field, *, interpolation: Interpolation = "linear"
 ) -> Float[Array, "*spatial channels"]:
-    """The image seen through the field, ``x(s - tau(s))``; positions beyond the border are clamped to it.
+    """Pull an image back along a field, ``x(s - tau(s))``; positions beyond the border are clamped to it.
 
     Args:
         image: ``(*spatial, channels)``, one to three spatial axes, of a floating dtype, which is kept. Narrow dtypes
@@ -70,7 +70,7 @@ def pull_back(
     return _pull_back(image, field, interpolation)
 
 
-Tap = tuple[Int[Array, "*spatial"], Float[Array, "*spatial"]]
+WeightedIndex = tuple[Int[Array, "*spatial"], Float[Array, "*spatial"]]
 
 
 @partial(jax.jit, static_argnums=2)
@@ -78,59 +78,70 @@ def _pull_back(
     image: Float[Array, "*spatial channels"], field: Float[Array, " ndim *spatial"], interpolation: str
 ) -> Float[Array, "*spatial channels"]:
     *shape, channels = image.shape
-    work = _at_least_float32(image.dtype)
-    field = field.astype(_at_least_float32(field.dtype))
-    taps = []
+    work = _compute_dtype(image.dtype)
+    field = field.astype(_compute_dtype(field.dtype))
+    neighbors = []
     for axis, n in enumerate(shape):
         start = np.arange(n).reshape(-1, *(1,) * (len(shape) - 1 - axis))
         position = jnp.clip(jnp.broadcast_to(jnp.asarray(start, field.dtype), shape) - field[axis], 0, n - 1)
+        # Clamped positions, and the flat offset of each neighbor along this axis with its weight.
         stride = math.prod(shape[axis + 1 :])
-        taps.append([(index * stride, w.astype(work)[..., None]) for index, w in _TAPS[interpolation](position, n)])
-    # One flat index per pixel and tap fetches all its channels: the fastest gather on the CPU.
+        neighbors.append(
+            [(index * stride, w.astype(work)[..., None]) for index, w in _KERNELS[interpolation](position, n)]
+        )
+    # One flat index per pixel and neighbor fetches all its channels: the fastest gather on the CPU.
     flat = image.reshape(-1, channels)
 
+    # The weights of a pixel are a product over the axes: a sum over the neighbors on axis 0, each a sum over those on
+    # axis 1, and so on; `base` is the flat index of the axes done.
     def blend(base: Int[Array, "*spatial"] | int, axis: int) -> Float[Array, "*spatial channels"]:
         if axis == len(shape):
             return flat.at[base].get(mode="promise_in_bounds").astype(work)
-        terms = [weight * blend(base + index, axis + 1) for index, weight in taps[axis]]
+        terms = [weight * blend(base + index, axis + 1) for index, weight in neighbors[axis]]
         return reduce(operator.add, terms)
 
     return blend(0, 0).astype(image.dtype)
 
 
-def _at_least_float32(dtype: np.dtype) -> np.dtype:
+def _compute_dtype(dtype: np.dtype) -> np.dtype:
+    """Return the dtype to compute in: float32 for narrower ones."""
     return dtype if jnp.finfo(dtype).bits >= 32 else np.dtype(np.float32)
 
 
-def _floor(position: Float[Array, "*spatial"], high: int) -> Int[Array, "*spatial"]:
-    """Largest integer not above, within ``0..high``, whatever integer a NaN becomes: its weights stay NaN."""
+def _floor_index(position: Float[Array, "*spatial"], high: int) -> Int[Array, "*spatial"]:
+    """Round down, within ``0..high``, whatever integer a NaN becomes: its weights stay NaN."""
     return jnp.clip(position.astype(jnp.int32), 0, high)
 
 
-def _linear(position: Float[Array, "*spatial"], n: int) -> list[Tap]:
-    index = _floor(position, max(n - 2, 0))
+def _linear(position: Float[Array, "*spatial"], n: int) -> list[WeightedIndex]:
+    """Weigh the two pixels around a position, ``1 - t`` and ``t``."""
+    index = _floor_index(position, max(n - 2, 0))
     weight = position - index.astype(position.dtype)
     return [(index, 1 - weight), (index + 1, weight)][: min(n, 2)]
 
 
-def _nearest(position: Float[Array, "*spatial"], n: int) -> list[Tap]:
-    index = _floor(jnp.round(position), n - 1)
+def _nearest(position: Float[Array, "*spatial"], n: int) -> list[WeightedIndex]:
+    """Take the nearest pixel; a NaN position keeps its NaN in the weight."""
+    index = _floor_index(jnp.round(position), n - 1)
     return [(index, jnp.where(jnp.isnan(position), position, 1))]
 
 
-def _gaussian(position: Float[Array, "*spatial"], n: int) -> list[Tap]:
+def _gaussian(position: Float[Array, "*spatial"], n: int) -> list[WeightedIndex]:
+    """Weigh the pixels around a position by ``exp(-d^2 / 2 sigma^2)``, normalised to sum one."""
     # Pixels left out weigh less than exp(-d^2 / 2 sigma^2): 2e-9 at 3 pixels, 3e-16 at 4.
     reach = 3 if jnp.finfo(position.dtype).bits < 64 else 4
     count = min(2 * reach, n)
-    first = _floor(position - (reach - 1), n - count)
+    first = _floor_index(position - (reach - 1), n - count)
     indices = [first + k for k in range(count)]
     weights = [jnp.exp(jnp.square(position - i.astype(position.dtype)) / (-2 * _SIGMA**2)) for i in indices]
     total = reduce(operator.add, weights)
     return [(i, w / total) for i, w in zip(indices, weights)]
 
 
-def _cubic(position: Float[Array, "*spatial"], n: int) -> list[Tap]:
-    index = _floor(position, max(n - 2, 0))
+def _cubic(position: Float[Array, "*spatial"], n: int) -> list[WeightedIndex]:
+    """Weigh four pixels by the cubic convolution of Keys 1981 with ``a = -1/2``, eq. 4."""
+    # Pixels index - 1 .. index + 2, those beyond the border being the border pixel.
+    index = _floor_index(position, max(n - 2, 0))
     t = position - index.astype(position.dtype)
     weights = [
         ((-0.5 * t + 1) * t - 0.5) * t,
@@ -141,4 +152,4 @@ def _cubic(position: Float[Array, "*spatial"], n: int) -> list[Tap]:
     return [(jnp.clip(index + k, 0, n - 1), w) for k, w in zip(range(-1, 3), weights)]
 
 
-_TAPS = {"linear": _linear, "nearest": _nearest, "gaussian": _gaussian, "cubic": _cubic}
+_KERNELS = {"linear": _linear, "nearest": _nearest, "gaussian": _gaussian, "cubic": _cubic}

@@ -71,7 +71,7 @@ UNDEFINED = {
     "cka": lambda: sj.similarity.cka(SAME, SAME),
     "procrustes": lambda: sj.similarity.procrustes(SAME, SAME),
     "local": lambda: sj.lipschitz.local(jnp.sqrt, 0 * SAME, key=jax.random.key(0)).value,
-    "centre": lambda: sj.receptive.centre(0 * IMAGES[0, :, :, 0]),
+    "center": lambda: sj.receptive.center(0 * IMAGES[0, :, :, 0]),
     "growth": lambda: sj.receptive.growth(SAME[0], SAME[0]).power,
 }
 

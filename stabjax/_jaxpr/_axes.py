@@ -17,18 +17,18 @@ UNKNOWN: Axis = ()
 
 
 def of_images(shape: Sequence[int]) -> Axes:
-    """Axes of a batch, ``(batch, *spatial, channels)``."""
+    """Return the axes of a batch, ``(batch, *spatial, channels)``."""
     roles = ("b", *"s" * (len(shape) - 2), "c") if len(shape) >= 2 else "b" * len(shape)
     return tuple(((role, size),) for role, size in zip(roles, shape))
 
 
 def unknown(aval: Any) -> Axes:
-    """Axes of a value of which nothing is known."""
+    """Return the axes of a value of which nothing is known."""
     return (UNKNOWN,) * len(getattr(aval, "shape", ()))
 
 
 def role(axis: Axis) -> Role:
-    """Role of an axis; an axis that holds the batch counts as batch, heads merged with channels as channels."""
+    """Return the role of an axis; one that holds the batch counts as batch, heads merged with channels as channels."""
     roles = {role for role, size in axis if size > 1} or {role for role, _ in axis}
     if any(role == "b" for role, _ in axis):
         return "b"
@@ -38,23 +38,23 @@ def role(axis: Axis) -> Role:
 
 
 def channel(axes: Axes) -> int | None:
-    """Position of the channel axis."""
+    """Return the position of the channel axis."""
     roles = [role(axis) for axis in axes]
     return roles.index("c") if roles.count("c") == 1 else None
 
 
 def known(axes: Axes) -> int:
-    """How many axes are known to be batch, channels or space."""
+    """Return how many axes are known to be batch, channels or space."""
     return sum(role(axis) in ("b", "c", "s") for axis in axes)
 
 
 def _fitted(axis: Axis, size: int) -> Axis:
-    """The parts of an axis of this size; what was cut or enlarged keeps its role and forgets its parts."""
+    """Return the parts of an axis of this size; what was cut or enlarged keeps its role and forgets its parts."""
     return axis if axis and prod(part for _, part in axis) == size else ((role(axis), size),)
 
 
 def reshape(axes: Sequence[Axis], old: Sequence[int], new: Sequence[int]) -> Axes:
-    """Axes after a reshape: their parts are dealt out again in the same order."""
+    """Return the axes after a reshape: their parts, distributed anew in the same order."""
     if 0 in old:
         return (UNKNOWN,) * len(new)
     parts = [part for axis, size in zip(axes, old) for part in _fitted(axis, size)]
@@ -81,7 +81,7 @@ def reshape(axes: Sequence[Axis], old: Sequence[int], new: Sequence[int]) -> Axe
 
 
 def dot(equation: Any, first: bool, axes: Axes, others: Axes | None) -> Axes:
-    """Axes of ``dot_general`` with an activation as first or second operand, and with another one or a kernel."""
+    """Return the axes of ``dot_general``, an activation as first or second operand, with another one or a kernel."""
     contracted, batch = equation.params["dimension_numbers"]
     side = 0 if first else 1
     shapes = [atom.aval.shape for atom in equation.invars[:2]]
@@ -98,7 +98,7 @@ def dot(equation: Any, first: bool, axes: Axes, others: Axes | None) -> Axes:
 
 
 def convolution(equation: Any, axes: Axes) -> Axes:
-    """Axes of a convolution of an activation."""
+    """Return the axes of a convolution of an activation."""
     numbers, shape = equation.params["dimension_numbers"], equation.outvars[0].aval.shape
     spec = numbers.out_spec
     result: list[Axis] = [(("s", size),) for size in shape]
@@ -107,7 +107,7 @@ def convolution(equation: Any, axes: Axes) -> Axes:
 
 
 def check_channels_last(equation: Any, axes: Axes) -> None:
-    """Raises where the first convolution of a network takes positions for channels and slides along the channels."""
+    """Raise where the first convolution of a network takes positions for channels and slides along the channels."""
     numbers, window = equation.params["dimension_numbers"], equation.invars[1].aval.shape
     feature, spatial = numbers.lhs_spec[1], numbers.lhs_spec[2:]
     if role(axes[feature]) != "s" or not any(role(axes[axis]) == "c" for axis in spatial):
@@ -123,7 +123,7 @@ def check_channels_last(equation: Any, axes: Axes) -> None:
 
 
 def lookup(equation: Any, axes: Axes) -> Axes:
-    """Axes of rows taken from a table: batch and space of the indices, then the channels of the table."""
+    """Return the axes of rows taken from a table: batch and space of the indices, then the channels of the table."""
     offset = equation.params["dimension_numbers"].offset_dims
     shape, indices = equation.outvars[0].aval.shape, iter(axes)
     result = [(("c", size),) if k in offset else next(indices, UNKNOWN) for k, size in enumerate(shape)]
@@ -131,7 +131,7 @@ def lookup(equation: Any, axes: Axes) -> Axes:
 
 
 def through(equation: Any, axes: Axes) -> Axes:
-    """Axes after an operation that moves, cuts or sums axes and mixes nothing else."""
+    """Return the axes after an operation that moves, cuts or sums axes and mixes nothing else."""
     name, params = equation.primitive.name, equation.params
     old, new = equation.invars[0].aval.shape, equation.outvars[0].aval.shape
     if name == "reshape":
@@ -156,7 +156,7 @@ def through(equation: Any, axes: Axes) -> Axes:
 
 
 def crossed(equation: Any) -> list[int]:
-    """Axes of the first operand along which an operation adds up or reorders entries."""
+    """Return the axes of the first operand along which an operation adds up or reorders entries."""
     name, params = equation.primitive.name, equation.params
     if "window_dimensions" in params:
         return [axis for axis, width in enumerate(params["window_dimensions"]) if width > 1]
@@ -172,13 +172,13 @@ def crossed(equation: Any) -> list[int]:
 
 
 def is_pooled(axes: Axes, reduced: Sequence[int]) -> bool:
-    """Whether reducing these axes leaves batch and channels: a pool over space."""
+    """Return whether reducing these axes leaves batch and channels: a pool over space."""
     roles = [role(axis) for axis in axes]
     return "c" in roles and bool(reduced) and all(roles[k] in ("s", None) for k in reduced)
 
 
 def batch_first(axes: Axes, shape: Sequence[int], batch: int) -> tuple[int, int, int] | None:
-    """The axis that holds the batch, and how much was merged before and behind it; None if the batch is lost."""
+    """Return the axis that holds the batch, and how much was merged before and behind it; None if the batch is lost."""
     holders = [k for k, axis in enumerate(axes) if role(axis) == "b"]
     if not holders and shape and shape[0] == batch and role(axes[0]) is None:
         return 0, 1, 1

@@ -18,7 +18,7 @@ Visit = Callable[[int, Any], Any]
 def evaluate(
     plan: Plan, arguments: Sequence[Any], wanted: Collection[int], visit: Visit
 ) -> tuple[list[Any], dict[int, Any]]:
-    """Outputs of the program, and ``visit(operation, value)`` for every wanted operation.
+    """Return the outputs of the program, and ``visit(operation, value)`` for every wanted operation.
 
     What is visited inside a scan comes back stacked over its iterations.
     """

@@ -21,7 +21,7 @@ class Frame:
     reverse: bool
 
     def iterations(self) -> Iterable[int]:
-        """Positions along the stacked axis, first executed first."""
+        """Return the positions along the stacked axis, first executed first."""
         return range(self.length - 1, -1, -1) if self.reverse else range(self.length)
 
 
@@ -108,12 +108,12 @@ class Flow:
     source: frozenset[Entry] = frozenset()
 
     def reduced(self, other: "Flow") -> list[Operation]:
-        """The reductions of the other's region that this value descends from."""
+        """Return the reductions of the other's region that this value descends from."""
         return [operation for entry, operation in self.statistics if entry in other.entries]
 
 
 def passive(aval: Any, flows: Iterable[Flow] = (), *, root: bool = False, inverse_root: bool = False) -> Flow:
-    """A value made of parameters and constants alone."""
+    """Return a value made of parameters and constants alone."""
     paths = frozenset().union(*[flow.paths for flow in flows])
     scalar = getattr(aval, "size", 1) == 1
     known = bool(paths) or not scalar
@@ -121,7 +121,7 @@ def passive(aval: Any, flows: Iterable[Flow] = (), *, root: bool = False, invers
 
 
 def common_path(paths: Iterable[str]) -> str:
-    """The module that the parameters share: ``blocks/2`` of ``blocks/2/kernel`` and ``blocks/2/bias``."""
+    """Return the module that the parameters share: ``blocks/2`` of ``blocks/2/kernel`` and ``blocks/2/bias``."""
     split = [path.split("/") for path in paths]
     if not split:
         return ""
@@ -134,7 +134,7 @@ def common_path(paths: Iterable[str]) -> str:
 
 
 def stacked_module(stacked: frozenset[str], paths: frozenset[str], around: str) -> str:
-    """The module that a scan runs over: the outermost one all of whose parameters it stacks.
+    """Return the module that a scan runs over: the outermost one all of whose parameters it stacks.
 
     Programs know arrays, not modules: ``blocks/conv/kernel`` may come from a stack of blocks or from a stacked
     convolution. So the answer follows from the paths alone, alike in every framework.

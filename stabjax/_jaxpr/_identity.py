@@ -49,7 +49,7 @@ class Itself:
 
 
 def of_program(jaxpr: Any) -> Hashable:
-    """What a program computes from its constants and inputs."""
+    """Return what a program computes from its constants and inputs."""
     return _Look().program(jaxpr, closed=False)
 
 
@@ -75,13 +75,13 @@ def examine(value: Any, known: Sequence[Any] = ()) -> Examined:
 
 
 def of_object(value: Any) -> Hashable:
-    """What an object holds, as far as it can be followed."""
+    """Return what an object holds, as far as it can be followed."""
     return examine(value).identity
 
 
 @functools.lru_cache(maxsize=256)
 def token(identity: Hashable) -> object:
-    """One object for all identities that are equal: hashed and compared at once, which every call of a program does.
+    """Return one object for all equal identities: hashed and compared at once, as every call of a program does.
 
     The cache holds what the identities refer to, so it forgets the oldest; those compile again.
     """
@@ -128,7 +128,7 @@ class _Look:
         return name, inputs, steps, tuple(map(atom, inner.outvars)), held
 
     def value(self, value: Any) -> Hashable:
-        """Anything that a parameter, an attribute or a variable can be."""
+        """Identify anything that a parameter, an attribute or a variable can be."""
         kind = type(value)
         if isinstance(value, jax.Array | np.ndarray):
             if id(value) in self.known:
@@ -174,7 +174,7 @@ class _Look:
         return self.callable(value) if callable(value) else self.object(value)
 
     def callable(self, f: Any) -> Hashable:
-        """By the code and what it reads; wrappers by what they wrap."""
+        """Identify a function by its code and what that reads; a wrapper by what it wraps."""
         if isinstance(f, functools.partial):
             return type(f), *map(self.value, (f.func, f.args, f.keywords))
         if isinstance(f, MethodType):
@@ -194,7 +194,7 @@ class _Look:
         return self.object(f)
 
     def object(self, value: Any) -> Hashable:
-        """By its attributes; an object without any, and one of JAX, by its own equality."""
+        """Identify an object by its attributes; one without any, and one of JAX, by its own equality."""
         self.foreign |= not self.private and any(map(_is_foreign, type(value).__mro__))
         attributes = _attributes(value)
         if not attributes or type(value).__module__.partition(".")[0] in ("jax", "jaxlib"):
@@ -223,7 +223,7 @@ class _Look:
 
 
 def _attributes(value: Any) -> dict[str, Any]:
-    """Attributes of the object itself: one that stands for another would give those of the other."""
+    """Return the attributes of the object itself: one that stands for another would give those of the other."""
     found = {}
     for kind in type(value).__mro__:
         names = kind.__dict__.get("__slots__", ())
@@ -249,23 +249,23 @@ def _is_of_library(f: Any) -> bool:
 
 
 def _is_foreign(kind: type) -> bool:
-    """Whether a class is of no library. One that was made by ``type(...)`` may say that it is of ``abc``."""
+    """Return whether a class is of no library. One that was made by ``type(...)`` may say that it is of ``abc``."""
     return not _is_known(kind.__module__) or (kind.__module__ == "abc" and kind is not abc.ABC)
 
 
 def _is_known(module: str) -> bool:
-    """Whether a module is of a library or of Python, whose variables nobody binds anew."""
+    """Return whether a module is of a library or of Python, whose variables nobody binds anew."""
     return (root := module.partition(".")[0]) in _LIBRARIES or root in sys.stdlib_module_names
 
 
 def _is_type_check(f: FunctionType) -> bool:
-    """Whether a function checks types at run time and else is the one it wraps (jaxtyping, beartype)."""
+    """Return whether a function checks types at run time and else is the one it wraps (jaxtyping, beartype)."""
     checks = "__beartype_wrapper" in f.__dict__ or f.__globals__.get("__name__") == "jaxtyping._decorator"
     return checks and "__wrapped__" in f.__dict__
 
 
 def _held_by(f: FunctionType) -> Iterator[tuple[str, Any]]:
-    """What a function closes over and its defaults, by name.
+    """Return what a function closes over and its defaults, by name.
 
     Functions of JAX close over the trace they stand in too, which is another one every time: of what they hold, other
     functions and plain data count.
@@ -285,7 +285,7 @@ def _held_by(f: FunctionType) -> Iterator[tuple[str, Any]]:
 
 
 def _globals_of(f: FunctionType) -> Iterator[tuple[str, Any]]:
-    """Global variables that the code of a function names, also through modules and classes; nothing of a library."""
+    """Return the global variables that code names, also through modules and classes; nothing of a library."""
     if _is_known(f.__globals__.get("__name__", "")):
         return
     names = _names(f.__code__)
@@ -304,7 +304,7 @@ def _globals_of(f: FunctionType) -> Iterator[tuple[str, Any]]:
 
 
 def _class_data(classes: Sequence[type], attributes: Mapping[str, Any]) -> dict[str, Any]:
-    """Plain data that an object reads from its classes, as none of its own attributes hides it."""
+    """Return the plain data that an object reads from its classes, as none of its own attributes hides it."""
     kinds = (*_DATA, list, tuple, set, Mapping, np.ndarray, jax.Array)
     return {
         name: item
@@ -315,7 +315,7 @@ def _class_data(classes: Sequence[type], attributes: Mapping[str, Any]) -> dict[
 
 
 def _methods(base: type) -> Iterator[FunctionType]:
-    """Functions that run when an object of this class is called: all but those that make it."""
+    """Return the functions that run when an object of this class is called: all but those that make it."""
     for name, item in vars(base).items():
         f = getattr(item, "method", getattr(item, "__func__", getattr(item, "fget", item)))
         if isinstance(f, FunctionType) and name not in ("__init__", "__post_init__", "__new__"):
@@ -337,7 +337,7 @@ def _counts(value: Any) -> bool:
 
 
 def _is_transformed(value: Any) -> bool:
-    """Whether it is a function inside of JAX, with what was done to it."""
+    """Return whether it is a function inside of JAX, with what was done to it."""
     return hasattr(value, "transforms") and hasattr(value, "f")
 
 

@@ -61,7 +61,7 @@ def lift(program: Program) -> Lifted:
 
 
 def _calls_with_constants(jaxpr: Jaxpr) -> Iterator[Any]:
-    """Calls of jitted functions that hold arrays, in order, those inside of calls behind the call itself."""
+    """Return the calls of jitted functions that hold arrays, in order, those inside of calls behind the call itself."""
     for equation in jaxpr.eqns:
         if equation.primitive.name in JIT and _holds(body(equation)):
             yield equation
@@ -74,7 +74,7 @@ def _holds(closed: Jaxpr) -> bool:
 
 
 def _inlined(jaxpr: Jaxpr, consts: Sequence[Any], inputs: Sequence[Any], held: Iterator[Any]) -> list[Any]:
-    """Outputs of a program whose calls take the arrays they hold from an iterator, call by call."""
+    """Return the outputs of a program whose calls take the arrays they hold from an iterator, call by call."""
     values = dict(zip(jaxpr.constvars, consts, strict=True)) | dict(zip(jaxpr.invars, inputs, strict=True))
 
     def operand(atom: Any) -> Any:

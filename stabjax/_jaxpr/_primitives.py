@@ -11,14 +11,23 @@ NONLINEAR = frozenset(
     "sqrt rsqrt cbrt sign floor ceil round rem clamp nextafter "
     "eq ne lt le gt ge and or xor not is_finite".split()
 )
-VIEWS = frozenset(
-    "reshape transpose squeeze expand_dims broadcast_in_dim rev copy copy_p convert_element_type stop_gradient "
-    "reduce_precision optimization_barrier name device_put sharding_constraint layout_constraint "
-    "pvary pbroadcast reshard".split()
-)
-SELECTIONS = frozenset(
-    "slice dynamic_slice gather pad concatenate dynamic_update_slice split stack unstack tile scatter".split()
-)
+
+# What hands entries on as they are. Several outputs belong to several operands, one by one, but those of split and
+# unstack.
+COPIES = frozenset("copy copy_p stop_gradient reduce_precision optimization_barrier name".split())
+"""The same array, as a number."""
+PLACEMENTS = frozenset("device_put sharding_constraint layout_constraint pvary pbroadcast reshard".split())
+"""The same array, on other devices."""
+IDENTITIES = COPIES | PLACEMENTS | {"convert_element_type"}
+RESHAPES = frozenset("reshape transpose squeeze expand_dims broadcast_in_dim rev".split())
+"""All entries of one array, in another shape or order."""
+VIEWS = IDENTITIES | RESHAPES
+PARTS = frozenset("slice split unstack dynamic_slice gather".split())
+"""Some entries of one array."""
+MOVES = RESHAPES | PARTS | {"pad", "tile"}
+"""Entries of the first operand in other places, perhaps several times, perhaps with others between."""
+SELECTIONS = PARTS | frozenset("pad tile concatenate stack dynamic_update_slice scatter".split())
+
 SCATTERS = frozenset("scatter scatter-add scatter_add scatter-mul scatter_mul".split())
 REDUCTIONS = frozenset("reduce_sum reduce_max reduce_min reduce_prod".split())
 WINDOWS = frozenset("reduce_window reduce_window_sum reduce_window_max reduce_window_min".split())
@@ -28,6 +37,9 @@ ACTIVATIONS = frozenset(
     "hard_swish squareplus log_sigmoid sigmoid tanh sparse_plus sparse_sigmoid prelu".split()
 )
 """Functions of `jax.nn` and Flax that are calls by that name: each is one activation, whatever stands next to it."""
+
+_WITHIN = frozenset("broadcast_in_dim convert_element_type copy stop_gradient".split())
+"""The views that an elementwise function makes of its operands."""
 
 _REGIONS = (
     ({"integer_pow", "tanh", "mul"}, "gelu"),
@@ -49,7 +61,7 @@ def region_label(nonlinear: frozenset[str]) -> str:
 
 
 def is_activation(jaxpr: Any) -> bool:
-    """Whether a program is elementwise throughout and not affine."""
+    """Return whether a program is elementwise throughout and not affine."""
     return _elementwise(jaxpr) == "nonlinear"
 
 
@@ -59,7 +71,7 @@ def _elementwise(jaxpr: Any) -> str:
         name = equation.primitive.name
         if name in JIT | CUSTOM:
             inner = _elementwise(body(equation))
-        elif name in AFFINE or name in ("broadcast_in_dim", "convert_element_type", "copy", "stop_gradient"):
+        elif name in AFFINE or name in _WITHIN:
             inner = "affine"
         else:
             inner = "nonlinear" if name in NONLINEAR else "other"
@@ -70,7 +82,7 @@ def _elementwise(jaxpr: Any) -> str:
 
 
 def root_of(equation: Equation) -> tuple[bool, bool]:
-    """Whether an equation takes a root, and an inverse root; any power counts as a root of a statistic."""
+    """Return whether an equation takes a root, and an inverse root; any power counts as a root of a statistic."""
     name = equation.primitive.name
     if name == "pow":
         exponent = getattr(equation.invars[1], "val", None)

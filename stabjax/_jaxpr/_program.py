@@ -21,6 +21,7 @@ Var = Any
 JIT = frozenset({"jit", "pjit", "closed_call", "core_call", "core_closed_call"})
 REMAT = frozenset({"checkpoint", "remat", "remat2"})
 CUSTOM = frozenset({"custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"})
+CALLS = JIT | REMAT | CUSTOM
 
 
 @dataclass(frozen=True)
@@ -55,16 +56,8 @@ class Program:
 
 
 def path_name(path: Sequence[Any]) -> str:
-    """``blocks/2/kernel`` from the key path of a pytree."""
-    parts = []
-    for entry in path:
-        for attribute in ("key", "name", "idx"):
-            if hasattr(entry, attribute):
-                parts.append(str(getattr(entry, attribute)))
-                break
-        else:
-            parts.append(str(entry))
-    return "/".join(parts)
+    """Return ``blocks/2/kernel`` for the key path of a leaf of a pytree."""
+    return jax.tree_util.keystr(tuple(path), simple=True, separator="/")
 
 
 def trace(apply: Callable[..., Any], leaves: Sequence[Any], paths: Sequence[str], x: Any) -> Program:
@@ -122,12 +115,12 @@ def _trace(make: Callable[..., Any], leaves: Sequence[Any], paths: Sequence[str]
 
 
 def opened(jaxpr: Jaxpr) -> tuple[Jaxpr, Sequence[Any]]:
-    """The open program and the values of its constants."""
+    """Return the open program and the values of its constants."""
     return getattr(jaxpr, "jaxpr", jaxpr), getattr(jaxpr, "consts", ())
 
 
 def body(equation: Equation) -> Jaxpr | None:
-    """The program inside a call, or None."""
+    """Return the program inside a call, or None."""
     for name in ("jaxpr", "call_jaxpr", "fun_jaxpr"):
         if name in equation.params:
             return equation.params[name]
@@ -135,7 +128,10 @@ def body(equation: Equation) -> Jaxpr | None:
 
 
 def scan_split(params: dict[str, Any]) -> tuple[int, int]:
-    """Number of constants and of carried values of a scan; from JAX 0.11 on they are read off a tree of its inputs."""
+    """Return the number of constants and of carried values of a scan.
+
+    From JAX 0.11 on they are read off a tree of its inputs.
+    """
     if "num_consts" in params:
         return params["num_consts"], params["num_carry"]
     consts, carry, _ = params["ft_in"].unpack()
@@ -143,7 +139,7 @@ def scan_split(params: dict[str, Any]) -> tuple[int, int]:
 
 
 def default_branch(equation: Equation) -> Jaxpr | None:
-    """What `platform_dependent` runs on platforms it does not name; None for any other ``cond``."""
+    """Return what `platform_dependent` runs on platforms it does not name; None for any other ``cond``."""
     platforms = equation.params.get("branches_platforms")
     if platforms is None:
         return None
@@ -151,7 +147,7 @@ def default_branch(equation: Equation) -> Jaxpr | None:
 
 
 def inner_programs(equation: Equation) -> list[Jaxpr]:
-    """Every program in the parameters of an equation."""
+    """Return every program in the parameters of an equation."""
     found = []
     for value in equation.params.values():
         candidates = value if isinstance(value, tuple | list) else (value,)
@@ -160,7 +156,7 @@ def inner_programs(equation: Equation) -> list[Jaxpr]:
 
 
 def call_name(equation: Equation) -> str:
-    """The function's own name: of a jit, or of the rule it carries."""
+    """Return the function's own name: of a jit, or of the rule it carries."""
     name = equation.params.get("name")
     if name:
         return str(name)
@@ -173,7 +169,7 @@ def call_name(equation: Equation) -> str:
 
 
 def scope_of(equation: Equation) -> tuple[str, ...]:
-    """Named scopes around an equation, without what transformations wrap round a name.
+    """Return the named scopes around an equation, without what transformations wrap round a name.
 
     Of a method (``Block_0.encode``) the module stays; Equinox names a scope after the class (``eqx.nn.Conv2d``), which
     says nothing of the place, and `einsum` names one after its formula.
@@ -190,12 +186,12 @@ def scope_of(equation: Equation) -> tuple[str, ...]:
 
 
 def is_literal(atom: Any) -> bool:
-    """Whether an operand is a literal."""
+    """Return whether an operand is a literal."""
     return isinstance(atom, jex.Literal)
 
 
 def is_dropped(var: Any) -> bool:
-    """Whether a value is not used."""
+    """Return whether a value is not used."""
     return type(var).__name__ == "DropVar"
 
 

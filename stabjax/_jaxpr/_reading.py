@@ -47,7 +47,7 @@ class Site:
     channels_from: int | None
 
     def arranged(self, value: Any) -> Any:
-        """The activation with its batch in front and its channels last."""
+        """Return the activation with its batch in front and its channels last."""
         if value.shape != self.in_order or self.batch_axis != 0:
             value = jnp.moveaxis(value.reshape(self.split), self.batch_axis, 0).reshape(self.in_order)
         if self.channels_from is None or self.channels_from == self.channel_axis:
@@ -189,7 +189,7 @@ class _Names:
         return sites
 
     def outputs(self, program: Program, flows: Sequence[Flow], start: int) -> list[Site]:
-        """The outputs that are numbers; their operations count on from those of the taps."""
+        """Return the outputs that are numbers; their operations count on from those of the taps."""
         return [
             _site(
                 name=self.once(f"output/{name}" if name else "output"),
@@ -207,7 +207,7 @@ class _Names:
         ]
 
     def site(self, found: _Found, iteration: tuple[int, ...]) -> Site:
-        """The tap of an operation in one iteration of the scans around it."""
+        """Return the tap of an operation in one iteration of the scans around it."""
         index, operation, (axis, before, after) = found
         aval = operation.site[1].aval
         shape, parts = aval.shape, before * after
@@ -229,7 +229,7 @@ class _Names:
         )
 
     def name(self, operation: Operation, iteration: tuple[int, ...]) -> str:
-        """By the module of its parameters, or by the scope and a number."""
+        """Name a tap by the module of its parameters, or by the scope and a number."""
         module = common_path(operation.paths)
         if operation.paths and not module and operation.kind != "other":
             # Parameters of modules that share nothing, as a kernel and its weight norm: the largest is the kernel.
@@ -242,13 +242,13 @@ class _Names:
         return self.once(name)
 
     def once(self, name: str) -> str:
-        """The name, with the number of times it was used before."""
+        """Return the name, with the number of times it was used before."""
         self.used[name] += 1
         return name if self.used[name] == 1 else f"{name}:{self.used[name] - 1}"
 
 
 def _site(*, in_order: tuple[int, ...], channels_from: int | None, **known: Any) -> Site:
-    """A tap whose channels are handed out last, if they are known and do not stand in place of the batch."""
+    """Return a tap whose channels are handed out last, if they are known and do not stand in place of the batch."""
     shape, channel = in_order, channels_from
     if channel:
         shape, channel = (*in_order[:channel], *in_order[channel + 1 :], in_order[channel]), len(in_order) - 1

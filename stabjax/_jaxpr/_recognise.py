@@ -177,7 +177,7 @@ class Reader(Regions):
     # Calls
 
     def _call(self, place: Place, flows: list[Flow]) -> list[Flow]:
-        """A jit is inlined and a remat rebuilt: values flow in and out as if there were no call."""
+        """Read a jit, to be inlined, or a remat, to be rebuilt: values flow in and out as if there were no call."""
         equation = place.equation
         inner, consts = opened(body(equation))
         active = {atom for atom, flow in zip(equation.invars, flows) if flow.active}
@@ -195,7 +195,7 @@ class Reader(Regions):
         return [self._made(place, "activation", call_name(place.equation), flow.axes)]
 
     def _closed(self, place: Place, flows: list[Flow], inner: Jaxpr, reason: str) -> list[Flow]:
-        """A call that is looked into but bound whole: a single operation at its output is adopted."""
+        """Look into a call that is bound whole, and adopt a single operation at its output."""
         equation = place.equation
         active = {atom for atom, flow in zip(equation.invars, flows) if flow.active}
         if len(active) == 1 and len(equation.outvars) == 1 and is_activation(inner):
@@ -211,7 +211,7 @@ class Reader(Regions):
         return self._whole(place, flows, outputs)
 
     def _cond(self, place: Place, flows: list[Flow]) -> list[Flow]:
-        """`platform_dependent` is read on its default branch; any other cond is bound whole."""
+        """Read `platform_dependent` on its default branch; any other cond is bound whole."""
         branches = place.equation.params["branches"]
         default = default_branch(place.equation)
         if default is not None:
@@ -226,14 +226,14 @@ class Reader(Regions):
         return self._whole(place, flows, () if flows[0].active else seen)
 
     def _opaque(self, place: Place, flows: list[Flow]) -> list[Flow]:
-        """A primitive that is not known: what is inside is listed."""
+        """List what is inside a primitive that is not known."""
         for inner in inner_programs(place.equation):
             _, found = self._inside(place, inner, flows)
             self._hide(found, f"inside {call_name(place.equation)}, which is bound whole")
         return self._whole(place, flows)
 
     def _whole(self, place: Place, flows: list[Flow], known: Sequence[Flow] = ()) -> list[Flow]:
-        """The values of a call that is bound whole; ``known`` is what was seen of them inside."""
+        """Return the values of a call that is bound whole; ``known`` is what was seen of them inside."""
         results = []
         for output in range(len(place.equation.outvars)):
             flow = known[output] if known else None
@@ -251,7 +251,7 @@ class Reader(Regions):
         return nested
 
     def _inside(self, place: Place, inner: Jaxpr, flows: Sequence[Flow]) -> tuple[list[Flow], list[Operation]]:
-        """Outputs and operations of a program that is read by itself; its inputs are the last operands, if they fit."""
+        """Read a program by itself: its outputs and operations; its inputs are the last operands, if they fit."""
         jaxpr, consts = opened(inner)
         count = len(jaxpr.invars)
         atoms = place.equation.invars[-count:] if count else []
@@ -265,7 +265,7 @@ class Reader(Regions):
     def _apart(
         self, jaxpr: Jaxpr, consts: Sequence[Any], inputs: Sequence[Flow], place: Place
     ) -> tuple[list[Flow], list[Operation]]:
-        """Outputs and operations of a program, with what it hides itself."""
+        """Return the outputs and operations of a program, with what it hides itself."""
         nested = self._nested()
         outputs = nested.read(Plan(jaxpr, consts), inputs, place.scope)
         found = nested.finish(outputs)
@@ -278,7 +278,7 @@ class Reader(Regions):
             self.hidden.append(Hidden(tuple(operation.kind for operation in found), reason))
 
     def _scan(self, place: Place, flows: list[Flow]) -> list[Flow]:
-        """The body is read once; its operations stand for one tap in every iteration."""
+        """Read the body once; its operations stand for one tap in every iteration."""
         params = place.equation.params
         jaxpr, consts = opened(params["jaxpr"])
         fixed, carried = scan_split(params)
@@ -324,7 +324,7 @@ class Reader(Regions):
     # The end
 
     def finish(self, outputs: Sequence[Flow] = ()) -> list[Operation]:
-        """The operations that stay, in order of execution."""
+        """Return the operations that stay, in order of execution."""
         for flow in outputs:
             self.fire(flow)
         for operation in list(self.operations):
@@ -336,12 +336,12 @@ class Reader(Regions):
 
 
 def _alone(axes: _axes.Axes, start: tuple[Plan, Any] | None = None) -> Flow:
-    """An activation of unknown origin."""
+    """Return an activation of unknown origin."""
     return Flow(entries=frozenset({Entry()}), axes=axes, start=start)
 
 
 def _is_value(operation: Operation) -> bool:
-    """Whether there is something to look at: numbers, some of them, that are used."""
+    """Return whether there is something to look at: numbers, some of them, that are used."""
     var = operation.site[1]
     dtype = getattr(var.aval, "dtype", None)
     return dtype is not None and jnp.issubdtype(dtype, jnp.inexact) and 0 not in var.aval.shape and not is_dropped(var)

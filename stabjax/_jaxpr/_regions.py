@@ -48,7 +48,7 @@ class Regions:
         self._fired: set[tuple[int, Any]] = set()
 
     def _fresh(self, place: Place, axes: _axes.Axes, *, output: int = 0, **known: Any) -> Flow:
-        """An activation at which a new elementwise region begins."""
+        """Return an activation at which a new elementwise region begins."""
         return Flow(
             entries=frozenset({Entry()}),
             start=(place.plan, place.equation.outvars[output]),
@@ -78,7 +78,7 @@ class Regions:
         return operation
 
     def _made(self, place: Place, kind: str, label: str, axes: _axes.Axes, *, output: int = 0, **known: Any) -> Flow:
-        """A fresh activation that is the value of a new operation."""
+        """Return a fresh activation that is the value of a new operation."""
         operation = self._operation(place, kind, label, axes, output=output, **known)
         return self._fresh(place, axes, output=output, operation=operation)
 
@@ -139,7 +139,7 @@ class Regions:
         return self._other(place, flows, place.equation.primitive.name)
 
     def _member(self, place: Place, flows: list[Flow], active: list[Flow]) -> Flow:
-        """A step within one region: perhaps the bias or scale of an open operation, perhaps a norm."""
+        """Take a step within one region: perhaps the bias or scale of an open operation, perhaps a norm."""
         name = place.equation.primitive.name
         flow = _wider(*active)
         others = [other for other in flows if not other.active]
@@ -201,7 +201,7 @@ class Regions:
         )
 
     def _feedback(self, place: Place, main: Flow, statistic: Flow, *, denominator: Flow) -> Flow:
-        """An activation meets a statistic of itself: centring, a norm, or a softmax; the reductions are no pools."""
+        """Let an activation meet a statistic of itself: centering, a norm or a softmax; the reductions are no pools."""
         name = place.equation.primitive.name
         for operation in statistic.reduced(main):
             operation.dropped = True
@@ -222,7 +222,7 @@ class Regions:
         return self._made(place, "other", label, main.axes, paths=statistic.paths)
 
     def _slices(self, place: Place, a: Flow, b: Flow) -> Flow:
-        """Slices of one activation joined pairwise: a pool written out."""
+        """Join slices of one activation pairwise: a pool written out."""
         name = place.equation.primitive.name
         pools = [flow.operation for flow in (a, b) if flow.operation is not None]
         for extra in pools[1:]:
@@ -234,7 +234,7 @@ class Regions:
     def _other(
         self, place: Place, flows: list[Flow], label: str, axes: _axes.Axes | None = None, *, output: int = 0
     ) -> Flow:
-        """An operation that is none of the known kinds."""
+        """Return an operation that is none of the known kinds."""
         active = [flow for flow in flows if flow.active]
         for flow in active:
             self.fire(flow)
@@ -247,5 +247,5 @@ class Regions:
 
 
 def _wider(*flows: Flow) -> Flow:
-    """The activation whose axes are known best."""
+    """Return the activation whose axes are known best."""
     return max(flows, key=lambda flow: (len(flow.entries), _axes.known(flow.axes)))

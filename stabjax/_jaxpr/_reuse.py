@@ -12,7 +12,7 @@ from stabjax._jaxpr._program import inner_programs, is_literal, opened
 
 
 def in_double(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Outputs of a function in double precision, compiled only if no program of the same text was compiled before.
+    """Run a function in double precision, compiled only if no program of the same text was compiled before.
 
     The function is traced at every call, so that nothing it holds can be stale; its constants are arguments of what is
     compiled. Its own arguments are what they are where it is called, outside of double precision.
@@ -43,7 +43,7 @@ class _Text:
 
 
 def _arrays(jaxpr: Any) -> Iterator[tuple[Any, ...]]:
-    """Arrays that stand within a program, which its text may leave out or cut short."""
+    """Return the arrays that stand within a program, which its text may leave out or cut short."""
     for equation in jaxpr.eqns:
         values = [atom.val for atom in equation.invars if is_literal(atom) and np.ndim(atom.val)]
         for inner in inner_programs(equation):

@@ -12,7 +12,7 @@ shifted products). What no route covers, and everything on an accelerator, is `j
 """
 
 from stabjax.conv._arithmetic import apply_kernel, convolve, edge_kernels, output_size, patches, unfold
-from stabjax.conv._face import conv_general_dilated
+from stabjax.conv._general_dilated import conv_general_dilated
 
 __all__ = [
     "apply_kernel",

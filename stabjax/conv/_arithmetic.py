@@ -16,8 +16,8 @@ from jaxtyping import Array, Float
 from stabjax._numerics import HIGHEST
 from stabjax._sharding import without_explicit_axes
 from stabjax._types import AnyArray, Image, Images, Scalar
-from stabjax.conv._face import conv_general_dilated
-from stabjax.conv._geometry import out_size, pad, strided
+from stabjax.conv._general_dilated import conv_general_dilated
+from stabjax.conv._geometry import out_size, pad, strided_slice
 
 Sizes: TypeAlias = int | Sequence[int]
 Padding: TypeAlias = str | int | Sequence[int | tuple[int, int]]
@@ -28,7 +28,7 @@ Kernel: TypeAlias = Float[AnyArray, "*window channels_in channels_out"]
 def output_size(
     size: Sizes, window: Sizes, *, stride: Sizes = 1, padding: Padding = 0, dilation: Sizes = 1
 ) -> tuple[int, ...]:
-    """Number of positions of a window along each axis, ``floor((n + low + high - d (k - 1) - 1) / s) + 1``.
+    """Count the positions of a window along each axis, ``floor((n + low + high - d (k - 1) - 1) / s) + 1``.
 
     Args:
         size: of the image, one number per axis or one number for a signal.
@@ -43,8 +43,8 @@ def output_size(
         ValueError: if a number is out of range, or the window does not fit into the padded image.
     """
     size = (size,) if isinstance(size, int) else tuple(size)
-    window, stride, dilation = _window(len(size), window, stride, dilation)
-    pads = pads_of(window, padding, dilation)
+    window, stride, dilation = _resolve_window(len(size), window, stride, dilation)
+    pads = resolve_padding(window, padding, dilation)
     extents = tuple(d * (k - 1) + 1 for k, d in zip(window, dilation))
     padded = [n + low + high for n, (low, high) in zip(size, pads)]
     if any(n < 1 for n in size) or any(e > n for e, n in zip(extents, padded)):
@@ -58,17 +58,17 @@ def output_size(
 def unfold(
     x: Images, window: Sizes, *, stride: Sizes = 1, padding: Padding = 0, dilation: Sizes = 1
 ) -> Float[Array, "batch *positions entries"]:
-    """The window at every position as one row (im2col), ``(batch, *positions, prod(window) * channels)``.
+    """Write the window at every position as one row (im2col), ``(batch, *positions, prod(window) * channels)``.
 
     Rows are in the order of a kernel: ``unfold(x, w) @ kernel.reshape(-1, out)`` is the convolution. Arguments and
     errors as in `output_size`.
     """
-    size = _spatial(x)
+    size = _spatial_shape(x)
     positions = output_size(size, window, stride=stride, padding=padding, dilation=dilation)
-    window, stride, dilation = _window(len(size), window, stride, dilation)
-    padded = pad(without_explicit_axes(jnp.asarray(x)), pads_of(window, padding, dilation))
+    window, stride, dilation = _resolve_window(len(size), window, stride, dilation)
+    padded = pad(without_explicit_axes(jnp.asarray(x)), resolve_padding(window, padding, dilation))
     starts = [tuple(q * d for q, d in zip(tap, dilation)) for tap in np.ndindex(*window)]
-    return jnp.concatenate([strided(padded, start, positions, stride) for start in starts], axis=-1)
+    return jnp.concatenate([strided_slice(padded, start, positions, stride) for start in starts], axis=-1)
 
 
 def convolve(
@@ -80,7 +80,7 @@ def convolve(
     dilation: Sizes = 1,
     method: Method = "direct",
 ) -> Float[Array, "batch *positions channels_out"]:
-    """The convolution of images with a kernel, ``(batch, *positions, out)``, by one of three routes.
+    """Convolve images with a kernel, ``(batch, *positions, out)``, by one of three routes.
 
     Args:
         x: images, ``(batch, *spatial, in)``.
@@ -96,7 +96,7 @@ def convolve(
         TypeError: if images or kernel are not floating-point.
         ValueError: if kernel and images do not fit together, or the method is unknown.
     """
-    size = _spatial(x)
+    size = _spatial_shape(x)
     if kernel.ndim != x.ndim or kernel.shape[-2] != x.shape[-1]:
         raise ValueError(
             f"expected a kernel (*window, in, out) for images (batch, *spatial, in), got {kernel.shape} and {x.shape}"
@@ -106,13 +106,13 @@ def convolve(
     *window, _, out = kernel.shape
     options = {"stride": stride, "padding": padding, "dilation": dilation}
     positions = output_size(size, window, **options)
-    window, stride, dilation = _window(len(size), window, stride, dilation)
-    pads = pads_of(window, padding, dilation)
+    window, stride, dilation = _resolve_window(len(size), window, stride, dilation)
+    pads = resolve_padding(window, padding, dilation)
     if method == "unfold":
         rows = unfold(x, window, **options)
         return jnp.matmul(rows, jnp.reshape(kernel, (-1, out)), precision=HIGHEST)
     if method == "fft":
-        return _by_spectra(*without_explicit_axes((x, kernel)), pads, positions, stride, dilation)
+        return _convolve_spectra(*without_explicit_axes((x, kernel)), pads, positions, stride, dilation)
     if method != "direct":
         raise ValueError(f"expected method to be one of {get_args(Method)}, got {method!r}")
     axes = "XYZUVW"[: len(size)]
@@ -127,7 +127,7 @@ def convolve(
     )
 
 
-def _by_spectra(
+def _convolve_spectra(
     x: AnyArray,
     kernel: AnyArray,
     pads: tuple[tuple[int, int], ...],
@@ -135,25 +135,26 @@ def _by_spectra(
     stride: tuple[int, ...],
     dilation: tuple[int, ...],
 ) -> Array:
-    """``F y = sum_i F x_i conj(F kernel_i)`` on a torus that holds the padded image, so that nothing wraps around."""
+    """Compute ``F y = sum_i F x_i conj(F kernel_i)`` on a torus that holds the padded image: nothing wraps around."""
     dtype = jnp.result_type(x, kernel)
     # There are no transforms of half-precision numbers.
     compute = jnp.float64 if dtype == jnp.float64 else jnp.float32
     x, kernel = (jnp.asarray(a, compute) for a in (x, kernel))
     axes = tuple(range(1, x.ndim - 1))
+    # Dilation puts zeros between the taps. Cross-correlation: the spectrum of the kernel is conjugate.
     zeros = lax.pad(kernel, jnp.zeros((), kernel.dtype), [*((0, 0, d - 1) for d in dilation), (0, 0, 0), (0, 0, 0)])
     torus = [n + low + high for n, (low, high) in zip(x.shape[1:-1], pads)]
     spectrum = jnp.fft.rfftn(pad(x, pads), axes=axes)
     filters = jnp.conj(jnp.fft.rfftn(zeros, torus, axes=tuple(range(len(torus)))))
     product = jnp.einsum("n...i,...io->n...o", spectrum, filters, precision=HIGHEST)
     y = jnp.fft.irfftn(product, torus, axes=axes).astype(dtype)
-    return strided(y, (0,) * len(torus), positions, stride)
+    return strided_slice(y, (0,) * len(torus), positions, stride)
 
 
 def apply_kernel(image: Image, kernel: Kernel, position: Sequence[Scalar]) -> Float[Array, " channels_out"]:
-    """The response at one position, ``(out,)``: what `convolve` (stride 1, ``"same"``) gives there.
+    """Compute the response at one position, ``(out,)``: what `convolve` (stride 1, ``"same"``) gives there.
 
-    The window is centred: rows ``position - (k - 1) // 2`` and on. Positions may be traced.
+    The window is centered: rows ``position - (k - 1) // 2`` and on. Positions may be traced.
 
     Args:
         image: one image, ``(*spatial, in)``.
@@ -169,13 +170,13 @@ def apply_kernel(image: Image, kernel: Kernel, position: Sequence[Scalar]) -> Fl
             f"expected an image (*spatial, in), a kernel (*window, in, out) and one index per axis, got {image.shape}, "
             f"{kernel.shape} and {len(position)} indices"
         )
-    padded = jnp.pad(image, [*pads_of(window, "same", (1,) * len(window)), (0, 0)])
+    padded = jnp.pad(image, [*resolve_padding(window, "same", (1,) * len(window)), (0, 0)])
     seen = lax.dynamic_slice(padded, (*position, 0), (*window, channels))
     return jnp.tensordot(seen, kernel, axes=image.ndim, precision=HIGHEST)
 
 
 def patches(images: Images, size: Sizes) -> Float[Array, "batch patches entries"]:
-    """Images cut into patches side by side, ``(batch, h w, p p channels)``: patches in rows, pixels in rows.
+    """Cut images into patches side by side, ``(batch, h w, p p channels)``: patches in rows, pixels in rows.
 
     Args:
         images: ``(batch, *spatial, channels)``.
@@ -184,8 +185,8 @@ def patches(images: Images, size: Sizes) -> Float[Array, "batch patches entries"
     Raises:
         ValueError: if it is none.
     """
-    spatial = _spatial(images)
-    sides = _each(len(spatial), size, "size")
+    spatial = _spatial_shape(images)
+    sides = _per_axis(len(spatial), size, "size")
     if any(n % p for n, p in zip(spatial, sides)):
         raise ValueError(f"expected sides of patches that divide those of the images, got {sides} and {spatial}")
     cut = unfold(images, sides, stride=sides)
@@ -193,7 +194,7 @@ def patches(images: Images, size: Sizes) -> Float[Array, "batch patches entries"
 
 
 def edge_kernels() -> dict[str, Float[np.ndarray, "window window 1 1"]]:
-    """Four kernels that respond to edges of grey images, ``(3, 3, 1, 1)`` each, by the edge they respond to.
+    """Return four kernels that respond to edges of gray images, ``(3, 3, 1, 1)`` each, by the edge they respond to.
 
     ``top``: dark above, bright below; ``left``: dark left of bright; ``rising`` and ``falling``: the diagonals, as the
     primer of fast.ai has them, with sum one, so that even areas respond too (fastbook, chapter 13).
@@ -207,8 +208,8 @@ def edge_kernels() -> dict[str, Float[np.ndarray, "window window 1 1"]]:
     return {name: np.array(rows, np.float32)[:, :, None, None] for name, rows in kernels.items()}
 
 
-def pads_of(window: Sequence[int], padding: Padding, dilation: Sequence[int]) -> tuple[tuple[int, int], ...]:
-    """``(low, high)`` for each axis."""
+def resolve_padding(window: Sequence[int], padding: Padding, dilation: Sequence[int]) -> tuple[tuple[int, int], ...]:
+    """Return the zeros ``(low, high)`` on each axis; raise ``ValueError`` for a padding that is none."""
     extra = [d * (k - 1) for k, d in zip(window, dilation)]
     if padding == "same":
         return tuple((e // 2, e - e // 2) for e in extra)
@@ -216,27 +217,29 @@ def pads_of(window: Sequence[int], padding: Padding, dilation: Sequence[int]) ->
         padding = 0
     if isinstance(padding, str):
         raise ValueError(f"expected padding 'same', 'valid', a number or one (low, high) per axis, got {padding!r}")
-    many = (padding,) * len(window) if isinstance(padding, int) else tuple(padding)
-    pads = tuple((p, p) if isinstance(p, int) else (int(p[0]), int(p[1])) for p in many)
+    values = (padding,) * len(window) if isinstance(padding, int) else tuple(padding)
+    pads = tuple((p, p) if isinstance(p, int) else (int(p[0]), int(p[1])) for p in values)
     if len(pads) != len(window) or any(side < 0 for pair in pads for side in pair):
         raise ValueError(f"expected padding >= 0 for each of {len(window)} axes, got {padding}")
     return pads
 
 
-def _window(ndim: int, window: Sizes, stride: Sizes, dilation: Sizes) -> tuple[tuple[int, ...], ...]:
+def _resolve_window(ndim: int, window: Sizes, stride: Sizes, dilation: Sizes) -> tuple[tuple[int, ...], ...]:
+    """Return window, stride and dilation, one number per axis each."""
     named = {"window": window, "stride": stride, "dilation": dilation}
-    return tuple(_each(ndim, value, name) for name, value in named.items())
+    return tuple(_per_axis(ndim, value, name) for name, value in named.items())
 
 
-def _each(ndim: int, value: Sizes, name: str) -> tuple[int, ...]:
-    """One positive number per axis."""
-    many = (value,) * ndim if isinstance(value, int) else tuple(value)
-    if len(many) != ndim or any(v < 1 for v in many):
+def _per_axis(ndim: int, value: Sizes, name: str) -> tuple[int, ...]:
+    """Return one positive number per axis; raise ``ValueError`` for others, naming the argument."""
+    values = (value,) * ndim if isinstance(value, int) else tuple(value)
+    if len(values) != ndim or any(v < 1 for v in values):
         raise ValueError(f"expected {name} >= 1 for each of {ndim} axes, got {value}")
-    return many
+    return values
 
 
-def _spatial(x: AnyArray) -> tuple[int, ...]:
+def _spatial_shape(x: AnyArray) -> tuple[int, ...]:
+    """Return the spatial shape of a batch; raise ``ValueError`` for what is none."""
     if x.ndim < 3:
         raise ValueError(f"expected images (batch, *spatial, channels), got shape {x.shape}: add the missing axes")
     return tuple(x.shape[1:-1])

@@ -1,4 +1,4 @@
-"""What is static about a convolution, and the arithmetic of its sizes."""
+"""Geometry of a convolution: what is static about it, and the arithmetic of its sizes."""
 
 import math
 from dataclasses import dataclass
@@ -73,18 +73,18 @@ class Geometry:
 def out_size(
     size: tuple[int, ...], padding: tuple[tuple[int, int], ...], extent: tuple[int, ...], strides: tuple[int, ...]
 ) -> tuple[int, ...]:
-    """Number of positions of a window of that extent along each axis."""
+    """Count the positions of a window of that extent along each axis."""
     return tuple((n + low + high - e) // s + 1 for n, (low, high), e, s in zip(size, padding, extent, strides))
 
 
 def pad(x: Array, padding: tuple[tuple[int, int], ...]) -> Array:
-    """Zeros around the pixels of ``(batch, *spatial, channels)``; a negative number crops."""
+    """Put zeros around the pixels of ``(batch, *spatial, channels)``; a negative number crops."""
     if all(pair == (0, 0) for pair in padding):
         return x
     return lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *[(low, high, 0) for low, high in padding], (0, 0, 0)])
 
 
-def strided(x: Array, start: tuple[int, ...], count: tuple[int, ...], step: tuple[int, ...]) -> Array:
-    """``count`` pixels from ``start`` on, ``step`` apart, on each axis of ``(batch, *spatial, channels)``."""
+def strided_slice(x: Array, start: tuple[int, ...], count: tuple[int, ...], step: tuple[int, ...]) -> Array:
+    """Take ``count`` pixels from ``start`` on, ``step`` apart, on each axis of ``(batch, *spatial, channels)``."""
     stop = [a + (n - 1) * s + 1 for a, n, s in zip(start, count, step)]
     return lax.slice(x, (0, *start, 0), (x.shape[0], *stop, x.shape[-1]), (1, *step, 1))

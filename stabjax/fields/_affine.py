@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from stabjax._types import AnyArray, Scalar
-from stabjax.fields._checks import concrete, float_dtype, spatial_shape
+from stabjax.fields._checks import check_spatial_shape, concrete_value, float_dtype
 
 Vector = Scalar | Sequence[Scalar] | Float[AnyArray, " ndim"]
 
@@ -21,7 +21,7 @@ def affine(
     shear: Sequence[Scalar] | Float[AnyArray, "2"] = (0.0, 0.0),
     center: Vector | None = None,
 ) -> Float[Array, " ndim *spatial"]:
-    """The affine field ``tau(s) = U (s - center) + translation`` in pixels; every strength may be traced.
+    """Return the affine field ``tau(s) = U (s - center) + translation`` in pixels; every strength may be traced.
 
     In two dimensions, on the components (y, x)::
 
@@ -44,24 +44,26 @@ def affine(
     Raises:
         ValueError: a translation or center of the wrong length, or a rotation or shear off two dimensions.
     """
-    sides = spatial_shape(shape)
+    sides = check_spatial_shape(shape)
     ndim = len(sides)
     if center is None:
         center = tuple((n - 1) / 2 for n in sides)
-    offset = _vector("translation", translation, ndim)
-    origin = _vector("center", center, ndim)
-    strain = _number(compression) * jnp.eye(ndim, dtype=float_dtype())
+    offset = _as_vector("translation", translation, ndim)
+    origin = _as_vector("center", center, ndim)
+    # tau(s) = U (s - center) + translation; `strain` is U.
+    strain = _as_scalar(compression) * jnp.eye(ndim, dtype=float_dtype())
     if ndim == 2:
-        t, a, b = _number(rotation), *_vector("shear", shear, 2)
+        t, a, b = _as_scalar(rotation), *_as_vector("shear", shear, 2)
         grow, sine = 1 - jnp.cos(t), jnp.sin(t)
         strain = strain + jnp.array([[grow - a, b - sine], [b + sine, grow + a]])
     elif not all(_is_zero(part) for part in (rotation, *shear)):
         raise ValueError(f"a rotation or shear needs two spatial axes, got the shape {sides}; leave it out")
-    positions = jnp.asarray(np.indices(sides), float_dtype()) - _over(origin, ndim)
-    return jnp.tensordot(strain, positions, axes=1) + _over(offset, ndim)
+    positions = jnp.asarray(np.indices(sides), float_dtype()) - _broadcast_over_pixels(origin, ndim)
+    return jnp.tensordot(strain, positions, axes=1) + _broadcast_over_pixels(offset, ndim)
 
 
-def _number(value: Scalar) -> Float[Array, ""]:
+def _as_scalar(value: Scalar) -> Float[Array, ""]:
+    """Return one strength as a scalar array."""
     array = jnp.asarray(value, float_dtype())
     if array.ndim:
         raise ValueError(f"expected one number for each strength, got shape {array.shape}; use jax.vmap over several")
@@ -69,13 +71,15 @@ def _number(value: Scalar) -> Float[Array, ""]:
 
 
 def _is_zero(value: Scalar) -> bool:
-    known = concrete(value)
+    """Tell whether a strength is known to be zero."""
+    known = concrete_value(value)
     return known is not None and not known.any()
 
 
-def _vector(name: str, value: Vector, length: int) -> Float[Array, " ndim"]:
+def _as_vector(name: str, value: Vector, length: int) -> Float[Array, " ndim"]:
+    """Return one number per axis, from a number for all or a sequence of them."""
     if isinstance(value, Sequence):
-        parts = jnp.stack([_number(part) for part in value])
+        parts = jnp.stack([_as_scalar(part) for part in value])
     else:
         parts = jnp.asarray(value, float_dtype())
     if parts.ndim == 0:
@@ -85,5 +89,6 @@ def _vector(name: str, value: Vector, length: int) -> Float[Array, " ndim"]:
     return parts
 
 
-def _over(vector: Float[Array, " ndim"], ndim: int) -> Float[Array, " ndim *ones"]:
+def _broadcast_over_pixels(vector: Float[Array, " ndim"], ndim: int) -> Float[Array, " ndim *ones"]:
+    """Give a vector of components axes of length one for the pixels."""
     return vector.reshape(-1, *(1,) * ndim)

@@ -1,4 +1,4 @@
-"""Temperature and displacement: how large a field of given strength is.
+"""Calibration of fields: how large a displacement a temperature makes, and the inverse.
 
 ``"rms"`` is exact on the pixel grid: the root mean square length of the displacement over fields and pixels, all
 components together. ``"paper"`` is the asymptotic formula of Petrini, Favero, Geiger, Wyart 2021 (appendix A), about a
@@ -16,8 +16,8 @@ from jaxtyping import Array, Float
 
 from stabjax._numerics import safe_ratio
 from stabjax._types import Scalar
-from stabjax.fields._checks import concrete, mode_count, scalar, spatial_shape
-from stabjax.fields._modes import inside, phases, pixels, square_frequency
+from stabjax.fields._checks import check_scalar, check_spatial_shape, concrete_value, mode_count
+from stabjax.fields._modes import is_inside_cutoff, phases, pixels, square_frequency
 
 Convention = Literal["rms", "paper"]
 
@@ -30,7 +30,7 @@ def temperature(
     convention: Convention = "rms",
     max_cutoff: int | None = None,
 ) -> Float[Array, ""]:
-    """Temperature at which a typical displacement is ``displacement`` pixels.
+    """Compute the temperature at which a typical displacement is ``displacement`` pixels.
 
     Args:
         displacement: ``delta >= 0`` in pixels; may be traced.
@@ -44,7 +44,7 @@ def temperature(
         ValueError: a negative displacement, an unknown convention, or ``"paper"`` where it is undefined (a traced
             cutoff of 1 gives NaN).
     """
-    delta = scalar("displacement", displacement)
+    delta = check_scalar("displacement", displacement)
     return safe_ratio(jnp.square(delta), _square_displacement(cutoff, shape, convention, max_cutoff))
 
 
@@ -56,23 +56,23 @@ def displacement(
     convention: Convention = "rms",
     max_cutoff: int | None = None,
 ) -> Float[Array, ""]:
-    """Typical displacement in pixels at this temperature: the inverse of `temperature`, with the same arguments."""
-    strength = scalar("temperature", temperature)
+    """Compute the typical displacement in pixels at this temperature: the inverse of `temperature`, same arguments."""
+    strength = check_scalar("temperature", temperature)
     return jnp.sqrt(strength * _square_displacement(cutoff, shape, convention, max_cutoff))
 
 
 def temperature_range(
     cutoff: Scalar, shape: Sequence[int], *, convention: Convention = "paper", max_cutoff: int | None = None
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Temperatures ``(T_min, T_max)`` at which a typical displacement is half a pixel and ``n / (pi c)`` pixels.
+    """Compute the temperatures ``(T_min, T_max)`` of typical displacements of half a pixel and ``n / (pi c)`` pixels.
 
     Below, a deformation is hardly visible; above, its gradient is of order one. With ``"paper"``,
     ``T_min = 1 / (pi n^2 ln c)`` and ``T_max = 4 / (pi^3 c^2 ln c)`` (Petrini, Favero, Geiger, Wyart 2021, appendix A).
     The range is empty, ``T_max < T_min``, where ``c > 2n/pi``. Even below ``T_max`` a field may fold: see
     `fold_probability`. Arguments and errors as in `temperature`.
     """
-    c = scalar("cutoff", cutoff)
-    longest = pixels(spatial_shape(shape)) / (math.pi * c)
+    c = check_scalar("cutoff", cutoff)
+    longest = pixels(check_spatial_shape(shape)) / (math.pi * c)
     square = _square_displacement(cutoff, shape, convention, max_cutoff)
     return safe_ratio(jnp.full_like(square, 0.25), square), safe_ratio(jnp.square(longest), square)
 
@@ -80,11 +80,11 @@ def temperature_range(
 def _square_displacement(
     cutoff: Scalar, shape: Sequence[int], convention: str, max_cutoff: int | None
 ) -> Float[Array, ""]:
-    """``<|tau|^2>`` in square pixels at temperature one."""
-    sides = spatial_shape(shape)
+    """Compute ``<|tau|^2>`` in square pixels at temperature one."""
+    sides = check_spatial_shape(shape)
     if convention == "rms":
         modes = mode_count(cutoff, max_cutoff, len(sides))
-        return _mode_sum(scalar("cutoff", cutoff), _square_lengths(sides, modes))
+        return _mode_sum(check_scalar("cutoff", cutoff), _square_lengths(sides, modes))
     if convention != "paper":
         raise ValueError(f"expected a convention out of {get_args(Convention)}, got {convention!r}")
     if len(sides) != 2:
@@ -93,22 +93,26 @@ def _square_displacement(
 
 
 def _log_cutoff(cutoff: Scalar) -> Float[Array, ""]:
-    known = concrete(cutoff)
+    """Compute ``ln c``; a traced cutoff of 1 gives NaN, a concrete one raises ``ValueError``."""
+    known = concrete_value(cutoff)
     if known is not None and not (known > 1).all():
         raise ValueError(f"the convention 'paper' needs a cutoff above 1, got {known}; use 'rms'")
-    c = scalar("cutoff", cutoff)
+    c = check_scalar("cutoff", cutoff)
     return jnp.where(c > 1, jnp.log(c), jnp.nan)
 
 
 def _mode_sum(cutoff: Float[Array, ""], terms: Float[np.ndarray, "*modes"]) -> Float[Array, ""]:
-    """Sum over the modes inside the cutoff; NaN where the cutoff lies above the modes at hand."""
+    """Sum terms over the modes inside the cutoff; NaN where the cutoff lies above the modes at hand."""
     modes = len(terms)
-    total = jnp.sum(jnp.where(inside(cutoff, modes, terms.ndim), jnp.asarray(terms, cutoff.dtype), 0))
+    total = jnp.sum(jnp.where(is_inside_cutoff(cutoff, modes, terms.ndim), jnp.asarray(terms, cutoff.dtype), 0))
     return jnp.where(cutoff <= modes, total, jnp.nan)
 
 
 def _square_lengths(shape: tuple[int, ...], modes: int) -> Float[np.ndarray, "*modes"]:
-    """What each mode adds to ``<|tau|^2>`` at temperature one: ``ndim n^2 / |i|^2 prod_k <sin^2>``, square pixels."""
+    """Compute what each mode adds to ``<|tau|^2>`` at temperature one, in square pixels.
+
+    ``ndim n^2 / |i|^2 prod_k <sin^2>``, with ``<sin^2>`` the mean over the pixels of axis ``k``.
+    """
     ndim = len(shape)
     squares = [np.mean(np.sin(phases(n, modes)) ** 2, axis=1) for n in shape]
     return ndim * pixels(shape) ** 2 / square_frequency(modes, ndim) * reduce(np.multiply.outer, squares)

@@ -1,4 +1,4 @@
-"""What comes in: shapes are checked always, numbers where they are concrete."""
+"""Checks of arguments: of shapes always, of numbers where they are concrete."""
 
 import math
 import operator
@@ -15,17 +15,17 @@ from stabjax._types import Scalar
 
 
 def float_dtype() -> np.dtype:
-    """float32, or float64 when x64 is on."""
+    """Return float32, or float64 when x64 is on."""
     return jax.dtypes.canonicalize_dtype(float)
 
 
-def concrete(value: Any) -> np.ndarray | None:
-    """The number, or None for a traced one."""
+def concrete_value(value: Any) -> np.ndarray | None:
+    """Return the number, or None for a traced one."""
     return None if isinstance(value, Tracer) else np.asarray(value)
 
 
-def spatial_shape(shape: Sequence[int]) -> tuple[int, ...]:
-    """``shape`` as a tuple of one to three sides of at least two pixels."""
+def check_spatial_shape(shape: Sequence[int]) -> tuple[int, ...]:
+    """Return the shape as a tuple; raise ``ValueError`` unless it has one to three sides of two pixels or more."""
     sides = tuple(operator.index(n) for n in shape)
     if not 1 <= len(sides) <= 3 or min(sides, default=0) < 2:
         raise ValueError(
@@ -35,9 +35,9 @@ def spatial_shape(shape: Sequence[int]) -> tuple[int, ...]:
     return sides
 
 
-def scalar(name: str, value: Scalar, *, dtype: Any = None) -> Float[Array, ""]:
-    """``value`` as a scalar array; a concrete one must not be negative."""
-    known = concrete(value)
+def check_scalar(name: str, value: Scalar, *, dtype: Any = None) -> Float[Array, ""]:
+    """Return a value as a scalar array; raise ``ValueError`` if it is none, or known to be negative."""
+    known = concrete_value(value)
     if known is not None and (known < 0).any():
         raise ValueError(f"expected {name} >= 0, got {known}")
     array = jnp.asarray(value, dtype or float_dtype())
@@ -47,8 +47,8 @@ def scalar(name: str, value: Scalar, *, dtype: Any = None) -> Float[Array, ""]:
 
 
 def mode_count(cutoff: Scalar, max_cutoff: int | None, ndim: int) -> int:
-    """Number of modes along each axis, which is static: ``max_cutoff``, or the cutoff where that is a number."""
-    known = concrete(cutoff)
+    """Return the number of modes along each axis, which is static: ``max_cutoff``, or a concrete cutoff."""
+    known = concrete_value(cutoff)
     if max_cutoff is not None:
         max_cutoff = operator.index(max_cutoff)
         if max_cutoff < 1:

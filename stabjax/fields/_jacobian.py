@@ -1,4 +1,4 @@
-"""Where a field folds."""
+"""Jacobian of a field, and where it folds."""
 
 import operator
 from collections.abc import Sequence
@@ -12,15 +12,15 @@ from jaxtyping import Array, Float
 
 from stabjax._arguments import as_key
 from stabjax._types import Coefficients, PRNGKey, Scalar
-from stabjax.fields._checks import mode_count, scalar, spatial_shape
+from stabjax.fields._checks import check_scalar, check_spatial_shape, mode_count
+from stabjax.fields._modes import check_shapes, phases, pixels, safe_sqrt, separable_sum, sines
 from stabjax.fields._modes import coefficients as draw_coefficients
-from stabjax.fields._modes import matched, phases, pixels, root, separable_sum, sines
 
 
 def jacobian_determinant(
     coefficients: Coefficients, shape: Sequence[int], temperature: Scalar
 ) -> Float[Array, "*spatial"]:
-    """``det(1 - grad tau)`` of the map ``s -> s - tau(s)`` at every pixel, analytic, in pixel coordinates.
+    """Compute ``det(1 - grad tau)`` of the map ``s -> s - tau(s)`` at every pixel, analytic, in pixel coordinates.
 
     Pixels are ``1/(n-1)`` apart on the unit box, so ``d tau_a / d s_b`` is ``n / (n_b - 1)`` times the derivative
     there. The field folds where the determinant is not positive. Arguments as in `synthesize`.
@@ -28,8 +28,8 @@ def jacobian_determinant(
     Returns:
         ``shape``.
     """
-    shape, coefficients = matched(shape, jnp.asarray(coefficients))
-    return _determinant(coefficients, scalar("temperature", temperature, dtype=coefficients.dtype), shape)
+    shape, coefficients = check_shapes(shape, jnp.asarray(coefficients))
+    return _determinant(coefficients, check_scalar("temperature", temperature, dtype=coefficients.dtype), shape)
 
 
 @partial(jax.jit, static_argnums=2)
@@ -37,24 +37,25 @@ def _determinant(
     coefficients: Float[Array, " ndim *modes"], temperature: Float[Array, ""], shape: tuple[int, ...]
 ) -> Float[Array, "*spatial"]:
     ndim, modes = len(shape), coefficients.shape[1:]
-    strength = coefficients * (pixels(shape) * root(temperature))
+    strength = coefficients * (pixels(shape) * safe_sqrt(temperature))
     columns = []
     for axis in range(ndim):
+        # d tau / d s_axis: a cosine in place of the sine on this axis, times i pi / (n - 1), the slope of i pi u.
         tables = [sines(n, m) for n, m in zip(shape, modes)]
         n, m = shape[axis], modes[axis]
         tables[axis] = np.cos(phases(n, m)) * (np.pi * np.arange(1, m + 1) / (n - 1))[:, None]
         columns.append(separable_sum(strength, tables))
     # jacobian[a][b] = (a == b) - d tau_a / d s_b
     jacobian = [[float(a == b) - columns[b][a] for b in range(ndim)] for a in range(ndim)]
-    return _expand(jacobian)
+    return _cofactor_expansion(jacobian)
 
 
-def _expand(rows: list[list[Float[Array, "*spatial"]]]) -> Float[Array, "*spatial"]:
-    """Determinant by the first row: `jnp.linalg.det` of many small matrices is slow."""
+def _cofactor_expansion(rows: list[list[Float[Array, "*spatial"]]]) -> Float[Array, "*spatial"]:
+    """Expand a determinant by its first row: `jnp.linalg.det` of many small matrices is slow."""
     if len(rows) == 1:
         return rows[0][0]
     minors = [[row[:b] + row[b + 1 :] for row in rows[1:]] for b in range(len(rows))]
-    terms = [(-1) ** b * (entry * _expand(minor)) for b, (entry, minor) in enumerate(zip(rows[0], minors))]
+    terms = [(-1) ** b * (entry * _cofactor_expansion(minor)) for b, (entry, minor) in enumerate(zip(rows[0], minors))]
     return reduce(operator.add, terms)
 
 
@@ -78,7 +79,7 @@ def fold_probability(
     samples: int = 1000,
     max_cutoff: int | None = None,
 ) -> FoldProbability:
-    """Probability that a random field is no diffeomorphism: that it folds at one grid point at least.
+    """Estimate the probability that a random field is no diffeomorphism: that it folds at one grid point at least.
 
     At the published ``T_max`` and n = 32 it is 0.58, 0.37, 0.33, 0.16, 0.08 for c = 2, 3, 5, 10, 15.
 
@@ -90,7 +91,7 @@ def fold_probability(
         samples: number of fields drawn.
         max_cutoff: the largest cutoff of a sweep.
     """
-    sides = spatial_shape(shape)
+    sides = check_spatial_shape(shape)
     modes = mode_count(cutoff, max_cutoff, len(sides))
     if samples < 1:
         raise ValueError(f"expected at least one sample, got {samples}")

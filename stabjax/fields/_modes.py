@@ -12,11 +12,11 @@ from jaxtyping import Array, Bool, Float, Int
 from stabjax._arguments import as_key
 from stabjax._numerics import HIGHEST
 from stabjax._types import Coefficients, Field, PRNGKey, Scalar
-from stabjax.fields._checks import mode_count, scalar, spatial_shape
+from stabjax.fields._checks import check_scalar, check_spatial_shape, mode_count
 
 
 def coefficients(key: PRNGKey, cutoff: Scalar, *, max_cutoff: int | None = None, ndim: int = 2) -> Coefficients:
-    """Random amplitudes ``C^a_i ~ N(0, 1/|i|^2)``, zero where ``|i|^2 >= (c + 1/2)^2``.
+    """Draw random amplitudes ``C^a_i ~ N(0, 1/|i|^2)``, zero where ``|i|^2 >= (c + 1/2)^2``.
 
     The normals are drawn in shells of ``max(i)``, so with JAX's default generator the same key gives the same low modes
     whatever ``max_cutoff``.
@@ -37,37 +37,46 @@ def coefficients(key: PRNGKey, cutoff: Scalar, *, max_cutoff: int | None = None,
     """
     if not 1 <= ndim <= 3:
         raise ValueError(f"expected ndim 1, 2 or 3, got {ndim}")
-    return _draw(as_key(key), scalar("cutoff", cutoff), mode_count(cutoff, max_cutoff, ndim), ndim)
+    return _draw(as_key(key), check_scalar("cutoff", cutoff), mode_count(cutoff, max_cutoff, ndim), ndim)
 
 
 @partial(jax.jit, static_argnums=(2, 3))
 def _draw(key: PRNGKey, cutoff: Float[Array, ""], modes: int, ndim: int) -> Coefficients:
+    """Draw normals, one row of components per mode in shell order, and scale them by ``1 / |i|``."""
     amplitude = np.asarray(1 / np.sqrt(square_frequency(modes, ndim)), cutoff.dtype)
-    scale = jnp.where(inside(cutoff, modes, ndim), amplitude, 0)
+    scale = jnp.where(is_inside_cutoff(cutoff, modes, ndim), amplitude, 0)
     scale = jnp.where(cutoff <= modes, scale, jnp.nan)
     normals = jax.random.normal(key, (modes**ndim, ndim), cutoff.dtype)
     return jnp.moveaxis(normals[shell_order(modes, ndim)], -1, 0) * scale[None]
 
 
 def square_frequency(modes: int, ndim: int) -> Int[np.ndarray, "*modes"]:
-    """``|i|^2`` of every mode, ``(modes, ..., modes)``."""
+    """Compute ``|i|^2`` of every mode, ``(modes, ..., modes)``."""
     return np.sum(np.square(np.indices((modes,) * ndim) + 1), axis=0)
 
 
-def inside(cutoff: Float[Array, ""], modes: int, ndim: int) -> Bool[Array, "*modes"]:
-    """Which modes the cutoff keeps, ``|i|^2 < (c + 1/2)^2``; ``(modes, ..., modes)``."""
+def is_inside_cutoff(cutoff: Float[Array, ""], modes: int, ndim: int) -> Bool[Array, "*modes"]:
+    """Tell which modes the cutoff keeps, ``|i|^2 < (c + 1/2)^2``; ``(modes, ..., modes)``."""
     return jnp.asarray(square_frequency(modes, ndim), cutoff.dtype) < jnp.square(cutoff + 0.5)
 
 
 def shell_order(modes: int, ndim: int) -> Int[np.ndarray, "*modes"]:
-    """Rank of every mode when sorted by ``max(i)``, then row by row; ``(modes, ..., modes)``."""
+    """Rank every mode by ``max(i)``, then row by row; ``(modes, ..., modes)``.
+
+    In two dimensions, where more modes come behind the ones before::
+
+        0 1 4
+        2 3 5
+        6 7 8
+    """
     index = np.indices((modes,) * ndim).reshape(ndim, -1)
+    # lexsort takes the last key first: max(i), then the axes in order. argsort of the order is the rank.
     rank = np.argsort(np.lexsort((*index[::-1], index.max(axis=0))))
     return rank.reshape((modes,) * ndim)
 
 
 def synthesize(coefficients: Coefficients, shape: Sequence[int], temperature: Scalar) -> Field:
-    """The field ``tau = n sqrt(T) sum_i C_i prod_k sin(i_k pi u_k)`` in pixels.
+    """Compute the field ``tau = n sqrt(T) sum_i C_i prod_k sin(i_k pi u_k)`` in pixels.
 
     The derivative by the temperature at zero, which is infinite, is taken as zero.
 
@@ -82,14 +91,14 @@ def synthesize(coefficients: Coefficients, shape: Sequence[int], temperature: Sc
     Raises:
         ValueError: shapes that do not fit together, or a negative temperature.
     """
-    shape, coefficients = matched(shape, jnp.asarray(coefficients))
-    return _synthesize(coefficients, scalar("temperature", temperature, dtype=coefficients.dtype), shape)
+    shape, coefficients = check_shapes(shape, jnp.asarray(coefficients))
+    return _synthesize(coefficients, check_scalar("temperature", temperature, dtype=coefficients.dtype), shape)
 
 
 def sample(
     key: PRNGKey, shape: Sequence[int], *, temperature: Scalar, cutoff: Scalar, max_cutoff: int | None = None
 ) -> Field:
-    """A random field: `coefficients`, then `synthesize`.
+    """Draw a random field: `coefficients`, then `synthesize`.
 
     Args:
         key: one key.
@@ -101,15 +110,15 @@ def sample(
     Returns:
         ``(ndim, *shape)``, pixels.
     """
-    shape = spatial_shape(shape)
+    shape = check_spatial_shape(shape)
     return synthesize(coefficients(key, cutoff, max_cutoff=max_cutoff, ndim=len(shape)), shape, temperature)
 
 
-def matched(
+def check_shapes(
     shape: Sequence[int], coefficients: Float[Array, "..."]
 ) -> tuple[tuple[int, ...], Float[Array, " ndim *modes"]]:
-    """The shape and the coefficients, if they belong to one number of axes."""
-    shape = spatial_shape(shape)
+    """Return shape and coefficients; raise ``ValueError`` unless they belong to one number of axes."""
+    shape = check_spatial_shape(shape)
     ndim = len(shape)
     if coefficients.ndim != ndim + 1 or coefficients.shape[0] != ndim:
         raise ValueError(
@@ -124,27 +133,27 @@ def _synthesize(
     coefficients: Float[Array, " ndim *modes"], temperature: Float[Array, ""], shape: tuple[int, ...]
 ) -> Float[Array, " ndim *spatial"]:
     tables = [sines(n, m) for n, m in zip(shape, coefficients.shape[1:])]
-    return separable_sum(coefficients * (pixels(shape) * root(temperature)), tables)
+    return separable_sum(coefficients * (pixels(shape) * safe_sqrt(temperature)), tables)
 
 
 def pixels(shape: tuple[int, ...]) -> float:
-    """Pixels per unit length of the unit box: the geometric mean of the sides."""
+    """Return the pixels per unit length of the unit box: the geometric mean of the sides."""
     return math.prod(shape) ** (1 / len(shape))
 
 
-def root(temperature: Float[Array, ""]) -> Float[Array, ""]:
-    """Square root with derivative zero at zero."""
+def safe_sqrt(temperature: Float[Array, ""]) -> Float[Array, ""]:
+    """Take the square root, with derivative zero at zero."""
     zero = temperature == 0
     return jnp.where(zero, 0, jnp.sqrt(jnp.where(zero, 1, temperature)))
 
 
 def phases(n: int, modes: int) -> Float[np.ndarray, " modes n"]:
-    """``i pi u`` of modes ``i = 1..modes`` at the pixels of one axis."""
+    """Compute ``i pi u`` of modes ``i = 1..modes`` at the pixels of one axis."""
     return np.pi * np.arange(1, modes + 1)[:, None] * np.linspace(0, 1, n)
 
 
 def sines(n: int, modes: int) -> Float[np.ndarray, " modes n"]:
-    """``sin(i pi u)``, exactly zero at both ends."""
+    """Compute ``sin(i pi u)``, exactly zero at both ends."""
     table = np.sin(phases(n, modes))
     table[:, -1] = 0
     return table
@@ -153,9 +162,10 @@ def sines(n: int, modes: int) -> Float[np.ndarray, " modes n"]:
 def separable_sum(
     coefficients: Float[Array, " ndim *modes"], tables: Sequence[Float[np.ndarray, "_ _"]]
 ) -> Float[Array, " ndim *spatial"]:
-    """``sum_i C_i prod_k table_k[i_k, s_k]``, one axis after the other."""
+    """Compute ``sum_i C_i prod_k table_k[i_k, s_k]``, one axis after the other."""
     out = coefficients
     for table in tables:
+        # Contract the first axis of modes with its table; the axis of pixels goes to the end, so all get their turn.
         # Zero modes up to a multiple of eight: XLA's CPU product over 3 terms takes five times as long as over 8.
         missing = -len(table) % 8
         table = jnp.asarray(np.pad(table, ((0, missing), (0, 0))), coefficients.dtype)

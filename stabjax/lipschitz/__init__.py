@@ -5,12 +5,11 @@ to rounding (``"exact"``). Those from above are certificates, and hold with the 
 """
 
 from stabjax.lipschitz._bound import Bound
-from stabjax.lipschitz._constrain import constrain
 from stabjax.lipschitz._conv import conv
 from stabjax.lipschitz._dense import dense
-from stabjax.lipschitz._keep import keep
-from stabjax.lipschitz._local import LocalNorm, local
-from stabjax.lipschitz._network import NetworkBound, network
+from stabjax.lipschitz._jacobian import LocalNorm, local
+from stabjax.lipschitz._network._network import NetworkBound, network
+from stabjax.lipschitz._projection import constrain, keep
 
 __all__ = [
     "Bound",

@@ -9,13 +9,11 @@ from jaxtyping import Array, Float
 
 from stabjax._numerics import HIGHEST
 from stabjax._types import AnyArray
-from stabjax.lipschitz import _reads, _torus
-from stabjax.lipschitz._bound import Bound
-from stabjax.lipschitz._frequencies import Way, largest
-from stabjax.lipschitz._gram import scaled
-from stabjax.lipschitz._method import Method, bound, steps_of, wide
-from stabjax.lipschitz._power import below
-from stabjax.lipschitz._torus import Padding, Sizes
+from stabjax.lipschitz import _circulant, _indexed_conv
+from stabjax.lipschitz._bound import Bound, Method, as_bound, promote_kernel, resolve_steps
+from stabjax.lipschitz._circulant import NormPlan, Padding, Sizes, circulant_norm
+from stabjax.lipschitz._gram import split_scale
+from stabjax.lipschitz._power_iteration import power_iteration
 
 
 def conv(
@@ -29,9 +27,9 @@ def conv(
     method: Method = "gram",
     steps: int | None = None,
 ) -> Bound:
-    """The largest singular value of a convolution as a linear map of images; not that of the reshaped kernel.
+    """Bound the largest singular value of a convolution as a linear map of images; not that of the reshaped kernel.
 
-    On a torus, a convolution is one small matrix ``K(w)`` for each frequency, and its norm the largest of theirs
+    On a torus, a convolution is one small matrix ``K(w)`` for geometry frequency, and its norm the largest of theirs
     (Sedghi, Gupta, Long 2019, arXiv 1805.10408). With stride ``s``, the ``s`` frequencies that land on the same one
     stand in one matrix, over ``sqrt(s)``. Circular padding is that, exactly, if the stride divides the size. Axes of
     which it does not are written out as a matrix, which is as exact, as long as the iteration on it takes at most
@@ -69,7 +67,7 @@ def conv(
             an unknown method or padding; for ``"exact"`` where zeros stand around the image, or ``"power"`` without
             a size.
     """
-    steps = steps_of(method, steps)
+    steps = resolve_steps(method, steps)
     if kernel.ndim < 3:
         raise ValueError(
             f"expected a kernel (*window, inputs / groups, outputs), got shape {kernel.shape}: of dense layers, use "
@@ -79,40 +77,44 @@ def conv(
     if groups < 1 or outputs % groups:
         raise ValueError(f"expected a number of groups that divides {outputs} outputs, got {groups}")
     ndim = len(window)
-    strides, dilations = _torus.each(ndim, stride, "stride"), _torus.each(ndim, dilation, "dilation")
+    strides, dilations = _circulant.per_axis(ndim, stride, "stride"), _circulant.per_axis(ndim, dilation, "dilation")
+    # Zeros are bounded on a larger torus, circular padding is the torus of the image; both then take one path.
     wraps = isinstance(padding, str) and padding == "circular"
-    pads = _torus.pads_of(window, dilations, "zero" if wraps else padding)
-    kernel = wide(kernel)
+    pads = _circulant.resolve_padding(window, dilations, "zero" if wraps else padding)
+    kernel = promote_kernel(kernel)
     if size is None:
         axes = tuple(
-            _torus.endless(k, s, d, strided=not wraps) for k, s, d in zip(window, strides, dilations, strict=True)
+            _circulant.any_size_axis(k, s, d, strided=not wraps)
+            for k, s, d in zip(window, strides, dilations, strict=True)
         )
     else:
-        sizes = _torus.each(ndim, size, "size")
-        each = zip(sizes, window, strides, dilations, strict=True)
+        sizes = _circulant.per_axis(ndim, size, "size")
+        geometry = zip(sizes, window, strides, dilations, strict=True)
         if wraps:
-            axes = tuple(_torus.circular(*axis) for axis in each)
+            axes = tuple(_circulant.circular_axis(*axis) for axis in geometry)
         else:
-            axes = tuple(_torus.embedded(*axis, pair) for axis, pair in zip(each, pads, strict=True))
+            axes = tuple(_circulant.embedded_axis(*axis, pair) for axis, pair in zip(geometry, pads, strict=True))
         if method == "power":
-            value = _by_power(kernel, sizes, strides, pads, dilations, wraps, groups, steps)
-            return bound(value, method)
+            value = _power_norm(kernel, sizes, strides, pads, dilations, wraps, groups, steps)
+            return as_bound(value, method)
         if wraps and method == "gram" and not all(axis.exact for axis in axes):
-            rings = tuple(map(_reads.circular, sizes, window, strides, dilations))
-            # After few steps that on the torus is closer: its matrices are smaller.
-            either = (
-                _reads.norm_of_reads(kernel, rings, groups, steps),
-                largest(kernel, Way(axes, groups, method, steps)),
+            rings = tuple(map(_indexed_conv.ring_axis, sizes, window, strides, dilations))
+            # The stride does not divide the size: written out (exact, large matrices), or on the torus without stride
+            # (small matrices). After few steps the second is closer.
+            bounds = (
+                _indexed_conv.indexed_conv_norm(kernel, rings, groups, steps),
+                circulant_norm(kernel, NormPlan(axes, groups, method, steps)),
             )
-            return bound(jnp.minimum(*either), method)
+            return as_bound(jnp.minimum(*bounds), method)
     if method != "gram" and (size is None or not all(axis.exact for axis in axes)):
         raise ValueError(
-            f"expected method 'gram' for this padding, stride and size, got {method!r}: {_why(method, size)}"
+            f"expected method 'gram' for this padding, stride and size, got {method!r}: {_explain_method(method, size)}"
         )
-    return bound(largest(kernel, Way(axes, groups, method, steps)), method)
+    return as_bound(circulant_norm(kernel, NormPlan(axes, groups, method, steps)), method)
 
 
-def _why(method: Method, size: Sizes | None) -> str:
+def _explain_method(method: Method, size: Sizes | None) -> str:
+    """Say why another method than Gram iteration does not serve."""
     if size is None:
         return "it needs a size"
     return (
@@ -122,7 +124,7 @@ def _why(method: Method, size: Sizes | None) -> str:
 
 
 @partial(jax.jit, static_argnums=tuple(range(1, 8)))
-def _by_power(
+def _power_norm(
     kernel: Array,
     size: tuple[int, ...],
     stride: tuple[int, ...],
@@ -132,7 +134,8 @@ def _by_power(
     groups: int,
     steps: int,
 ) -> Array:
-    kernel, scale = scaled(kernel)
+    """Bound the norm from below by power iteration on the convolution itself."""
+    kernel, scale = split_scale(kernel)
     ndim = len(size)
     axes = tuple(range(ndim))
     channels_last = (0, ndim + 1, *(axis + 1 for axis in axes))
@@ -152,4 +155,4 @@ def _by_power(
             precision=HIGHEST,
         )
 
-    return scale * below(convolve, (1, *size, kernel.shape[-2] * groups), kernel.dtype, steps)
+    return scale * power_iteration(convolve, (1, *size, kernel.shape[-2] * groups), kernel.dtype, steps)

@@ -8,14 +8,13 @@ from jaxtyping import Array, Float
 
 from stabjax._numerics import HIGHEST
 from stabjax._types import AnyArray
-from stabjax.lipschitz._bound import Bound
-from stabjax.lipschitz._gram import above, scaled
-from stabjax.lipschitz._method import Method, bound, steps_of, wide
-from stabjax.lipschitz._power import below
+from stabjax.lipschitz._bound import Bound, Method, as_bound, promote_kernel, resolve_steps
+from stabjax.lipschitz._gram import gram_bound, split_scale
+from stabjax.lipschitz._power_iteration import power_iteration
 
 
 def dense(kernel: Float[AnyArray, "inputs outputs"], *, method: Method = "gram", steps: int | None = None) -> Bound:
-    """The largest singular value of the kernel of a dense layer ``x @ kernel + bias``.
+    """Bound the largest singular value of the kernel of a dense layer ``x @ kernel + bias``.
 
     ``"gram"``: from above, by Gram iteration: ``|W|_2 <= |G_t|_F^(1/2^t)``, ``G_t+1 = G_t' G_t``, too large by at most
     the factor ``rank^(1/2^(t+1))`` after ``t`` steps (Delattre et al. 2023, arXiv 2305.16173), much less if the
@@ -35,18 +34,19 @@ def dense(kernel: Float[AnyArray, "inputs outputs"], *, method: Method = "gram",
         TypeError: if the kernel is not of real floating-point numbers.
         ValueError: if it is no matrix with entries; for an unknown method, or steps that do not belong to it.
     """
-    steps = steps_of(method, steps)
+    steps = resolve_steps(method, steps)
     if kernel.ndim != 2:
         raise ValueError(f"expected a kernel (inputs, outputs), got shape {kernel.shape}: of convolutions, use conv")
-    return bound(_dense(wide(kernel), method, steps), method)
+    return as_bound(_dense(promote_kernel(kernel), method, steps), method)
 
 
 @partial(jax.jit, static_argnums=(1, 2))
 def _dense(kernel: Array, method: Method, steps: int) -> Array:
+    """Compute the norm by its method; all scale the kernel to about one first, exactly, by a power of two."""
     if method == "gram":
-        return above(kernel, steps)
-    kernel, scale = scaled(kernel)
+        return gram_bound(kernel, steps)
+    kernel, scale = split_scale(kernel)
     if method == "exact":
         return scale * jnp.linalg.svd(kernel, compute_uv=False)[0]
     apply = partial(jnp.matmul, b=kernel, precision=HIGHEST)
-    return scale * below(apply, kernel.shape[:1], kernel.dtype, steps)
+    return scale * power_iteration(apply, kernel.shape[:1], kernel.dtype, steps)

@@ -8,10 +8,10 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from stabjax._types import Images
-from stabjax.models._layers import ConvBlock, dense, images_of_32, max_pool, widened
+from stabjax.models._layers import ConvBlock, check_32, dense, max_pool, scale_channels
 
 _CHANNELS = (64, 192, 384, 256, 256)
-_POOLED = (0, 1, 4)
+_POOL_AFTER = (0, 1, 4)
 """The convolutions that a pooling follows."""
 _HIDDEN = 4096
 
@@ -47,11 +47,11 @@ class AlexNet(nnx.Module):
         options: dict[str, Any] = {"param_dtype": param_dtype, "rngs": rngs}
         blocks, channels = [], in_channels
         for published in _CHANNELS:
-            wide = widened("AlexNet", published, width)
+            wide = scale_channels("AlexNet", published, width)
             stride = 1 if blocks else 2
             blocks.append(ConvBlock(channels, wide, (3, 3), norm=False, use_bias=True, stride=stride, **options))
             channels = wide
-        hidden = widened("AlexNet", _HIDDEN, width)
+        hidden = scale_channels("AlexNet", _HIDDEN, width)
         self.in_channels = in_channels
         self.features = nnx.List(blocks)
         self.dropouts = nnx.List([nnx.Dropout(dropout, rngs=rngs) for _ in range(2)])
@@ -59,11 +59,11 @@ class AlexNet(nnx.Module):
         self.classifier = dense(hidden, num_classes, **options)
 
     def __call__(self, x: Images) -> Float[Array, "batch classes"]:
-        """Logits, ``(batch, num_classes)``, of images ``(batch, 32, 32, in_channels)``."""
-        y = images_of_32("AlexNet", x, channels=self.in_channels)
+        """Return logits, ``(batch, num_classes)``, of images ``(batch, 32, 32, in_channels)``."""
+        y = check_32("AlexNet", x, channels=self.in_channels)
         for k, block in enumerate(self.features):
             y = block(y)
-            if k in _POOLED:
+            if k in _POOL_AFTER:
                 y = max_pool(y, 2)
         y = jnp.reshape(y, (len(y), -1))
         for dropout, layer in zip(self.dropouts, self.hidden, strict=True):

@@ -23,7 +23,7 @@ class ConstantFilter(nnx.Module):
         self.bias = nnx.Param(jnp.reshape(jnp.asarray(bias, param_dtype), (1,)))
 
     def __call__(self, x: Float[Array, "batch *spatial_in 1"]) -> Float[Array, "batch *spatial 1"]:
-        """The response, ``(batch, floor((n + 2 padding - F) / stride) + 1, ..., 1)``."""
+        """Return the response, ``(batch, floor((n + 2 padding - F) / stride) + 1, ..., 1)``."""
         dtype = jnp.result_type(x, self.kernel[...])
         x, kernel = jnp.asarray(x, dtype), self.kernel[...].astype(dtype)
         ndim = kernel.ndim - 2
@@ -98,7 +98,7 @@ class ConstantFilterCNN(nnx.Module):
         )
 
     def __call__(self, x: Images) -> Float[Array, "batch *units 1"]:
-        """Activations of the last layer, of signals ``(batch, n, 1)`` or images ``(batch, h, w, 1)``."""
+        """Return activations of the last layer, of signals ``(batch, n, 1)`` or images ``(batch, h, w, 1)``."""
         x = check_images("ConstantFilterCNN", x, channels=1, ndim=self.ndim)
         for number, layer in enumerate(self.layers, 1):
             sides = x.shape[1:-1]

@@ -8,7 +8,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from stabjax._types import Images
-from stabjax.models._layers import LayerNorm, convolution, dense, images_in, widened
+from stabjax.models._layers import LayerNorm, check_multiple, convolution, dense, scale_channels
 
 _STAGES = ((40, 2), (80, 2), (160, 6), (320, 2))
 """Channels and blocks."""
@@ -29,7 +29,7 @@ class ConvNeXtBlock(nnx.Module):
         self.gamma = nnx.Param(jnp.full((channels,), 1e-6, param_dtype))
 
     def __call__(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "batch height width channels"]:
-        """The sum, in the shape of ``x``."""
+        """Return the sum, in the shape of ``x``."""
         y = jax.nn.gelu(self.widen(self.norm(self.depthwise(x))), approximate=False)
         return x + self.narrow(y) * self.gamma[...][None, None, None]
 
@@ -43,7 +43,7 @@ class Downsample(nnx.Module):
         self.conv = convolution(in_channels, out_channels, (2, 2), stride=2, padding=0, **options)
 
     def __call__(self, x: Float[Array, "batch *spatial_in channels_in"]) -> Float[Array, "batch *spatial channels"]:
-        """The response at half the size."""
+        """Return the response at half the size."""
         return self.conv(self.norm(x))
 
 
@@ -75,13 +75,13 @@ class ConvNeXt(nnx.Module):
         rngs: nnx.Rngs,
     ) -> None:
         options: dict[str, Any] = {"param_dtype": param_dtype, "rngs": rngs}
-        channels = widened("ConvNeXt", _STAGES[0][0], width)
+        channels = scale_channels("ConvNeXt", _STAGES[0][0], width)
         self.in_channels = in_channels
         self.patches = convolution(in_channels, channels, (2, 2), stride=2, padding=0, **options)
         self.norm = LayerNorm(channels, **options)
         blocks = []
         for published, repeats in _STAGES:
-            wide = widened("ConvNeXt", published, width)
+            wide = scale_channels("ConvNeXt", published, width)
             if blocks:
                 blocks.append(Downsample(channels, wide, **options))
             blocks += [ConvNeXtBlock(wide, **options) for _ in range(repeats)]
@@ -91,8 +91,8 @@ class ConvNeXt(nnx.Module):
         self.classifier = dense(channels, num_classes, **options)
 
     def __call__(self, x: Images) -> Float[Array, "batch classes"]:
-        """Logits, ``(batch, num_classes)``, of images ``(batch, height, width, in_channels)``."""
-        y = self.norm(self.patches(images_in("ConvNeXt", x, 16, channels=self.in_channels)))
+        """Return logits, ``(batch, num_classes)``, of images ``(batch, height, width, in_channels)``."""
+        y = self.norm(self.patches(check_multiple("ConvNeXt", x, 16, channels=self.in_channels)))
         for block in self.blocks:
             y = block(y)
         return self.classifier(self.last_norm(jnp.mean(y, (1, 2))))

@@ -8,7 +8,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from stabjax._types import Images
-from stabjax.models._layers import BatchNorm, NormConv, average_pool, convolution, dense, images_in, widened
+from stabjax.models._layers import BatchNorm, NormConv, average_pool, check_multiple, convolution, dense, scale_channels
 
 _REPEATS = {121: (6, 12, 24, 16)}
 _GROWTH = 32
@@ -23,7 +23,7 @@ class DenseLayer(nnx.Module):
         self.spatial = NormConv(4 * growth, growth, (3, 3), **options)
 
     def __call__(self, x: Float[Array, "batch *spatial channels_in"]) -> Float[Array, "batch *spatial channels"]:
-        """Old and new channels, ``(batch, *spatial, in_channels + growth)``."""
+        """Return old and new channels, ``(batch, *spatial, in_channels + growth)``."""
         return jnp.concatenate([x, self.spatial(self.bottleneck(x))], -1)
 
 
@@ -31,7 +31,7 @@ class Transition(NormConv):
     """Batch normalisation, ReLU, 1 x 1 convolution, 2 x 2 average pooling."""
 
     def __call__(self, x: Float[Array, "batch *spatial_in channels_in"]) -> Float[Array, "batch *spatial channels"]:
-        """The averaged response, ``(batch, *spatial, out_channels)``."""
+        """Return the averaged response, ``(batch, *spatial, out_channels)``."""
         return average_pool(super().__call__(x), 2)
 
 
@@ -68,7 +68,7 @@ class DenseNet(nnx.Module):
         if depth not in _REPEATS:
             raise ValueError(f"DenseNet: expected depth in {tuple(_REPEATS)}, got {depth}")
         options: dict[str, Any] = {"param_dtype": param_dtype, "rngs": rngs}
-        growth = widened("DenseNet", _GROWTH, width)
+        growth = scale_channels("DenseNet", _GROWTH, width)
         channels = 2 * growth
         self.in_channels = in_channels
         self.stem = convolution(in_channels, channels, (3, 3), use_bias=False, **options)
@@ -85,8 +85,8 @@ class DenseNet(nnx.Module):
         self.classifier = dense(channels, num_classes, **options)
 
     def __call__(self, x: Images) -> Float[Array, "batch classes"]:
-        """Logits, ``(batch, num_classes)``, of images ``(batch, height, width, in_channels)``."""
-        y = self.stem(images_in("DenseNet", x, 8, channels=self.in_channels))
+        """Return logits, ``(batch, num_classes)``, of images ``(batch, height, width, in_channels)``."""
+        y = self.stem(check_multiple("DenseNet", x, 8, channels=self.in_channels))
         for block in self.blocks:
             y = block(y)
         return self.classifier(jnp.mean(jax.nn.relu(self.norm(y)), (1, 2)))

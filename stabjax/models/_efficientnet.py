@@ -8,7 +8,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from stabjax._types import Images
-from stabjax.models._layers import ConvNorm, dense, images_in, widened
+from stabjax.models._layers import ConvNorm, check_multiple, dense, scale_channels
 
 _STAGES = (
     # expansion, channels, blocks, kernel, stride
@@ -30,7 +30,7 @@ class SqueezeExcitation(nnx.Module):
         self.excite = dense(hidden, channels, param_dtype=param_dtype, rngs=rngs)
 
     def __call__(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "batch height width channels"]:
-        """The gated activations, in the shape of ``x``."""
+        """Return the gated activations, in the shape of ``x``."""
         gate = jax.nn.sigmoid(self.excite(jax.nn.silu(self.squeeze(jnp.mean(x, (1, 2))))))
         return x * gate[:, None, None, :]
 
@@ -56,11 +56,11 @@ class MBConv(nnx.Module):
         self.depthwise = ConvNorm(wide, wide, (kernel, kernel), stride=stride, groups=wide, **options)
         self.gate = SqueezeExcitation(wide, max(1, in_channels // 4), **options)
         self.narrow = ConvNorm(wide, out_channels, (1, 1), **options)
-        joined = stride == 1 and in_channels == out_channels
-        self.drop = nnx.Dropout(drop, broadcast_dims=(1, 2, 3), rngs=rngs) if joined else None
+        has_skip = stride == 1 and in_channels == out_channels
+        self.drop = nnx.Dropout(drop, broadcast_dims=(1, 2, 3), rngs=rngs) if has_skip else None
 
     def __call__(self, x: Float[Array, "batch *spatial_in channels_in"]) -> Float[Array, "batch *spatial channels"]:
-        """The response, ``(batch, *spatial, out_channels)``."""
+        """Return the response, ``(batch, *spatial, out_channels)``."""
         y = x if self.widen is None else jax.nn.silu(self.widen(x))
         y = self.narrow(self.gate(jax.nn.silu(self.depthwise(y))))
         return y if self.drop is None else self.drop(y) + x
@@ -99,12 +99,12 @@ class EfficientNetB0(nnx.Module):
         rngs: nnx.Rngs,
     ) -> None:
         options: dict[str, Any] = {"param_dtype": param_dtype, "rngs": rngs}
-        channels = widened("EfficientNetB0", 32, width)
+        channels = scale_channels("EfficientNetB0", 32, width)
         self.in_channels = in_channels
         self.stem = ConvNorm(in_channels, channels, (3, 3), **options)
         blocks, total = [], sum(stage[2] for stage in _STAGES)
         for expansion, published, repeats, kernel, stride in _STAGES:
-            wide = widened("EfficientNetB0", published, width)
+            wide = scale_channels("EfficientNetB0", published, width)
             for step in (stride, *[1] * (repeats - 1)):
                 drop = drop_connect * len(blocks) / total
                 blocks.append(
@@ -116,8 +116,8 @@ class EfficientNetB0(nnx.Module):
         self.classifier = dense(channels, num_classes, **options)
 
     def __call__(self, x: Images) -> Float[Array, "batch classes"]:
-        """Logits, ``(batch, num_classes)``, of images ``(batch, height, width, in_channels)``."""
-        y = jax.nn.silu(self.stem(images_in("EfficientNetB0", x, 1, channels=self.in_channels)))
+        """Return logits, ``(batch, num_classes)``, of images ``(batch, height, width, in_channels)``."""
+        y = jax.nn.silu(self.stem(check_multiple("EfficientNetB0", x, 1, channels=self.in_channels)))
         for block in self.blocks:
             y = block(y)
         return self.classifier(self.dropout(jnp.mean(y, (1, 2))))

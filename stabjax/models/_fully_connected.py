@@ -31,7 +31,7 @@ class ScaledDense(nnx.Module):
         self.bias = nnx.Param(jax.random.normal(rngs.params(), (out_features,), param_dtype)) if use_bias else None
 
     def __call__(self, x: Float[AnyArray, "batch features"]) -> Float[Array, "batch out"]:
-        """The response, ``(batch, out_features)``."""
+        """Return the response, ``(batch, out_features)``."""
         y = x @ (self.kernel[...] * self.scale)
         return y if self.bias is None else y + self.bias[...][None, :]
 
@@ -73,7 +73,7 @@ class FullyConnected(nnx.Module):
         self.classifier = ScaledDense(width, num_classes, power=1, use_bias=False, **options)
 
     def __call__(self, x: Float[AnyArray, "batch ..."]) -> Float[Array, "batch classes"]:
-        """Logits, ``(batch, num_classes)``, of a batch with ``in_features`` numbers per image."""
+        """Return logits, ``(batch, num_classes)``, of a batch with ``in_features`` numbers per image."""
         if math.prod(x.shape[1:]) != self.in_features:
             raise ValueError(
                 f"FullyConnected: expected {self.in_features} numbers per image, got {x.shape[1:]}; "

@@ -33,7 +33,7 @@ class ScaledConvBlock(nnx.Module):
         self.bias = nnx.Param(jax.random.normal(rngs.params(), (out_channels,), param_dtype))
 
     def __call__(self, x: Float[Array, "batch *spatial_in channels_in"]) -> Float[Array, "batch *spatial channels"]:
-        """The response, ``(batch, ceil(n / stride), ..., out_channels)``."""
+        """Return the response, ``(batch, ceil(n / stride), ..., out_channels)``."""
         dtype = jnp.result_type(x, self.kernel[...])
         x, kernel = jnp.asarray(x, dtype), self.kernel[...].astype(dtype)
         *window, fan_in, _ = kernel.shape
@@ -99,7 +99,7 @@ class GAPConvNet(nnx.Module):
         self.classifier = ScaledDense(channels, num_classes, power=1, use_bias=True, **options)
 
     def __call__(self, x: Images) -> Float[Array, "batch classes"]:
-        """The output, ``(batch, num_classes)``, of signals ``(batch, n, c)`` or images ``(batch, h, w, c)``."""
+        """Return the output, ``(batch, num_classes)``, of signals ``(batch, n, c)`` or images ``(batch, h, w, c)``."""
         x = check_images("GAPConvNet", x, channels=self.in_channels, ndim=self.ndim)
         for block in self.blocks:
             x = block(x)

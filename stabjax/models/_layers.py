@@ -16,7 +16,7 @@ from stabjax._types import Images
 
 
 def fan_in_uniform(fan_in: int) -> Callable[..., Array]:
-    """Initialiser of PyTorch's convolutions and dense layers: uniform within ``1 / sqrt(fan_in)``, biases too."""
+    """Return the initializer of PyTorch's layers: uniform within ``1 / sqrt(fan_in)``, biases too."""
     bound = 1 / math.sqrt(fan_in)
 
     def init(key: Array, shape: Sequence[int], dtype: Any = jnp.float32) -> Array:
@@ -26,7 +26,7 @@ def fan_in_uniform(fan_in: int) -> Callable[..., Array]:
 
 
 def parameter_dtype(dtype: Any) -> np.dtype:
-    """The dtype of parameters that was asked for; raises unless it is real, and JAX has it."""
+    """Return the dtype of parameters; raise unless it is real, and JAX has it."""
     dtype = jnp.dtype(dtype)
     if not jnp.issubdtype(dtype, jnp.floating):
         raise TypeError(f"expected param_dtype to be a floating-point dtype, got {dtype}")
@@ -50,7 +50,7 @@ def convolution(
     param_dtype: Any = jnp.float32,
     rngs: nnx.Rngs,
 ) -> nnx.Conv:
-    """A convolution by the fastest route of the device.
+    """Build a convolution that takes the fastest route of the device.
 
     ``padding`` zeros stand on each side, whatever the stride, as PyTorch counts them; ``(F - 1) // 2`` if None.
     """
@@ -73,7 +73,7 @@ def convolution(
 
 
 def dense(in_features: int, out_features: int, *, param_dtype: Any = jnp.float32, rngs: nnx.Rngs) -> nnx.Linear:
-    """A dense layer with bias."""
+    """Build a dense layer with bias."""
     init, param_dtype = fan_in_uniform(in_features), parameter_dtype(param_dtype)
     return nnx.Linear(in_features, out_features, kernel_init=init, bias_init=init, param_dtype=param_dtype, rngs=rngs)
 
@@ -81,7 +81,7 @@ def dense(in_features: int, out_features: int, *, param_dtype: Any = jnp.float32
 class BatchNorm(nnx.BatchNorm):
     """Batch normalisation over all axes but the last, with PyTorch's conventions.
 
-    The variance is that of the centred activations: the mean of squares less the square of the mean loses all digits
+    The variance is that of the centered activations: the mean of squares less the square of the mean loses all digits
     where the mean is large. The running variance is the unbiased one, and moves a tenth of the way at each step.
     Statistics are in the precision of the parameters, in single precision at least.
     """
@@ -97,7 +97,7 @@ class BatchNorm(nnx.BatchNorm):
     def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]  the parent's mask is not offered
         self, x: Float[Array, "batch *spatial channels"], use_running_average: bool | None = None
     ) -> Float[Array, "batch *spatial channels"]:
-        """The normalised activations, by running statistics in evaluation mode, else by those of the batch."""
+        """Return the normalised activations, by running statistics in evaluation mode, else by those of the batch."""
         compute = x.dtype if x.dtype.itemsize >= 4 else jnp.float32
         axes, count = tuple(range(x.ndim - 1)), x.size // x.shape[-1]
 
@@ -105,29 +105,29 @@ class BatchNorm(nnx.BatchNorm):
             return jnp.reshape(v.astype(compute), (1,) * len(axes) + (-1,))
 
         if self.use_running_average if use_running_average is None else use_running_average:
-            centred, variance = x.astype(compute) - along_channels(self.mean[...]), self.var[...]
+            centered, variance = x.astype(compute) - along_channels(self.mean[...]), self.var[...]
         else:
             mean = jnp.mean(x, axes, dtype=compute)
-            centred = x.astype(compute) - along_channels(mean)
-            variance = jnp.mean(jnp.square(centred), axes)
+            centered = x.astype(compute) - along_channels(mean)
+            variance = jnp.mean(jnp.square(centered), axes)
             for average, value in ((self.mean, mean), (self.var, variance * (count / max(count - 1, 1)))):
                 old = average[...]
                 average[...] = lax.stop_gradient(self.momentum * old + (1 - self.momentum) * value.astype(old.dtype))
         scale, bias = (along_channels(p[...]) for p in (self.scale, self.bias) if p is not None)
-        return (centred * (lax.rsqrt(along_channels(variance) + self.epsilon) * scale) + bias).astype(x.dtype)
+        return (centered * (lax.rsqrt(along_channels(variance) + self.epsilon) * scale) + bias).astype(x.dtype)
 
 
 class LayerNorm(nnx.LayerNorm):
-    """Layer normalisation over the last axis, by the variance of the centred activations."""
+    """Layer normalisation over the last axis, by the variance of the centered activations."""
 
     def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]  the parent's mask is not offered
         self, x: Float[Array, "batch *places channels"]
     ) -> Float[Array, "batch *places channels"]:
-        """The normalised activations, in the shape and dtype of ``x``."""
+        """Return the normalised activations, in the shape and dtype of ``x``."""
         compute = x.dtype if x.dtype.itemsize >= 4 else jnp.float32
-        centred = x.astype(compute)
-        centred = centred - jnp.mean(centred, -1, keepdims=True)
-        normed = centred * lax.rsqrt(jnp.mean(jnp.square(centred), -1, keepdims=True) + 1e-6)
+        centered = x.astype(compute)
+        centered = centered - jnp.mean(centered, -1, keepdims=True)
+        normed = centered * lax.rsqrt(jnp.mean(jnp.square(centered), -1, keepdims=True) + 1e-6)
         scale, bias = (
             jnp.reshape(p[...].astype(compute), (1,) * (x.ndim - 1) + (-1,))
             for p in (self.scale, self.bias)
@@ -167,7 +167,7 @@ class ConvNorm(nnx.Module):
         self.norm = BatchNorm(out_channels, param_dtype=param_dtype, rngs=rngs) if norm else None
 
     def __call__(self, x: Float[Array, "batch *spatial_in channels_in"]) -> Float[Array, "batch *spatial channels"]:
-        """The response, ``(batch, *spatial, out_channels)``."""
+        """Return the response, ``(batch, *spatial, out_channels)``."""
         x = self.conv(x)
         return x if self.norm is None else self.norm(x)
 
@@ -176,7 +176,7 @@ class ConvBlock(ConvNorm):
     """Convolution, batch normalisation where asked for, ReLU."""
 
     def __call__(self, x: Float[Array, "batch *spatial_in channels_in"]) -> Float[Array, "batch *spatial channels"]:
-        """The rectified response, ``(batch, *spatial, out_channels)``."""
+        """Return the rectified response, ``(batch, *spatial, out_channels)``."""
         return jax.nn.relu(super().__call__(x))
 
 
@@ -196,12 +196,12 @@ class NormConv(nnx.Module):
         self.conv = convolution(in_channels, out_channels, kernel, use_bias=False, param_dtype=param_dtype, rngs=rngs)
 
     def __call__(self, x: Float[Array, "batch *spatial channels_in"]) -> Float[Array, "batch *spatial channels"]:
-        """The response, ``(batch, *spatial, out_channels)``."""
+        """Return the response, ``(batch, *spatial, out_channels)``."""
         return self.conv(jax.nn.relu(self.norm(x)))
 
 
 def max_pool(x: Float[Array, "batch *spatial_in channels"], window: int) -> Float[Array, "batch *spatial channels"]:
-    """The largest value of each ``window``-wide box, without overlap.
+    """Take the largest value of each ``window``-wide box, without overlap.
 
     The windows become axes of their own: on the CPU the gradient of that maximum is a few times faster than the
     scatter which the gradient of a windowed reduction needs.
@@ -210,32 +210,33 @@ def max_pool(x: Float[Array, "batch *spatial_in channels"], window: int) -> Floa
 
 
 def average_pool(x: Float[Array, "batch *spatial_in channels"], window: int) -> Float[Array, "batch *spatial channels"]:
-    """The mean of each ``window``-wide box, without overlap."""
+    """Take the mean of each ``window``-wide box, without overlap."""
     return _pool(jnp.mean, x, window)
 
 
 def _pool(reduce: Callable[..., Array], x: Array, window: int) -> Array:
+    """Give each window axes of its own, ``(batch, h, window, w, window, channels)``, and reduce over these."""
     batch, *spatial, channels = x.shape
     split = [side for n in spatial for side in (n // window, window)]
     return reduce(jnp.reshape(x, (batch, *split, channels)), axis=tuple(range(2, 2 * len(spatial) + 1, 2)))
 
 
-def widened(name: str, channels: int, width: float | int, *, multiple: int = 1) -> int:
-    """``width * channels`` as a whole multiple of ``multiple``, at least one; raises unless the factor is positive."""
+def scale_channels(name: str, channels: int, width: float | int, *, multiple: int = 1) -> int:
+    """Return ``width * channels`` rounded to a multiple, at least one; raise unless the factor is positive."""
     if not width > 0:
         raise ValueError(f"{name}: expected a positive width factor, got {width}; 1 is the published width")
     return max(1, round(width * channels / multiple)) * multiple
 
 
 def pad_small(x: Float[Array, "batch *spatial_in channels"]) -> Float[Array, "batch *spatial channels"]:
-    """Images of 28 x 28 in a frame of two zero pixels, others as they come."""
+    """Put images of 28 x 28 in a frame of two zero pixels; return others as they are."""
     if x.shape[1:-1] != (28, 28):
         return x
     return jnp.pad(x, ((0, 0), (2, 2), (2, 2), (0, 0)))
 
 
 def check_images(name: str, x: Images, *, channels: int, ndim: int = 2) -> Float[Array, "batch *spatial channels"]:
-    """The batch as a JAX array; raises unless it is a batch of images with that many channels and spatial axes."""
+    """Return the batch as a JAX array; raise unless it has that many channels and spatial axes."""
     if x.ndim != ndim + 2:
         raise ValueError(
             f"{name}: expected a batch (batch, {', '.join('n' * ndim)}, {channels}), got shape {x.shape}; "
@@ -249,8 +250,8 @@ def check_images(name: str, x: Images, *, channels: int, ndim: int = 2) -> Float
     return jnp.asarray(x)
 
 
-def images_of(name: str, x: Images, size: int, *, channels: int) -> Float[Array, "batch height width channels"]:
-    """The batch as a JAX array; raises unless its images are ``size x size`` with that many channels."""
+def check_size(name: str, x: Images, size: int, *, channels: int) -> Float[Array, "batch height width channels"]:
+    """Return the batch as a JAX array; raise unless its images are ``size x size`` with that many channels."""
     x = check_images(name, x, channels=channels)
     if x.shape[1:3] != (size, size):
         raise ValueError(
@@ -260,16 +261,18 @@ def images_of(name: str, x: Images, size: int, *, channels: int) -> Float[Array,
     return x
 
 
-def images_of_32(name: str, x: Images, *, channels: int) -> Float[Array, "batch height width channels"]:
-    """The batch as a JAX array, 28 x 28 padded with two zeros; raises unless its images are then 32 x 32."""
+def check_32(name: str, x: Images, *, channels: int) -> Float[Array, "batch height width channels"]:
+    """Return the batch as a JAX array, 28 x 28 padded to 32 x 32; raise unless its images are then 32 x 32."""
     x = pad_small(check_images(name, x, channels=channels))
     if x.shape[1:3] != (32, 32):
         raise ValueError(f"{name}: expected images of 32 x 32 or 28 x 28, got {x.shape[1]} x {x.shape[2]}; resize")
     return x
 
 
-def images_in(name: str, x: Images, multiple: int, *, channels: int) -> Float[Array, "batch height width channels"]:
-    """The batch as a JAX array, 28 x 28 padded with two zeros; raises unless its sides are then multiples."""
+def check_multiple(
+    name: str, x: Images, multiple: int, *, channels: int
+) -> Float[Array, "batch height width channels"]:
+    """Return the batch as a JAX array, 28 x 28 padded to 32 x 32; raise unless its sides are then multiples."""
     x = pad_small(check_images(name, x, channels=channels))
     if any(side % multiple or side == 0 for side in x.shape[1:-1]):
         raise ValueError(

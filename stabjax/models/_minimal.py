@@ -10,7 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from stabjax._types import Images
-from stabjax.models._layers import ConvBlock, average_pool, dense, fan_in_uniform, images_of, max_pool, parameter_dtype
+from stabjax.models._layers import ConvBlock, average_pool, check_size, dense, fan_in_uniform, max_pool, parameter_dtype
 
 _POOLS = {"max": max_pool, "average": average_pool}
 
@@ -39,7 +39,7 @@ class LocalBlock(nnx.Module):
     def __call__(
         self, x: Float[Array, "batch height width channels_in"]
     ) -> Float[Array, "batch rows columns channels"]:
-        """The rectified response, ``(batch, *positions, out_channels)``."""
+        """Return the rectified response, ``(batch, *positions, out_channels)``."""
         kernel = self.kernel[...]
         rows, columns, window, _, channels, _ = kernel.shape
         x = jnp.reshape(x, (len(x), rows, window, columns, window, channels))
@@ -57,13 +57,14 @@ class _OneHiddenLayer(nnx.Module):
     in_channels: int
 
     def __call__(self, x: Images) -> Float[Array, "batch classes"]:
-        """Logits, ``(batch, num_classes)``, of images ``(batch, size, size, in_channels)``."""
-        y = self.features(images_of(type(self).__name__, x, self.size, channels=self.in_channels))
+        """Return logits, ``(batch, num_classes)``, of images ``(batch, size, size, in_channels)``."""
+        y = self.features(check_size(type(self).__name__, x, self.size, channels=self.in_channels))
         y = _POOLS[self.pooling](y, self.pool)
         return self.classifier(jnp.reshape(y, (len(y), -1)))
 
 
 def _check_pooling(name: str, pooling: str) -> None:
+    """Raise ``ValueError`` unless there is such a pooling."""
     if pooling not in _POOLS:
         raise ValueError(f"{name}: expected pooling {' or '.join(_POOLS)}, got {pooling!r}; without any, pool=1")
 

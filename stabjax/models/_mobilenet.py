@@ -7,7 +7,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from stabjax._types import Images
-from stabjax.models._layers import ConvBlock, ConvNorm, dense, images_in, widened
+from stabjax.models._layers import ConvBlock, ConvNorm, check_multiple, dense, scale_channels
 
 _STAGES = (
     # expansion, channels, blocks, stride
@@ -48,7 +48,7 @@ class InvertedResidual(nnx.Module):
         self.shortcut = ConvNorm(in_channels, out_channels, (1, 1), **options) if changes else None
 
     def __call__(self, x: Float[Array, "batch *spatial_in channels_in"]) -> Float[Array, "batch *spatial channels"]:
-        """The response, ``(batch, *spatial, out_channels)``."""
+        """Return the response, ``(batch, *spatial, out_channels)``."""
         y = self.narrow(self.depthwise(self.widen(x)))
         if self.stride > 1:
             return y
@@ -82,23 +82,23 @@ class MobileNetV2(nnx.Module):
         rngs: nnx.Rngs,
     ) -> None:
         options: dict[str, Any] = {"param_dtype": param_dtype, "rngs": rngs}
-        channels = widened("MobileNetV2", 32, width)
+        channels = scale_channels("MobileNetV2", 32, width)
         self.in_channels = in_channels
         self.stem = ConvBlock(in_channels, channels, (3, 3), **options)
         blocks = []
         for expansion, published, repeats, stride in _STAGES:
-            wide = widened("MobileNetV2", published, width)
+            wide = scale_channels("MobileNetV2", published, width)
             for step in (stride, *[1] * (repeats - 1)):
                 blocks.append(InvertedResidual(channels, wide, expansion=expansion, stride=step, **options))
                 channels = wide
         self.blocks = nnx.List(blocks)
-        head = widened("MobileNetV2", 1280, width)
+        head = scale_channels("MobileNetV2", 1280, width)
         self.head = ConvBlock(channels, head, (1, 1), **options)
         self.classifier = dense(head, num_classes, **options)
 
     def __call__(self, x: Images) -> Float[Array, "batch classes"]:
-        """Logits, ``(batch, num_classes)``, of images ``(batch, height, width, in_channels)``."""
-        y = self.stem(images_in("MobileNetV2", x, 1, channels=self.in_channels))
+        """Return logits, ``(batch, num_classes)``, of images ``(batch, height, width, in_channels)``."""
+        y = self.stem(check_multiple("MobileNetV2", x, 1, channels=self.in_channels))
         for block in self.blocks:
             y = block(y)
         return self.classifier(jnp.mean(self.head(y), (1, 2)))

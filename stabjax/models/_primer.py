@@ -10,11 +10,11 @@ from jaxtyping import Array, Float
 
 from stabjax import conv
 from stabjax._types import Images
-from stabjax.models._layers import convolution, fan_in_uniform, images_of, parameter_dtype
+from stabjax.models._layers import check_size, convolution, fan_in_uniform, parameter_dtype
 
 
 class SimpleCNN(nnx.Module):
-    """Five 3 x 3 convolutions of stride 2, from a grey image of 28 x 28 to one position: 5,274 parameters.
+    """Five 3 x 3 convolutions of stride 2, from a gray image of 28 x 28 to one position: 5,274 parameters.
 
     ReLU behind all but the last, whose channels are the logits; no pooling, no dense layer. The network with which the
     course of fast.ai introduces convolutions on MNIST (2022, part 2, lesson 15).
@@ -36,8 +36,8 @@ class SimpleCNN(nnx.Module):
         )
 
     def __call__(self, x: Images) -> Float[Array, "batch classes"]:
-        """Logits, ``(batch, num_classes)``, of images ``(batch, 28, 28, in_channels)``."""
-        x = images_of("SimpleCNN", x, 28, channels=self.in_channels)
+        """Return logits, ``(batch, num_classes)``, of images ``(batch, 28, 28, in_channels)``."""
+        x = check_size("SimpleCNN", x, 28, channels=self.in_channels)
         *hidden, last = self.layers
         for layer in hidden:
             x = jax.nn.relu(layer(x))
@@ -77,6 +77,6 @@ class PatchMLP(nnx.Module):
         )
 
     def __call__(self, x: Images) -> Float[Array, "batch patches features"]:
-        """Features, ``(batch, patches, features)``, of images ``(batch, height, width, in_channels)``."""
+        """Return features, ``(batch, patches, features)``, of images ``(batch, height, width, in_channels)``."""
         first, second = self.layers
         return second(jax.nn.relu(first(conv.patches(x, self.size))))

@@ -9,7 +9,16 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from stabjax._types import Images
-from stabjax.models._layers import BatchNorm, ConvBlock, ConvNorm, NormConv, convolution, dense, images_in, widened
+from stabjax.models._layers import (
+    BatchNorm,
+    ConvBlock,
+    ConvNorm,
+    NormConv,
+    check_multiple,
+    convolution,
+    dense,
+    scale_channels,
+)
 
 _CHANNELS = (64, 128, 256, 512)
 _STRIDES = (1, 2, 2, 2)
@@ -45,7 +54,7 @@ class ResidualBlock(nnx.Module):
         self.shortcut = None if same else ConvNorm(in_channels, channels[-1], (1, 1), stride=stride, **options)
 
     def __call__(self, x: Float[Array, "batch *spatial_in channels_in"]) -> Float[Array, "batch *spatial channels"]:
-        """The rectified sum, ``(batch, *spatial, channels[-1])``."""
+        """Return the rectified sum, ``(batch, *spatial, channels[-1])``."""
         *inner, last = self.layers
         y = x
         for layer in inner:
@@ -88,7 +97,7 @@ class ResNet(nnx.Module):
             raise ValueError(f"ResNet: expected depth in {tuple(known)}, got {depth}")
         kernels, factors = ((3, 3), (1, 1)) if depth in _BASIC else ((1, 3, 1), (1, 1, 4))
         options: dict[str, Any] = {"param_dtype": param_dtype, "rngs": rngs}
-        channels = widened("ResNet", _CHANNELS[0], width)
+        channels = scale_channels("ResNet", _CHANNELS[0], width)
         self.in_channels = in_channels
         self.stem = ConvBlock(in_channels, channels, (3, 3), **options)
         blocks = []
@@ -100,8 +109,8 @@ class ResNet(nnx.Module):
         self.classifier = dense(channels, num_classes, **options)
 
     def __call__(self, x: Images) -> Float[Array, "batch classes"]:
-        """Logits, ``(batch, num_classes)``, of images ``(batch, height, width, in_channels)``."""
-        return _averaged(self, images_in("ResNet", x, 1, channels=self.in_channels))
+        """Return logits, ``(batch, num_classes)``, of images ``(batch, height, width, in_channels)``."""
+        return _classify(self, check_multiple("ResNet", x, 1, channels=self.in_channels))
 
 
 class ResNeXt(nnx.Module):
@@ -138,12 +147,12 @@ class ResNeXt(nnx.Module):
         if groups < 1 or group_width < 1:
             raise ValueError(f"ResNeXt: expected groups and group_width >= 1, got {groups} and {group_width}")
         options: dict[str, Any] = {"param_dtype": param_dtype, "rngs": rngs}
-        channels = widened("ResNeXt", 64, width)
+        channels = scale_channels("ResNeXt", 64, width)
         self.in_channels = in_channels
         self.stem = ConvBlock(in_channels, channels, (1, 1), **options)
         blocks = []
         for stage, stride in enumerate((1, 2, 2)):
-            inner = groups * widened("ResNeXt", group_width * 2**stage, width)
+            inner = groups * scale_channels("ResNeXt", group_width * 2**stage, width)
             for step in (stride, 1, 1):
                 sizes = (inner, inner, 2 * inner)
                 blocks.append(ResidualBlock(channels, sizes, (1, 3, 1), stride=step, groups=groups, **options))
@@ -152,8 +161,8 @@ class ResNeXt(nnx.Module):
         self.classifier = dense(channels, num_classes, **options)
 
     def __call__(self, x: Images) -> Float[Array, "batch classes"]:
-        """Logits, ``(batch, num_classes)``, of images ``(batch, height, width, in_channels)``."""
-        return _averaged(self, images_in("ResNeXt", x, 1, channels=self.in_channels))
+        """Return logits, ``(batch, num_classes)``, of images ``(batch, height, width, in_channels)``."""
+        return _classify(self, check_multiple("ResNeXt", x, 1, channels=self.in_channels))
 
 
 class PreActBlock(nnx.Module):
@@ -180,7 +189,7 @@ class PreActBlock(nnx.Module):
         self.shortcut = None if same else convolution(in_channels, out_channels, (1, 1), **strided)
 
     def __call__(self, x: Float[Array, "batch *spatial_in channels_in"]) -> Float[Array, "batch *spatial channels"]:
-        """The sum, ``(batch, *spatial, out_channels)``."""
+        """Return the sum, ``(batch, *spatial, out_channels)``."""
         y = jax.nn.relu(self.norm(x))
         return self.second(self.conv(y)) + (x if self.shortcut is None else self.shortcut(y))
 
@@ -216,7 +225,7 @@ class PreActResNet(nnx.Module):
         if depth not in _BASIC:
             raise ValueError(f"PreActResNet: expected depth in {tuple(_BASIC)}, got {depth}")
         options: dict[str, Any] = {"param_dtype": param_dtype, "rngs": rngs}
-        channels = widened("PreActResNet", _CHANNELS[0], width)
+        channels = scale_channels("PreActResNet", _CHANNELS[0], width)
         self.in_channels = in_channels
         self.stem = convolution(in_channels, channels, (3, 3), use_bias=False, **options)
         blocks = []
@@ -227,20 +236,20 @@ class PreActResNet(nnx.Module):
         self.classifier = dense(channels, num_classes, **options)
 
     def __call__(self, x: Images) -> Float[Array, "batch classes"]:
-        """Logits, ``(batch, num_classes)``, of images ``(batch, height, width, in_channels)``."""
-        return _averaged(self, images_in("PreActResNet", x, 1, channels=self.in_channels))
+        """Return logits, ``(batch, num_classes)``, of images ``(batch, height, width, in_channels)``."""
+        return _classify(self, check_multiple("PreActResNet", x, 1, channels=self.in_channels))
 
 
 def _stages(name: str, repeats: Sequence[int], width: float | int) -> Iterator[tuple[int, int]]:
-    """Channels and stride of each block, those of a bottleneck before it widens."""
+    """Yield channels and stride of each block, those of a bottleneck before it widens."""
     for blocks, published, stride in zip(repeats, _CHANNELS, _STRIDES, strict=True):
-        wide = widened(name, published, width)
+        wide = scale_channels(name, published, width)
         yield wide, stride
         yield from [(wide, 1)] * (blocks - 1)
 
 
-def _averaged(network: Any, x: Float[Array, "batch *spatial channels"]) -> Float[Array, "batch classes"]:
-    """First layer, blocks, mean over positions, dense."""
+def _classify(network: Any, x: Float[Array, "batch *spatial channels"]) -> Float[Array, "batch classes"]:
+    """Apply first layer and blocks, average over positions, and apply the dense layer."""
     x = network.stem(x)
     for block in network.blocks:
         x = block(x)

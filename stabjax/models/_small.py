@@ -10,7 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from stabjax._types import Images
-from stabjax.models._layers import ConvBlock, dense, images_in, images_of_32, max_pool
+from stabjax.models._layers import ConvBlock, check_32, check_multiple, dense, max_pool
 
 
 class SmallCNN(nnx.Module):
@@ -49,8 +49,8 @@ class SmallCNN(nnx.Module):
         self.classifier = dense(sizes[-1], num_classes, param_dtype=param_dtype, rngs=rngs)
 
     def __call__(self, x: Images) -> Float[Array, "batch classes"]:
-        """Logits, ``(batch, num_classes)``, of images ``(batch, height, width, in_channels)``."""
-        x = images_in("SmallCNN", x, 2 ** len(self.blocks), channels=self.in_channels)
+        """Return logits, ``(batch, num_classes)``, of images ``(batch, height, width, in_channels)``."""
+        x = check_multiple("SmallCNN", x, 2 ** len(self.blocks), channels=self.in_channels)
         for block in self.blocks:
             x = max_pool(block(x), 2)
         return self.classifier(jnp.mean(x, (1, 2)))
@@ -83,8 +83,8 @@ class LeNet(nnx.Module):
         self.classifier = dense(84, num_classes, **options)
 
     def __call__(self, x: Images) -> Float[Array, "batch classes"]:
-        """Logits, ``(batch, num_classes)``, of images ``(batch, 32, 32, in_channels)``."""
-        x = images_of_32("LeNet", x, channels=self.in_channels)
+        """Return logits, ``(batch, num_classes)``, of images ``(batch, 32, 32, in_channels)``."""
+        x = check_32("LeNet", x, channels=self.in_channels)
         for block in self.features:
             x = max_pool(block(x), 2)
         x = jnp.reshape(x, (len(x), -1))

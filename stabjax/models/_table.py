@@ -20,19 +20,21 @@ from stabjax.models._vgg import VGG
 from stabjax.models._vit import VisionTransformer
 
 
-def _sized(network: Callable[..., nnx.Module], *, size: int = 32, **options: Any) -> nnx.Module:
+def _build_sized(network: Callable[..., nnx.Module], *, size: int = 32, **options: Any) -> nnx.Module:
+    """Build a network that takes the side of its images."""
     return network(size, **options)
 
 
-def _dense(*, in_features: int = 32 * 32 * 3, **options: Any) -> nnx.Module:
+def _build_fully_connected(*, in_features: int = 32 * 32 * 3, **options: Any) -> nnx.Module:
+    """Build a fully connected network, which takes the number of its inputs."""
     return FullyConnected(in_features, **options)
 
 
 _TABLE: dict[str, Callable[..., nnx.Module]] = {
     "SmallCNN": SmallCNN,
     "LeNet": LeNet,
-    "MinimalCNN": partial(_sized, MinimalCNN),
-    "MinimalLCN": partial(_sized, MinimalLCN),
+    "MinimalCNN": partial(_build_sized, MinimalCNN),
+    "MinimalLCN": partial(_build_sized, MinimalLCN),
     "AlexNet": AlexNet,
     **{f"VGG{depth}": partial(VGG, depth, norm=False) for depth in (11, 13, 16, 19)},
     **{f"VGG{depth}bn": partial(VGG, depth, norm=True) for depth in (11, 13, 16, 19)},
@@ -43,8 +45,8 @@ _TABLE: dict[str, Callable[..., nnx.Module]] = {
     "MobileNetV2": MobileNetV2,
     "EfficientNetB0": EfficientNetB0,
     "ConvNeXt": ConvNeXt,
-    "ViT": partial(_sized, VisionTransformer),
-    **{f"FCL{layers}": partial(_dense, layers=layers) for layers in (2, 4, 6)},
+    "ViT": partial(_build_sized, VisionTransformer),
+    **{f"FCL{layers}": partial(_build_fully_connected, layers=layers) for layers in (2, 4, 6)},
     **{f"GAPConvNet{ndim}d": partial(GAPConvNet, ndim) for ndim in (1, 2)},
 }
 
@@ -53,7 +55,7 @@ NAMES: tuple[str, ...] = tuple(_TABLE)
 
 
 def build(name: str, *, rngs: nnx.Rngs, **options: Any) -> Any:
-    """The network of that name, for 32 x 32 images with three channels unless told otherwise.
+    """Build the network of that name, for 32 x 32 images with three channels unless told otherwise.
 
     Networks of a fixed size are told it: ``size=28`` (MinimalCNN, MinimalLCN, ViT), ``in_features=784`` (FCL2, 4, 6).
 

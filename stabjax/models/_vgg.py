@@ -7,7 +7,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from stabjax._types import Images
-from stabjax.models._layers import ConvBlock, dense, images_in, max_pool, widened
+from stabjax.models._layers import ConvBlock, check_multiple, dense, max_pool, scale_channels
 
 _CHANNELS = (64, 128, 256, 512, 512)
 _CONVOLUTIONS = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
@@ -49,7 +49,7 @@ class VGG(nnx.Module):
         options: dict[str, Any] = {"param_dtype": param_dtype, "rngs": rngs}
         blocks, channels = [], in_channels
         for repeats, published in zip(_CONVOLUTIONS[depth], _CHANNELS, strict=True):
-            wide = widened("VGG", published, width)
+            wide = scale_channels("VGG", published, width)
             for _ in range(repeats):
                 blocks.append(ConvBlock(channels, wide, (3, 3), norm=norm, use_bias=True, **options))
                 channels = wide
@@ -59,8 +59,8 @@ class VGG(nnx.Module):
         self.classifier = dense(channels, num_classes, **options)
 
     def __call__(self, x: Images) -> Float[Array, "batch classes"]:
-        """Logits, ``(batch, num_classes)``, of images ``(batch, height, width, in_channels)``."""
-        y = images_in("VGG", x, 32, channels=self.in_channels)
+        """Return logits, ``(batch, num_classes)``, of images ``(batch, height, width, in_channels)``."""
+        y = check_multiple("VGG", x, 32, channels=self.in_channels)
         blocks = iter(self.features)
         for repeats in _CONVOLUTIONS[self.depth]:
             for _ in range(repeats):

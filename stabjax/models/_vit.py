@@ -9,7 +9,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from stabjax._types import Images
-from stabjax.models._layers import LayerNorm, convolution, dense, images_of
+from stabjax.models._layers import LayerNorm, check_size, convolution, dense
 
 
 class Attention(nnx.Module):
@@ -21,11 +21,11 @@ class Attention(nnx.Module):
         self.out = dense(width, width, param_dtype=param_dtype, rngs=rngs)
 
     def __call__(self, x: Float[Array, "batch tokens width"]) -> Float[Array, "batch tokens width"]:
-        """The response, in the shape of ``x``."""
+        """Return the response, in the shape of ``x``."""
         batch, tokens, width = x.shape
         size = width // self.heads
-        joined = jnp.reshape(self.joined(x), (batch, tokens, 3, self.heads, size))
-        query, key, value = (joined[:, :, k] for k in range(3))
+        qkv = jnp.reshape(self.joined(x), (batch, tokens, 3, self.heads, size))
+        query, key, value = (qkv[:, :, k] for k in range(3))
         weights = jax.nn.softmax(jnp.einsum("bqhd,bkhd->bhqk", query, key) / math.sqrt(size))
         return self.out(jnp.reshape(jnp.einsum("bhqk,bkhd->bqhd", weights, value), x.shape))
 
@@ -42,7 +42,7 @@ class TransformerBlock(nnx.Module):
         self.narrow = dense(4 * width, width, **options)
 
     def __call__(self, x: Float[Array, "batch tokens width"]) -> Float[Array, "batch tokens width"]:
-        """The sum, in the shape of ``x``."""
+        """Return the sum, in the shape of ``x``."""
         x = x + self.attention(self.first_norm(x))
         return x + self.narrow(jax.nn.gelu(self.widen(self.second_norm(x)), approximate=False))
 
@@ -102,8 +102,8 @@ class VisionTransformer(nnx.Module):
         self.classifier = dense(width, num_classes, **options)
 
     def __call__(self, x: Images) -> Float[Array, "batch classes"]:
-        """Logits, ``(batch, num_classes)``, of images ``(batch, size, size, in_channels)``."""
-        y = self.patches(images_of("VisionTransformer", x, self.size, channels=self.in_channels))
+        """Return logits, ``(batch, num_classes)``, of images ``(batch, size, size, in_channels)``."""
+        y = self.patches(check_size("VisionTransformer", x, self.size, channels=self.in_channels))
         y = jnp.reshape(y, (len(y), -1, y.shape[-1])) + self.positions[...][None]
         for block in self.blocks:
             y = block(y)

@@ -29,9 +29,9 @@ class SphericalNoise:
         convert(self, radius=0.0)
 
     def __call__(self, key: PRNGKey, image: Image) -> Image:
-        """The noisy image, ``(*spatial, channels)``; a vector ``(units,)`` is an image without spatial axes."""
+        """Return the noisy image, ``(*spatial, channels)``; a vector ``(units,)`` is an image without spatial axes."""
         check_image(image, spatial=self.spatial, made_for="noise", vector=True)
-        return _on_sphere(key, image, strength(self.radius, _wide(image).dtype))
+        return _add_spherical(key, image, strength(self.radius, _widen(image).dtype))
 
 
 @perturbation
@@ -48,9 +48,9 @@ class GaussianNoise:
         convert(self, scale=0.0)
 
     def __call__(self, key: PRNGKey, image: Image) -> Image:
-        """The noisy image, ``(*spatial, channels)``; a vector ``(units,)`` is an image without spatial axes."""
+        """Return the noisy image, ``(*spatial, channels)``; a vector ``(units,)`` is an image without spatial axes."""
         check_image(image, spatial=self.spatial, made_for="noise", vector=True)
-        x = _wide(image)
+        x = _widen(image)
         return _add(image, jax.random.normal(as_key(key), x.shape, x.dtype), strength(self.scale, x.dtype))
 
 
@@ -72,7 +72,7 @@ class Toward:
         convert(self, distance=0.0)
 
     def __call__(self, key: PRNGKey, image: Image) -> Image:
-        """The moved image, ``(*spatial, channels)``."""
+        """Return the moved image, ``(*spatial, channels)``."""
         points = without_explicit_axes(jnp.asarray(self.points))
         check_image(image, spatial=points.shape[1:-1], made_for="set of points", vector=True)
         if points.shape[1:] != np.shape(image) or len(points) == 0:
@@ -80,14 +80,14 @@ class Toward:
                 f"expected points of shape (k, *{np.shape(image)}), k > 0, got {points.shape}: give points like the "
                 "image"
             )
-        drawn = jax.random.randint(as_key(key), (), 0, len(points))
-        same = jnp.all(points[drawn] == jnp.asarray(image, points.dtype))
-        other = jnp.where(same, (drawn + 1) % len(points), drawn)
+        index = jax.random.randint(as_key(key), (), 0, len(points))
+        same = jnp.all(points[index] == jnp.asarray(image, points.dtype))
+        other = jnp.where(same, (index + 1) % len(points), index)
         return toward(image, points[other], self.distance, spatial=points.shape[1:-1])
 
 
 def toward(image: Image, target: Image, distance: Scalar, *, spatial: Spatial = None) -> Image:
-    """``x + distance (y - x) / |y - x|``: a step of Euclidean length ``distance`` from an image toward another.
+    """Move an image toward another by a Euclidean length: ``x + distance (y - x) / |y - x|``.
 
     NaN where the two are equal, which leaves no direction, unless the distance is zero. ``spatial``, the number of
     spatial axes or their sides, is needed where the shape leaves them open.
@@ -95,14 +95,14 @@ def toward(image: Image, target: Image, distance: Scalar, *, spatial: Spatial = 
     check_image(image, spatial=spatial, vector=True)
     if np.shape(target) != np.shape(image):
         raise ValueError(f"expected a target of the image's shape {np.shape(image)}, got {np.shape(target)}")
-    x = _wide(image)
+    x = _widen(image)
     step = jnp.asarray(target, x.dtype) - x
     length = strength(distance, x.dtype)
     return _add(image, step, jnp.where(length == 0, 0, safe_ratio(length, safe_norm(step))))
 
 
 def noise_like(key: PRNGKey, image: Image, perturbed: Image, *, spatial: Spatial = None) -> Image:
-    """The image with isotropic noise as large as a perturbation of it: ``x + eta``, ``|eta| = |perturbed - x|``.
+    """Add isotropic noise as large as a perturbation of the image: ``x + eta``, ``|eta| = |perturbed - x|``.
 
     The matched noise of relative stability (Petrini et al. 2021, eq. 4). Arguments and result ``(*spatial, channels)``;
     ``spatial``, the number of spatial axes or their sides, is needed where that shape leaves them open.
@@ -110,12 +110,12 @@ def noise_like(key: PRNGKey, image: Image, perturbed: Image, *, spatial: Spatial
     check_image(image, spatial=spatial, vector=True)
     if np.shape(perturbed) != np.shape(image):
         raise ValueError(f"expected both images of one shape, got {np.shape(image)} and {np.shape(perturbed)}")
-    x = _wide(image)
-    return _on_sphere(key, image, safe_norm(jnp.asarray(perturbed, x.dtype) - x))
+    x = _widen(image)
+    return _add_spherical(key, image, safe_norm(jnp.asarray(perturbed, x.dtype) - x))
 
 
-def _wide(image: Image) -> Float[Array, "*spatial channels"]:
-    """The image in float32 or wider."""
+def _widen(image: Image) -> Float[Array, "*spatial channels"]:
+    """Return the image in float32 or wider."""
     x = jnp.asarray(image)
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise TypeError(f"expected a floating image, got {x.dtype}; convert it, e.g. image / 255")
@@ -123,11 +123,13 @@ def _wide(image: Image) -> Float[Array, "*spatial channels"]:
 
 
 def _add(image: Image, direction: Float[Array, "*spatial channels"], scale: Float[Array, ""]) -> Array:
-    x = _wide(image)
+    """Add ``scale * direction`` to the image, which keeps its dtype."""
+    x = _widen(image)
     return (x + scale * direction).astype(jnp.asarray(image).dtype)
 
 
-def _on_sphere(key: PRNGKey, image: Image, radius: Float[Array, ""]) -> Array:
-    x = _wide(image)
+def _add_spherical(key: PRNGKey, image: Image, radius: Float[Array, ""]) -> Array:
+    """Add noise of this norm in a random direction."""
+    x = _widen(image)
     eta = jax.random.normal(as_key(key), x.shape, x.dtype)
     return _add(image, eta, radius / safe_norm(eta))

@@ -62,7 +62,7 @@ class Diffeomorphism:
         max_cutoff: int | None = None,
         interpolation: Interpolation = "linear",
     ) -> "Diffeomorphism":
-        """The deformation that moves pixels by ``displacement`` typically.
+        """Build the deformation that moves pixels by ``displacement`` typically.
 
         Args:
             displacement: ``delta >= 0`` in pixels; may be traced.
@@ -76,7 +76,7 @@ class Diffeomorphism:
         return cls(temperature, cutoff, max_cutoff=max_cutoff, interpolation=interpolation, spatial=tuple(shape))
 
     def __call__(self, key: PRNGKey, image: Image) -> Image:
-        """The deformed image, ``(*spatial, channels)``."""
+        """Return the deformed image, ``(*spatial, channels)``."""
         check_image(image, spatial=self.spatial, made_for="deformation")
         tau = fields.sample(
             key,
@@ -125,14 +125,14 @@ class RandomDiffeomorphism:
         )
 
     def draw(self, key: PRNGKey, shape: tuple[int, ...]) -> Diffeomorphism:
-        """The random temperature and cutoff for images of these spatial sides."""
+        """Draw the random temperature and cutoff for images of these spatial sides."""
         key = as_key(key)
         low, high = self.cutoffs
         if len(shape) == 3 and low < 2:
             raise ValueError(f"expected cutoffs from 2 on for the three axes {shape}, got {self.cutoffs}")
         concentration, ratio = (
-            jnp.stack([strength(each, jnp.result_type(each)) for each in both])
-            for both in (
+            jnp.stack([strength(value, jnp.result_type(value)) for value in group])
+            for group in (
                 (self.cutoff_concentration, self.temperature_concentration),
                 (self.cutoff_ratio, self.temperature_ratio),
             )
@@ -151,7 +151,7 @@ class RandomDiffeomorphism:
         return Diffeomorphism(temperature, cutoff, max_cutoff=high, interpolation=self.interpolation, spatial=shape)
 
     def __call__(self, key: PRNGKey, image: Image) -> Image:
-        """The deformed image, ``(*spatial, channels)``."""
+        """Return the deformed image, ``(*spatial, channels)``."""
         check_image(image, spatial=self.spatial, made_for="deformation")
         for_strength, for_field = jax.random.split(as_key(key))
         return self.draw(for_strength, np.shape(image)[:-1])(for_field, image)
@@ -173,7 +173,7 @@ class Translation:
         convert(self, distance=0.0)
 
     def __call__(self, key: PRNGKey, image: Image) -> Image:
-        """The shifted image, ``(*spatial, channels)``."""
+        """Return the shifted image, ``(*spatial, channels)``."""
         check_image(image, spatial=self.spatial, made_for="translation")
         shape = np.shape(image)[:-1]
         distance = strength(self.distance, jnp.result_type(self.distance))
@@ -211,7 +211,7 @@ class Affine:
             raise ValueError(f"expected an affine map of two spatial axes, got spatial={self.spatial}; use Translation")
 
     def __call__(self, key: PRNGKey, image: Image) -> Image:
-        """The transformed image, ``(h, w, channels)``."""
+        """Return the transformed image, ``(h, w, channels)``."""
         check_image(image, spatial=self.spatial, made_for="affine map")
         shape = np.shape(image)[:-1]
         translation, rotation, compression, shear = (

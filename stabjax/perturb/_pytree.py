@@ -1,4 +1,4 @@
-"""What all perturbations share: how they become pytrees, and how their strengths become leaves."""
+"""Perturbations as pytrees: how they are registered, and how their strengths become leaves."""
 
 import copy
 import dataclasses
@@ -83,12 +83,12 @@ def with_spatial(perturbation: T, spatial: tuple[int, ...]) -> T:
 
 
 def _is_narrow(value: Any) -> bool:
-    """Whether these are floats that NumPy does not have, as bfloat16."""
+    """Tell whether these are floats that NumPy does not have, as bfloat16."""
     return jnp.issubdtype(np.asarray(value).dtype, jnp.floating)
 
 
 def strength(value: Strength, dtype: Any) -> Float[Array, ""]:
-    """One strength, for one image."""
+    """Return one strength, for one image, as a scalar array."""
     array = jnp.asarray(value, dtype)
     if array.ndim:
         raise ValueError(f"expected a scalar strength, got shape {array.shape}; use jax.vmap over several")

@@ -3,8 +3,8 @@
 Figures of one's own start from `panels` and end with `save`, which puts the numbers beside them.
 """
 
-from stabjax.plot._figure import COLOURS, panels, plain_ticks, save, shades
+from stabjax.plot._figure import COLORS, panels, plain_ticks, save, shades
 from stabjax.plot._layerwise import MARKERS, layerwise
 from stabjax.plot._names import name_points
 
-__all__ = ["COLOURS", "MARKERS", "layerwise", "name_points", "panels", "plain_ticks", "save", "shades"]
+__all__ = ["COLORS", "MARKERS", "layerwise", "name_points", "panels", "plain_ticks", "save", "shades"]

@@ -1,4 +1,4 @@
-"""A figure from its panels to its files."""
+"""Figures: their panels, colors and ticks, and the files that they are saved to."""
 
 import json
 from collections.abc import Mapping
@@ -11,14 +11,14 @@ if TYPE_CHECKING:
     from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
-COLOURS = ("0.55", "#c0392b", "#2471a3", "#1e8449", "#7d3c98", "#b9770e", "#d35ca8")
-"""Grey for what is compared with, then one colour per curve."""
+COLORS = ("0.55", "#c0392b", "#2471a3", "#1e8449", "#7d3c98", "#b9770e", "#d35ca8")
+"""Gray for what is compared with, then one color per curve."""
 
 
 def panels(
     rows: int, columns: int, *, size: tuple[float, float] = (4.2, 3.2), **options: Any
 ) -> tuple["Figure", np.ndarray]:
-    """A figure of equal panels that belongs to no window.
+    """Make a figure of equal panels that belongs to no window.
 
     Args:
         rows: panels above each other.
@@ -75,7 +75,7 @@ def save(figure: "Figure", path: Path | str, record: Mapping[str, Any] | Any) ->
     Raises:
         TypeError: for a record of anything but numbers, text, lists, mappings and results; nothing is written then.
     """
-    path, text = Path(path), json.dumps(_plain(record), indent=1, allow_nan=False)
+    path, text = Path(path), json.dumps(_to_json(record), indent=1, allow_nan=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     engine = figure.get_layout_engine()
     for suffix in ("png", "pdf"):
@@ -87,7 +87,7 @@ def save(figure: "Figure", path: Path | str, record: Mapping[str, Any] | Any) ->
 
 
 def shades(count: int) -> list[tuple[float, float, float, float]]:
-    """Colours from dark to light for curves in an order, such as strengths or times.
+    """Return colors from dark to light for curves in an order, such as strengths or times.
 
     Args:
         count: number of curves.
@@ -97,12 +97,12 @@ def shades(count: int) -> list[tuple[float, float, float, float]]:
     return [colormaps["viridis"](0.9 * k / max(count - 1, 1)) for k in range(count)]
 
 
-def _plain(value: Any) -> Any:
-    """As JSON has it: arrays as lists, not-a-number as null."""
+def _to_json(value: Any) -> Any:
+    """Convert a value to what JSON has: arrays as lists, not-a-number as null."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(entry) for key, entry in value.items()}
+        return {str(key): _to_json(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(entry) for entry in value]
+        return [_to_json(entry) for entry in value]
     if isinstance(value, str | bool | int) or value is None:
         return value
     if isinstance(value, Path):
@@ -110,8 +110,8 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float):
         return value if np.isfinite(value) else None
     if hasattr(value, "to_json"):
-        return _plain(value.to_json())
-    plain = np.asarray(value).tolist()
-    if not isinstance(plain, bool | int | float | str | list):
+        return _to_json(value.to_json())
+    value_as_list = np.asarray(value).tolist()
+    if not isinstance(value_as_list, bool | int | float | str | list):
         raise TypeError(f"expected a record of numbers, text, lists and mappings, got {type(value).__name__} in it")
-    return _plain(plain)
+    return _to_json(value_as_list)

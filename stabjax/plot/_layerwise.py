@@ -1,4 +1,4 @@
-"""Stability against depth."""
+"""`layerwise`: stability against depth."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
-from stabjax.plot._figure import COLOURS, panels
+from stabjax.plot._figure import COLORS, panels
 from stabjax.stability import Stability
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ _PANELS = (
 
 
 def layerwise(results: Seeds | Mapping[str, Seeds], *, title: str = "") -> "Figure":
-    """``D``, ``G`` and ``R`` against depth: one curve per result, one marker per kind of operation.
+    """Draw ``D``, ``G`` and ``R`` against depth: one curve per result, one marker per kind of operation.
 
     A result of one network is drawn with its bootstrap interval over images. Several networks of one architecture are
     drawn as the geometric mean over them, with a band of one standard deviation of the logarithm. Layers whose numbers
@@ -46,7 +46,7 @@ def layerwise(results: Seeds | Mapping[str, Seeds], *, title: str = "") -> "Figu
 
     Args:
         results: by label (``{"at initialisation": ..., "trained": ...}``), each a `stabjax.stability.Stability`, one
-            stacked under `jax.vmap`, or a sequence of them, all with the same layers. The first is drawn in grey. One
+            stacked under `jax.vmap`, or a sequence of them, all with the same layers. The first is drawn in gray. One
             alone needs no label.
         title: over the figure.
 
@@ -57,13 +57,13 @@ def layerwise(results: Seeds | Mapping[str, Seeds], *, title: str = "") -> "Figu
         TypeError: for anything but such results.
         ValueError: if there is no result, or their layers differ.
     """
-    labelled = isinstance(results, Mapping)
-    named = {label: _listed(given) for label, given in (results if labelled else {"": results}).items()}
-    if not named or not all(named.values()):
-        raise ValueError(f"expected at least one result per label, got {[len(given) for given in named.values()]}")
-    first = next(iter(named.values()))[0]
-    for label, given in named.items():
-        for result in given:
+    is_mapping = isinstance(results, Mapping)
+    by_label = {label: _as_list(group) for label, group in (results if is_mapping else {"": results}).items()}
+    if not by_label or not all(by_label.values()):
+        raise ValueError(f"expected at least one result per label, got {[len(group) for group in by_label.values()]}")
+    first = next(iter(by_label.values()))[0]
+    for label, group in by_label.items():
+        for result in group:
             if result.layers != first.layers:
                 raise ValueError(
                     f"expected results of one network's layers, got others for {label!r}: {result.layers} instead of "
@@ -72,51 +72,52 @@ def layerwise(results: Seeds | Mapping[str, Seeds], *, title: str = "") -> "Figu
     count = len(first.layers)
     figure, grid = panels(len(_PANELS), 1, size=(max(6.4, 2.2 + 0.27 * count), 2.8), sharex=True)
     column: list[Axes] = grid[:, 0].tolist()
-    colours = _colours(len(named)) if labelled else [COLOURS[1]]
+    colors = _curve_colors(len(by_label)) if is_mapping else [COLORS[1]]
     for axes, (name, ylabel) in zip(column, _PANELS, strict=True):
         seen: set[str] = set()
-        for colour, (label, given) in zip(colours, named.items(), strict=True):
-            seen |= _curve(axes, given, name, colour=colour, label=label)
-        _scale(axes, seen, unit=name == "relative")
+        for color, (label, group) in zip(colors, by_label.items(), strict=True):
+            seen |= _draw_curve(axes, group, name, color=color, label=label)
+        _scale_axis(axes, seen, unit=name == "relative")
         axes.set_ylabel(ylabel)
         axes.grid(axis="y", which="major", color="0.9")
         axes.set_axisbelow(True)
     column[-1].set_xticks(range(count), first.layers, rotation=90, fontsize=7)
     column[-1].set_xlabel("operation, in order of execution")
     column[-1].set_xlim(-0.7, count - 0.3)
-    _legends(column[0], tuple(dict.fromkeys(first.kinds)))
+    _add_legends(column[0], tuple(dict.fromkeys(first.kinds)))
     if title:
         figure.suptitle(title, fontsize=11)
     return figure
 
 
-def _listed(given: Any) -> list[Stability]:
-    """The results of several networks, one by one."""
-    if not isinstance(given, Stability):
-        if isinstance(given, str) or not isinstance(given, Sequence):
+def _as_list(group: Any) -> list[Stability]:
+    """Return the results of several networks, one by one."""
+    if not isinstance(group, Stability):
+        if isinstance(group, str) or not isinstance(group, Sequence):
             raise TypeError(
-                f"expected a stabjax.stability.Stability or a sequence of them, got {type(given).__name__}: give what "
+                f"expected a stabjax.stability.Stability or a sequence of them, got {type(group).__name__}: give what "
                 "probe.stability returns, or {label: result}"
             )
-        return [each for one in given for each in _listed(one)]
-    if np.ndim(given.deformation) == 1:
-        return [given]
-    stacked = jax.tree.map(np.asarray, given)
+        return [each for one in group for each in _as_list(one)]
+    if np.ndim(group.deformation) == 1:
+        return [group]
+    stacked = jax.tree.map(np.asarray, group)
     return [
-        each for k in range(len(stacked.deformation)) for each in _listed(jax.tree.map(lambda x, k=k: x[k], stacked))
+        each for k in range(len(stacked.deformation)) for each in _as_list(jax.tree.map(lambda x, k=k: x[k], stacked))
     ]
 
 
-def _colours(count: int) -> list[str]:
-    return [COLOURS[0], *[COLOURS[1 + k % (len(COLOURS) - 1)] for k in range(count - 1)]]
+def _curve_colors(count: int) -> list[str]:
+    """Return a color per curve, gray for the first."""
+    return [COLORS[0], *[COLORS[1 + k % (len(COLORS) - 1)] for k in range(count - 1)]]
 
 
-def _middle_and_band(given: list[Stability], name: str) -> tuple[Curve, Curve, Curve]:
-    """Curve, and the lower and upper end of its band; zero in the curve is zero."""
-    values = np.stack([np.asarray(getattr(result, name), np.float64) for result in given])
+def _mean_and_band(group: list[Stability], name: str) -> tuple[Curve, Curve, Curve]:
+    """Return the curve, and the lower and upper end of its band; zero in the curve is zero."""
+    values = np.stack([np.asarray(getattr(result, name), np.float64) for result in group])
     values = np.where(np.isfinite(values) & (values >= 0), values, np.nan)
-    if len(given) == 1:
-        interval = np.asarray(getattr(given[0], f"{name}_interval"), np.float64)
+    if len(group) == 1:
+        interval = np.asarray(getattr(group[0], f"{name}_interval"), np.float64)
         return values[0], interval[:, 0], interval[:, 1]
     logarithm = np.log(values, out=np.full_like(values, np.nan), where=values > 0)
     middle, deviation = logarithm.mean(0), logarithm.std(0, ddof=1)
@@ -125,29 +126,29 @@ def _middle_and_band(given: list[Stability], name: str) -> tuple[Curve, Curve, C
     return np.where(zero, 0, np.exp(middle)), np.exp(middle - deviation), np.exp(middle + deviation)
 
 
-def _curve(axes: "Axes", given: list[Stability], name: str, *, colour: str, label: str) -> set[str]:
-    """Draw one curve; returns what there was in it, of ``positive`` and ``zero``."""
-    middle, low, high = _middle_and_band(given, name)
+def _draw_curve(axes: "Axes", group: list[Stability], name: str, *, color: str, label: str) -> set[str]:
+    """Draw one curve; return what there was in it, of ``positive`` and ``zero``."""
+    middle, low, high = _mean_and_band(group, name)
     position, zero = np.arange(len(middle)), middle == 0
-    drawn = np.where(zero, np.nan, middle)
-    axes.plot(position, drawn, color=colour, linewidth=1.2, label=label, zorder=2)
+    positive = np.where(zero, np.nan, middle)
+    axes.plot(position, positive, color=color, linewidth=1.2, label=label, zorder=2)
     band = high > 0
-    axes.fill_between(position, np.where(band, low, np.nan), high, color=colour, alpha=0.25, linewidth=0, zorder=1)
-    kinds = np.asarray(given[0].kinds)
-    for kind in dict.fromkeys(given[0].kinds):
+    axes.fill_between(position, np.where(band, low, np.nan), high, color=color, alpha=0.25, linewidth=0, zorder=1)
+    kinds = np.asarray(group[0].kinds)
+    for kind in dict.fromkeys(group[0].kinds):
         here = kinds == kind
-        style: dict[str, Any] = {"color": colour, "markersize": 5, "linestyle": "none", "zorder": 3}
+        style: dict[str, Any] = {"color": color, "markersize": 5, "linestyle": "none", "zorder": 3}
         marker = MARKERS.get(kind, "x")
-        axes.plot(position[here], drawn[here], marker, **style)
+        axes.plot(position[here], positive[here], marker, **style)
         if np.any(here & zero):
             foot = axes.get_xaxis_transform()  # data along x, the panel along y
             at = position[here & zero]
             axes.plot(at, 0 * at, marker, transform=foot, markerfacecolor="white", clip_on=False, **style)
-    found = {"positive": drawn > 0, "zero": zero}
+    found = {"positive": positive > 0, "zero": zero}
     return {what for what, where in found.items() if np.any(where)}
 
 
-def _scale(axes: "Axes", seen: set[str], *, unit: bool) -> None:
+def _scale_axis(axes: "Axes", seen: set[str], *, unit: bool) -> None:
     """Scale a panel for what is drawn in it, and say what has no place on a logarithmic axis."""
     if "positive" in seen:
         axes.set_yscale("log")
@@ -160,7 +161,8 @@ def _scale(axes: "Axes", seen: set[str], *, unit: bool) -> None:
     axes.text(0.99, 0.96, text, transform=axes.transAxes, ha="right", va="top", fontsize=8, color="0.4")
 
 
-def _legends(axes: "Axes", kinds: tuple[str, ...]) -> None:
+def _add_legends(axes: "Axes", kinds: tuple[str, ...]) -> None:
+    """Put a legend of the curves to the left above the panel, and one of the kinds to the right."""
     from matplotlib.lines import Line2D
 
     if axes.get_legend_handles_labels()[0]:  # one result alone needs no name

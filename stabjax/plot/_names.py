@@ -1,4 +1,4 @@
-"""Names beside points."""
+"""`name_points`: names beside points."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -31,19 +31,20 @@ def name_points(axes: "Axes", points: Mapping[str, tuple[float, float]], *, size
     figure.draw_without_rendering()  # before that, nothing has its place
     frame = np.array(axes.get_window_extent().extents)
     lowest = [0 if scale == "log" else -np.inf for scale in (axes.get_xscale(), axes.get_yscale())]
-    placed = {name: xy for name, xy in points.items() if np.all(np.isfinite(xy)) and np.all(np.greater(xy, lowest))}
-    at = {name: axes.transData.transform(xy) for name, xy in placed.items()}
-    taken = [np.concatenate([xy - 4, xy + 4]) for xy in at.values()]
+    drawable = {name: xy for name, xy in points.items() if np.all(np.isfinite(xy)) and np.all(np.greater(xy, lowest))}
+    at = {name: axes.transData.transform(xy) for name, xy in drawable.items()}
+    occupied = [np.concatenate([xy - 4, xy + 4]) for xy in at.values()]
     if (legend := axes.get_legend()) is not None:
-        taken.append(np.array(legend.get_window_extent().extents))
+        occupied.append(np.array(legend.get_window_extent().extents))
 
     def cost(box: np.ndarray) -> float:
-        sides = [np.minimum(box[2:], other[2:]) - np.maximum(box[:2], other[:2]) for other in taken]
+        """Add the area covered of other boxes, and how far the box leaves the axes."""
+        sides = [np.minimum(box[2:], other[2:]) - np.maximum(box[:2], other[:2]) for other in occupied]
         outside = np.maximum(frame[:2] - box[:2], 0) + np.maximum(box[2:] - frame[2:], 0)
         return float(sum(np.prod(np.maximum(side, 0)) for side in sides) + 100 * np.sum(outside))
 
     for name in at:
-        tried: list[tuple[float, Any, np.ndarray]] = []
+        candidates: list[tuple[float, Any, np.ndarray]] = []
         for offset, horizontal, vertical in _PLACES:
             line = {"arrowstyle": "-", "linewidth": 0.4, "color": "0.6"} if max(map(abs, offset)) > 8 else None
             text = axes.annotate(
@@ -58,14 +59,14 @@ def name_points(axes: "Axes", points: Mapping[str, tuple[float, float]], *, size
             )
             text.get_window_extent()  # moves the name to its place; what it gives holds the line too
             box = np.array(Text.get_window_extent(text).extents)
-            tried.append((cost(box), text, box))
-            if tried[-1][0] == 0:
+            candidates.append((cost(box), text, box))
+            if candidates[-1][0] == 0:
                 break
-        best = min(tried, key=lambda each: each[0])
-        for each in tried:
-            if each is not best:
-                each[1].remove()
-        taken.append(best[2])
+        best = min(candidates, key=lambda candidate: candidate[0])
+        for candidate in candidates:
+            if candidate is not best:
+                candidate[1].remove()
+        occupied.append(best[2])
 
 
 _PLACES = tuple(

@@ -12,7 +12,7 @@ from stabjax import features
 from stabjax._images import Spatial, check_batch
 from stabjax._sharding import without_explicit_axes
 from stabjax._types import AnyArray, Images
-from stabjax.receptive._unit import Position, axes_of, counted, integers, is_there, locate, marked, numbers_of
+from stabjax.receptive._unit import Position, axes_of, from_start, integers, is_inside, locate, numbers_of, unit_mask
 
 
 def effective(
@@ -25,7 +25,7 @@ def effective(
     batch_size: int = 8,
     spatial: Spatial = None,
 ) -> Float[Array, "*spatial"]:
-    """Expected size of the gradient of a unit with respect to the image: its effective receptive field.
+    """Return the expected size of the gradient of a unit with respect to the image: its effective receptive field.
 
     ``map[s] = < sum_c |d a_u / d x_{s,c}| >``, summed over the channels ``c`` of the image and averaged over the images
     and the channels of the unit (Luo, Li, Urtasun, Zemel 2016, arXiv 1701.04128, section 2, where it is the plain
@@ -36,7 +36,7 @@ def effective(
         f: a network from `networks.wrap`, or a plain function of a batch.
         images: ``(n, *spatial, channels)``.
         tap: name of an operation, as in `features.taps`.
-        unit: position of the unit on the axes of the tap without batch and channels; by default the centre,
+        unit: position of the unit on the axes of the tap without batch and channels; by default the center,
             ``side // 2`` on each axis. ``()`` for a dense layer. All units of a tap share one compiled program. It may
             be traced: the maps of many units are those of a `jax.vmap` over it.
         channel: channels of the tap to average over; all by default. One backward pass is made for each of them and
@@ -89,7 +89,7 @@ def _mean_gradient(
     channel_axis: int | None,
     batch_size: int,
 ) -> Array:
-    """The unit and its channels are traced: they choose what is handed backwards, not what is compiled."""
+    """Average gradients; the unit and its channels are traced: they choose what is handed back, not what compiles."""
 
     def activation(image: Array) -> Array:
         batch = jnp.stack([image] * traced.batch.shape[0])
@@ -97,7 +97,7 @@ def _mean_gradient(
         return found[tap]
 
     shape = jax.eval_shape(activation, images[0]).shape
-    unit = marked(place, shape, channel_axis)
+    unit = unit_mask(place, shape, channel_axis)
     sides = [shape[axis] for axis in axes_of(shape, channel_axis)]
     if channel_axis is None:
         channel, count = jnp.zeros(shape, np.int32), 1
@@ -109,10 +109,10 @@ def _mean_gradient(
         value, backward = jax.vjp(activation, image)
 
         def of_channel(number: Array) -> Array:
-            here = unit & (channel == counted(number, count))
+            here = unit & (channel == from_start(number, count))
             return jnp.sum(jnp.abs(backward(here.astype(value.dtype))[0]).astype(precision), axis=-1)
 
         return jnp.mean(jax.vmap(of_channel)(jnp.asarray(channels)), axis=0)
 
     field = jnp.mean(jax.lax.map(of_image, images, batch_size=batch_size), axis=0)
-    return jnp.where(is_there(place, sides) & is_there(channels, count), field, jnp.nan)
+    return jnp.where(is_inside(place, sides) & is_inside(channels, count), field, jnp.nan)

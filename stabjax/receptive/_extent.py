@@ -7,8 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from stabjax import _jaxpr, features
+from stabjax import features
 from stabjax._images import Spatial, as_batch
+from stabjax.receptive._box import Box, clip, is_constant
+from stabjax.receptive._box_windows import box_at
+from stabjax.receptive._tap_boxes import boxes_of_taps
 from stabjax.receptive._unit import integers
 
 
@@ -26,7 +29,7 @@ class Extent:
             padding at its place outside of the image included. Otherwise they hold all of that, and perhaps more.
         regular: whether unit ``k`` of an axis begins at ``start + stride * k`` and all boxes have this size. Not so
             after upsampling, where boxes repeat with a period, nor where positions were merged into one axis.
-        spans: the boxes themselves where they are not regular, as `box` reads them; one for each axis of the image.
+        boxes: the boxes themselves where they are not regular, as `box` reads them; one for each axis of the image.
     """
 
     size: tuple[int, ...]
@@ -34,10 +37,10 @@ class Extent:
     start: tuple[int, ...]
     exact: bool
     regular: bool
-    spans: tuple[_jaxpr.Span, ...] = field(default=(), repr=False, compare=False)
+    boxes: tuple[Box, ...] = field(default=(), repr=False, compare=False)
 
     def box(self, unit: Sequence[int]) -> tuple[tuple[int, int], ...]:
-        """First pixel and the one behind the last, on each axis, of the unit at this position.
+        """Return the first pixel and the one behind the last, on each axis, of the unit at this position.
 
         Not clipped to the image, but along axes whose ``stride`` is NaN. A unit that sees nothing has an empty box,
         ``(0, 0)`` on each axis.
@@ -51,7 +54,7 @@ class Extent:
             ValueError: if ``unit`` has not that many entries, or lies beyond a map whose boxes go on no further.
         """
         place, ndim = integers(unit), len(self.size)
-        if self.regular or not self.spans:
+        if self.regular or not self.boxes:
             if place is None or len(place) != ndim or not self.regular:
                 raise ValueError(
                     f"expected a position on {ndim} axes of regular boxes, got {unit}; these are "
@@ -59,17 +62,17 @@ class Extent:
                 )
             first = [start + int(stride) * k for start, stride, k in zip(self.start, self.stride, place)]
             return tuple((low, low + size) for low, size in zip(first, self.size))
-        moving, rank = _moving(self.spans), len(self.spans[0].steps)
+        moving, rank = _moving(self.boxes), len(self.boxes[0].strides)
         in_place = _is_in_place(moving)
         count = ndim if in_place else rank
         if place is None or len(place) != count:
             kind = "of the image" if in_place else "of the tap, on which those of the image do not lie one by one"
             raise ValueError(f"expected a position on {count} axes {kind}, got {unit}")
         found = []
-        for k, (span, axes) in enumerate(zip(self.spans, moving)):
-            # Along axes on which the boxes stand still, any position does.
+        for k, (box, axes) in enumerate(zip(self.boxes, moving)):
+            # Along axes over which the boxes do not change, any position does.
             places = [place[k] if in_place else place[axis] for axis in range(rank)]
-            found.append(_jaxpr.entry(span, [p if axis in axes else 0 for axis, p in enumerate(places)]))
+            found.append(box_at(box, [p if axis in axes else 0 for axis, p in enumerate(places)]))
         if None in found:
             raise ValueError(f"expected a unit of the map, got {unit}; its boxes are irregular and end with it")
         if not np.isfinite(found).all():
@@ -78,10 +81,10 @@ class Extent:
 
 
 def extent(f: Any, x: Any, *, spatial: Spatial = None) -> dict[str, Extent]:
-    """Size, stride and start of the receptive fields of every tap of a network; nothing is computed.
+    """Return size, stride and start of the receptive fields of every tap of a network; nothing is computed.
 
     The traced program is followed with boxes of pixels in place of numbers: a window joins the boxes that it reads, a
-    sum those of its terms, a reshape deals them out anew. For a chain of layers this is the recursion
+    sum those of its terms, a reshape puts them in a new order. For a chain of layers this is the recursion
     ``r_in = stride * r_out + kernel - stride`` of Araujo, Norris, Sim (Distill 2019), but it needs no chain: branches
     with several paths get the union of their boxes.
 
@@ -125,57 +128,56 @@ def extent(f: Any, x: Any, *, spatial: Spatial = None) -> dict[str, Extent]:
     x = as_batch(x, spatial=spatial, vectors=True)
     result = {}
     traced = features.trace(f, x)
-    for name, spans in _jaxpr.extents(traced.program, traced.arrays).items():
-        moving = _moving(spans)
+    for name, boxes in boxes_of_taps(traced.program, traced.arrays).items():
+        moving = _moving(boxes)
         order = [axis for axes in moving for axis in axes]
         # Off any grid, a box behind a border says less than what is seen of it inside.
-        spans = [
-            _jaxpr.clipped(span) if math.isnan(_along_axis(span, axes, order)[1]) else span
-            for span, axes in zip(spans, moving)
-        ]
-        sides = [_along_axis(span, axes, order) for span, axes in zip(spans, moving)]
+        boxes = [clip(box) if math.isnan(_along_axis(box, axes, order)[1]) else box for box, axes in zip(boxes, moving)]
+        sides = [_along_axis(box, axes, order) for box, axes in zip(boxes, moving)]
         size, stride, start, even = zip(*sides) if sides else ((), (), (), ())
         regular = _is_in_place(moving) and all(even)
-        exact = all(span.exact for span in spans)
-        result[name] = Extent(size, stride, start, exact, regular, () if regular else tuple(spans))
+        exact = all(box.exact for box in boxes)
+        result[name] = Extent(size, stride, start, exact, regular, () if regular else tuple(boxes))
     return result
 
 
-def _moving(spans: Sequence[_jaxpr.Span]) -> list[list[int]]:
-    """The axes of a tap along which the boxes change, for each axis of the image."""
-    return [[axis for axis in range(len(span.steps)) if not _jaxpr.is_still(span, axis)] for span in spans]
+def _moving(boxes: Sequence[Box]) -> list[list[int]]:
+    """Return the axes of a tap along which the boxes change, for each axis of the image."""
+    return [[axis for axis in range(len(box.strides)) if not is_constant(box, axis)] for box in boxes]
 
 
 def _is_in_place(moving: Sequence[Sequence[int]]) -> bool:
-    """Whether every axis of the image is one of the tap, or none, in the same order."""
+    """Return whether every axis of the image is one of the tap, or none, in the same order."""
     order = [axis for axes in moving for axis in axes]
     return all(len(axes) <= 1 for axes in moving) and order == sorted(set(order))
 
 
-def _along_axis(
-    span: _jaxpr.Span, moving: Sequence[int], all_moving: Sequence[int]
-) -> tuple[int, int | float, int, bool]:
-    """Size, stride and start along one axis of the image, and whether they tell every box.
+def _along_axis(box: Box, moving: Sequence[int], all_moving: Sequence[int]) -> tuple[int, int | float, int, bool]:
+    """Return size, stride and start along one axis of the image, and whether they tell every box.
 
-    ``moving`` are the axes of the tap along which the boxes change, ``all_moving`` those of all axes of the image.
+    Args:
+        box: of the tap.
+        moving: axes of the tap along which the boxes change.
+        all_moving: those of all axes of the image, one after the other.
     """
-    low, high = span.ends[0].ravel(), -span.ends[1].ravel()
+    low, high = box.bounds[0].ravel(), -box.bounds[1].ravel()
     seen = np.isfinite(low)
     if not seen.any():
         return 0, 0, 0, True
     sizes, starts = (high - low + 1)[seen], low[seen]
     size, start = int(sizes.max()), int(starts[0])
-    alike = bool((sizes == size).all() and seen.all())
-    step = span.steps[moving[0]] if len(moving) == 1 else None
-    if step is not None and all_moving.count(moving[0]) == 1:
-        period, shift = step
-        even = alike and len(set(np.diff(starts).tolist())) <= 1 and (period == 1 or len(starts) > 1)
+    equal = bool((sizes == size).all() and seen.all())
+    stride = box.strides[moving[0]] if len(moving) == 1 else None
+    if stride is not None and all_moving.count(moving[0]) == 1:
+        period, shift = stride
+        even = equal and len(set(np.diff(starts).tolist())) <= 1 and (period == 1 or len(starts) > 1)
         return size, shift // period if shift % period == 0 else shift / period, start, even
+    # Without a stride, as where the map ends at its border: boxes inside it may still lie at even distances.
     gaps = np.unique(np.diff(starts))
-    if len(moving) == 1 and all_moving.count(moving[0]) == 1 and len(gaps) == 1 and alike:
+    if len(moving) == 1 and all_moving.count(moving[0]) == 1 and len(gaps) == 1 and equal:
         return size, int(gaps[0]), start, True
     # Several axes of the image in one of the tap, or one in several: the grid is that of the distinct boxes.
     strides = np.unique(np.diff(np.unique(starts)))
     if not (sizes == size).all() or len(strides) > 1:
         return size, math.nan, start, False
-    return size, int(strides[0]) if len(strides) else 0, start, alike and len(strides) == 0
+    return size, int(strides[0]) if len(strides) else 0, start, equal and len(strides) == 0

@@ -1,4 +1,4 @@
-"""Numbers from maps: where a map is centred, how wide it is, and how widths grow with depth."""
+"""Numbers from maps: where a map is centered, how wide it is, and how widths grow with depth."""
 
 from dataclasses import dataclass
 
@@ -12,8 +12,8 @@ from stabjax._types import AnyArray
 
 
 @permit_nan()
-def centre(map: Float[AnyArray, "*spatial"]) -> Float[Array, " ndim"]:
-    """Centre of mass of a map of non-negative weights ``m``, in pixels: ``<s> = sum_s m(s) s / sum_s m(s)``.
+def center(map: Float[AnyArray, "*spatial"]) -> Float[Array, " ndim"]:
+    """Return the center of mass of a map of non-negative weights ``m``, in pixels: ``<s> = sum_s m(s) s / sum_s m(s)``.
 
     Args:
         map: weights, such as those of `effective` and `constant_weight`.
@@ -29,16 +29,16 @@ def centre(map: Float[AnyArray, "*spatial"]) -> Float[Array, " ndim"]:
 
 @permit_nan()
 def width(map: Float[AnyArray, "*spatial"]) -> Float[Array, " ndim"]:
-    """Root mean square distance from the centre along each axis, ``sqrt(<(s - <s>)^2>)``, in pixels.
+    """Return the root mean square distance from the center along each axis, ``sqrt(<(s - <s>)^2>)``, in pixels.
 
     A uniform box of ``k`` pixels has the width ``sqrt((k^2 - 1) / 12)``, about ``0.29 k``; a Gaussian its standard
-    deviation. Arguments, NaN and errors as in `centre`.
+    deviation. Arguments, NaN and errors as in `center`.
     """
     return jnp.stack([jnp.sqrt(variance) for _, variance in _moments(map)])
 
 
 def _moments(weights: AnyArray) -> list[tuple[Array, Array]]:
-    """Mean and variance of the position along each axis."""
+    """Return mean and variance of the position along each axis."""
     if not isinstance(weights, np.ndarray | jax.Array):
         raise TypeError(f"expected a map as an array, got {type(weights).__name__}; np.asarray makes one of a list")
     largest = weights.max()
@@ -74,7 +74,7 @@ class Growth:
 
 @permit_nan()
 def growth(depths: Float[AnyArray, " points"] | Int[AnyArray, " points"], widths: Float[AnyArray, " points"]) -> Growth:
-    """How a receptive field grows with depth: least squares of ``log width`` against ``log depth``.
+    """Fit how a receptive field grows with depth: least squares of ``log width`` against ``log depth``.
 
     Of stacked convolutions with random weights the effective width grows as the square root of the depth, the extent
     in proportion to it (Luo, Li, Urtasun, Zemel 2016, arXiv 1701.04128, section 2).

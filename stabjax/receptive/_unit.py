@@ -1,4 +1,4 @@
-"""A network read, and a unit of one of its taps found by name and position."""
+"""A traced network, and a unit of one of its taps found by name and position."""
 
 import operator
 from collections.abc import Sequence
@@ -32,36 +32,36 @@ class Unit:
 
     @property
     def channels(self) -> int:
-        """How many channels the tap has."""
+        """The number of channels of the tap."""
         return 1 if self.site.channel_axis is None else self.site.shape[self.site.channel_axis]
 
 
 def axes_of(shape: Sequence[int], channel_axis: int | None) -> list[int]:
-    """Axes of an activation without batch and channels."""
+    """Return the axes of an activation without batch and channels."""
     return [axis for axis in range(1, len(shape)) if axis != channel_axis]
 
 
-def marked(place: Any, shape: Sequence[int], channel_axis: int | None) -> Array:
-    """True at a unit of the first image, all its channels, of an activation of this shape."""
+def unit_mask(place: Any, shape: Sequence[int], channel_axis: int | None) -> Array:
+    """Return an array of this shape that is true at a unit of the first image, at all its channels."""
     found = jax.lax.broadcasted_iota(np.int32, shape, 0) == 0
     for k, axis in enumerate(axes_of(shape, channel_axis)):
-        found &= jax.lax.broadcasted_iota(np.int32, shape, axis) == counted(place[k], shape[axis])
+        found &= jax.lax.broadcasted_iota(np.int32, shape, axis) == from_start(place[k], shape[axis])
     return found
 
 
-def counted(number: Any, side: int) -> Any:
-    """A position or channel as it counts from the first one, if it counts from the last."""
+def from_start(number: Any, side: int) -> Any:
+    """Return a position or channel, counted from the first one; negative ones count from the last."""
     return jnp.where(number < 0, number + np.int32(side), number)
 
 
-def is_there(numbers: Any, sides: Any) -> Array:
-    """Whether positions or channels lie within these sides, counted from either end."""
+def is_inside(numbers: Any, sides: Any) -> Array:
+    """Return whether positions or channels lie within these sides, counted from either end."""
     sides = np.asarray(sides, np.int32)
     return jnp.all((numbers >= -sides) & (numbers < sides))
 
 
 def locate(f: Any, image: Any, tap: str, unit: Position | None) -> tuple[features.Traced, Unit]:
-    """Find a unit in a network traced for that batch; with a single image some taps lose their batch, then for two."""
+    """Find a unit in a network traced for a batch; where a single image loses its batch on the way, for two images."""
     traced = features.trace(f, image)
     if image.shape[0] == 1 and all(site.name != tap for site in traced.program.sites):
         traced = features.trace(f, jax.ShapeDtypeStruct((2, *image.shape[1:]), image.dtype))
@@ -69,7 +69,11 @@ def locate(f: Any, image: Any, tap: str, unit: Position | None) -> tuple[feature
 
 
 def find(traced: features.Traced, tap: str, unit: Position | None) -> Unit:
-    """Find the unit of that name and position; raise where there is none, if the position is not traced."""
+    """Find the unit of a tap at a position; by default in the center.
+
+    Raises:
+        ValueError: if there is no such tap; if there is no such unit, and the position is not traced.
+    """
     sites = {site.name: site for site in traced.program.sites}
     if tap not in sites:
         raise ValueError(f"expected the name of an operation, got {tap!r}; the network has {', '.join(sites)}")
@@ -85,7 +89,7 @@ def find(traced: features.Traced, tap: str, unit: Position | None) -> Unit:
 
 
 def numbers_of(numbers: Any, sides: Any) -> Any:
-    """Integers as one array: known ones counted from the first, traced ones as they are.
+    """Return integers as one array: known ones counted from the first, traced ones as they are.
 
     None if they are no integers, or not as many as there are sides, or if known ones lie outside of these.
     """
@@ -106,7 +110,7 @@ def numbers_of(numbers: Any, sides: Any) -> Any:
 
 
 def integers(numbers: Any) -> list[int] | None:
-    """The numbers, if they are several integers that are known."""
+    """Return the numbers, if they are several integers that are known."""
     try:
         return [operator.index(number) for number in numbers]
     except TypeError:

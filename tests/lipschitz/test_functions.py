@@ -9,7 +9,7 @@ import pytest
 from flax import linen
 
 from stabjax import lipschitz
-from tests.lipschitz.test_network import bound_of, measured, window
+from tests.lipschitz.helpers import bound_and_slopes, bound_of, window
 from tests.sample_networks import conv, normal
 
 SLOPES = jnp.array([0.3, -2.0, 0.1, 1.2]).reshape(1, 4)
@@ -278,7 +278,7 @@ NETWORKS = {
 @pytest.mark.parametrize("name", NETWORKS)
 def test_bounds_of_500_random_networks(name, key):
     network, shapes = NETWORKS[name]
-    of_one = partial(measured, network=network, shapes=shapes)
+    of_one = partial(bound_and_slopes, network=network, shapes=shapes)
     bounds, slopes, norms = jax.jit(jax.vmap(of_one))(jax.random.split(key, 500))
     assert bool(jnp.all(jnp.isfinite(bounds) & (bounds > 0)))
     assert float(jnp.max(slopes / bounds[:, None])) <= 1

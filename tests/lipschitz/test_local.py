@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from stabjax import features, lipschitz, models, networks
-from stabjax.lipschitz import _local
+from stabjax.lipschitz import _jacobian
 from tests.sample_networks import conv, normal
 
 KERNELS = (normal(0, 3, 3, 2, 5), normal(1, 3, 3, 5, 4), normal(2, 100, 70), normal(3, 70, 3))
@@ -186,7 +186,7 @@ def test_half_precision(key):
 def test_one_compilation_for_networks_of_one_architecture(key):
     """A network is an argument, and so is the tolerance."""
     pair = [networks.wrap(models.FullyConnected(12, layers=2, width=4, rngs=nnx.Rngs(k))) for k in range(2)]
-    compiled = _local._local
+    compiled = _jacobian._local
     x = jnp.ones((2, 2, 2, 3))
     lipschitz.local(pair[0], x, key=key)
     before = compiled._cache_size()

@@ -10,20 +10,10 @@ import pytest
 from flax import nnx
 
 from stabjax import features, lipschitz, models, networks
+from tests.lipschitz.helpers import bound_and_slopes, bound_of, norm_of, window
 from tests.sample_networks import CASES, conv, normal
 
 IMAGES = jax.ShapeDtypeStruct((2, 8, 8, 3), jnp.float32)
-
-
-def bound_of(f, shape=(2, 8, 8, 3)):
-    return float(lipschitz.network(f, shape, spatial=shape[1:-1]).value)
-
-
-def norm_of(f, shape):
-    """The exact norm of an affine function of one image."""
-    basis = np.eye(math.prod(shape), dtype=np.float32).reshape(-1, *shape)
-    matrix = np.asarray(f(jnp.asarray(basis)) - f(jnp.zeros_like(basis)), np.float64)
-    return np.linalg.norm(matrix.reshape(len(basis), -1), 2)
 
 
 # Activations: steepest slopes, in closed form where there is one
@@ -129,10 +119,6 @@ def test_what_has_no_bound_is_named(name, relaxed_promotion):
 # Linear operations, against the norm of the whole matrix: (function, shape of an image, whether the bound is the norm)
 
 K3 = normal(0, 3, 3, 3, 4)
-
-
-def window(reduce, start, sides, strides, padding):
-    return lambda x: jax.lax.reduce_window(x, start, reduce, (1, *sides, 1), (1, *strides, 1), padding)
 
 
 LINEAR = {
@@ -335,32 +321,13 @@ NETWORKS = {
 }
 
 
-def measured(key, *, network, shapes):
-    """The bound of a network with weights of any scale, slopes from far apart to as near as rounding tells, norms."""
-    *keys, first, second, start = jax.random.split(key, 2 * len(shapes) + 3)
-    kernels = [
-        jax.random.normal(a, shape) * jnp.exp(2 * jax.random.normal(b, ())) / math.prod(shape[:-1]) ** 0.5
-        for a, b, shape in zip(keys[::2], keys[1::2], shapes, strict=True)
-    ]
-    f = partial(network, k=kernels)
-    x = jax.random.normal(first, (6, 6, 6, 2)) * 3
-    steps = jax.random.normal(second, x.shape) * jnp.asarray([10, 3, 1, 0.3, 0.1, 0.03]).reshape(-1, 1, 1, 1)
-    local = lipschitz.local(f, x[:2], key=start)
-    # along the direction in which the first image changes most
-    steps = steps.at[3:].set(local.direction[:1] * jnp.asarray([3.0, 0.3, 0.03]).reshape(-1, 1, 1, 1))
-    x = x.at[3:].set(x[0])
-    change, step = (jnp.linalg.norm(a.reshape(6, -1), axis=1) for a in (f(x + steps) - f(x), steps))
-    slopes = jnp.where(step > 0, change / jnp.where(step > 0, step, 1), 0)
-    return lipschitz.network(f, x).value, slopes, local.value
-
-
 @pytest.mark.parametrize(
     "name", [name if name == "perceptron" else pytest.param(name, marks=pytest.mark.slow) for name in NETWORKS]
 )
 def test_bounds_of_500_random_networks(name, key):
     """Weights of any scale; pairs of images from far apart to as near as rounding lets tell."""
     network, shapes = NETWORKS[name]
-    of_one = partial(measured, network=network, shapes=shapes)
+    of_one = partial(bound_and_slopes, network=network, shapes=shapes)
     bounds, slopes, norms = jax.jit(jax.vmap(of_one))(jax.random.split(key, 500))
     assert bool(jnp.all(jnp.isfinite(bounds) & (bounds > 0)))
     assert float(jnp.max(slopes / bounds[:, None])) <= 1

@@ -10,8 +10,8 @@ import pytest
 from flax import linen, nnx
 
 from stabjax import lipschitz, networks
-from stabjax.lipschitz import _reads
-from tests.lipschitz.test_network import bound_of, norm_of
+from stabjax.lipschitz import _indexed_conv
+from tests.lipschitz.helpers import bound_of, norm_of
 from tests.sample_networks import normal
 
 
@@ -253,10 +253,10 @@ def test_large_images(monkeypatch):
         return convolve(pad(x, (1, 1), (1, 1), "reflect"), kernel)
 
     exact = norm_of(mirrored, (7, 7, 2))
-    monkeypatch.setattr(_reads, "WORK", 100_000)
+    monkeypatch.setattr(_indexed_conv, "MAX_WORK", 100_000)
     assert 1.05 * exact <= bound_of(mirrored, (2, 7, 7, 2)) <= 1.5 * exact
-    monkeypatch.setattr(_reads, "WORK", 0)
-    _reads.norm_of_reads.clear_cache()
+    monkeypatch.setattr(_indexed_conv, "MAX_WORK", 0)
+    _indexed_conv.indexed_conv_norm.clear_cache()
     counted = 2 * float(lipschitz.conv(kernel, 9, padding="valid").value)
     np.testing.assert_allclose(bound_of(mirrored, (2, 7, 7, 2)), counted, rtol=1e-4)
-    _reads.norm_of_reads.clear_cache()
+    _indexed_conv.indexed_conv_norm.clear_cache()

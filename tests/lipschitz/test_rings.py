@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from stabjax import lipschitz
-from stabjax.lipschitz import _reads
-from tests.lipschitz.test_layers import operator
+from stabjax.lipschitz import _indexed_conv
+from tests.lipschitz.helpers import operator
 
 RINGS = {
     "one window": ((3, 3, 2, 3), 4, {"stride": 3}),
@@ -46,13 +46,13 @@ def test_the_norm_of_a_ring_can_be_differentiated(x64):
 def test_rings_too_large_to_be_written_out(monkeypatch):
     """The norm without stride."""
     kernel = np.random.default_rng(2).normal(size=(3, 3, 2, 1)).astype(np.float32)
-    monkeypatch.setattr(_reads, "WORK", 0)
-    _reads.norm_of_reads.clear_cache()
+    monkeypatch.setattr(_indexed_conv, "MAX_WORK", 0)
+    _indexed_conv.indexed_conv_norm.clear_cache()
     found = lipschitz.conv(kernel, 9, stride=2, padding="circular").value
     np.testing.assert_allclose(found, lipschitz.conv(kernel, 9, padding="circular").value, rtol=1e-4)
-    _reads.norm_of_reads.clear_cache()
+    _indexed_conv.indexed_conv_norm.clear_cache()
 
 
 def test_both_axes_of_a_thousand_entries_are_written_out():
-    ring = _reads.circular(32, 3, 3, 1)
-    assert _reads._chosen((ring, ring), (8, 8), 1, 6) == (0, 1)
+    ring = _indexed_conv.ring_axis(32, 3, 3, 1)
+    assert _indexed_conv._axes_to_unroll((ring, ring), (8, 8), 1, 6) == (0, 1)

@@ -7,15 +7,15 @@ from flax import nnx
 
 from stabjax.models._densenet import DenseLayer, Transition
 from stabjax.models._efficientnet import MBConv, SqueezeExcitation
-from stabjax.models._layers import BatchNorm, LayerNorm, convolution, max_pool, widened
+from stabjax.models._layers import BatchNorm, LayerNorm, convolution, max_pool, scale_channels
 from stabjax.models._minimal import LocalBlock
 from stabjax.models._mobilenet import InvertedResidual
 from stabjax.models._resnet import PreActBlock, ResidualBlock
 
 
 def test_width_scales_channels():
-    assert [widened("", 64, width) for width in (1, 0.5, 0.26, 1e-3, 2)] == [64, 32, 17, 1, 128]
-    assert [widened("", 64, width, multiple=8) for width in (0.3, 1e-3)] == [16, 8]
+    assert [scale_channels("", 64, width) for width in (1, 0.5, 0.26, 1e-3, 2)] == [64, 32, 17, 1, 128]
+    assert [scale_channels("", 64, width, multiple=8) for width in (0.3, 1e-3)] == [16, 8]
 
 
 def test_convolutions_pad_both_sides_alike_at_any_stride(key):

@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from stabjax import features, models, networks
-from tests.models.test_zoo import abstract, forward, images, options
+from tests.models.helpers import abstract, forward, images, options
 
 
 def small(name, seed=0):

@@ -11,7 +11,7 @@ from jax import lax
 
 from stabjax import features, models, networks, train
 from stabjax.models._layers import BatchNorm, LayerNorm
-from tests.models.test_zoo import abstract, filled, forward, images, options
+from tests.models.helpers import abstract, filled, forward, images, options
 
 VARIABLES = (nnx.Param, nnx.BatchStat)
 QUICK = ("SmallCNN", "VGG11bn", "ViT", "MinimalLCN", "FCL4", "GAPConvNet1d")

@@ -4,8 +4,6 @@ What a program tells (shapes, dtypes, operations, numbers of parameters) is aske
 has to be compiled, of the smaller ones, and of the others in the long run.
 """
 
-from functools import cache
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +11,7 @@ import pytest
 from flax import nnx
 
 from stabjax import features, models, networks, train
+from tests.models.helpers import SHAPES, abstract, filled, forward, images, options
 
 PUBLISHED = {
     "SmallCNN": None,
@@ -45,17 +44,6 @@ PUBLISHED = {
     "GAPConvNet1d": None,
     "GAPConvNet2d": None,
 }
-SMALL = {
-    "SmallCNN": {"channels": (4, 6)},
-    "MinimalCNN": {},
-    "MinimalLCN": {"channels": 8},
-    "LeNet": {},
-    "ViT": {"width": 24, "depth": 2},
-    **{f"FCL{layers}": {} for layers in (2, 4, 6)},
-    **{f"GAPConvNet{ndim}d": {"channels": 6} for ndim in (1, 2)},
-}
-WIDTH = {"AlexNet": 1 / 32, **{f"VGG{depth}{norm}": 1 / 32 for depth in (11, 13, 16, 19) for norm in ("", "bn")}}
-SHAPES = {"GAPConvNet1d": (128, 1), "GAPConvNet2d": (28, 28, 1)}
 ONLY_32 = ("MinimalCNN", "MinimalLCN", "ViT", "FCL2", "FCL4", "FCL6", "GAPConvNet1d")
 RESIDUALS = {
     "ResNet18": 8,
@@ -81,58 +69,6 @@ RUN = (
         if name not in (*QUICK, "VGG13", "VGG16", "VGG19", "VGG13bn", "VGG19bn", "FCL2", "FCL6", "ResNet34", "ResNet50")
     ],
 )
-
-
-def options(name):
-    return SMALL.get(name, {"width": WIDTH.get(name, 1 / 16)})
-
-
-@cache
-def abstract(name, dtype=jnp.float32, in_channels=None):
-    """A small network of that name, of shapes."""
-    channels = {} if in_channels is None else {"in_channels": in_channels}
-    return nnx.eval_shape(lambda: models.build(name, rngs=nnx.Rngs(0), param_dtype=dtype, **channels, **options(name)))
-
-
-def filled(name, seed=0, **kinds):
-    """That network with numbers from NumPy: it starts in no time, and nothing in it is zero or one."""
-    graph, state = nnx.split(abstract(name, **kinds))
-    draw = np.random.default_rng(seed)
-
-    def fill(path, leaf):
-        last = path[-1] if path[-1] != "value" else path[-2]
-        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            return jax.random.key(seed)
-        if last == "count":
-            return jnp.zeros(leaf.shape, leaf.dtype)
-        if last == "kernel":
-            # no signal dies on its way: ReLU halves its square, swish and gates more
-            gain = 4 if name == "EfficientNetB0" else 2
-            numbers = draw.normal(0, (gain / np.prod(leaf.shape[:-1])) ** 0.5, leaf.shape)
-        else:
-            centre = 1 if last in ("scale", "var", "gamma") else 0
-            numbers = centre + 0.2 * draw.uniform(-1, 1, leaf.shape)
-        return jnp.asarray(numbers, leaf.dtype)
-
-    leaves, tree = jax.tree_util.tree_flatten_with_path(state)
-    filling = [fill([getattr(k, "key", getattr(k, "name", k)) for k in path], leaf) for path, leaf in leaves]
-    return nnx.merge(graph, jax.tree_util.tree_unflatten(tree, filling))
-
-
-def images(name, batch=4, dtype=jnp.float32):
-    return jax.random.normal(jax.random.key(1), (batch, *SHAPES.get(name, (32, 32, 3)))).astype(dtype)
-
-
-def forward(model, train=False):
-    """A pure function of (state, x), jitted, with the state."""
-    model.train() if train else model.eval()
-    graph, state = nnx.split(model)
-
-    def f(state, x):
-        merged = nnx.merge(graph, state, copy=True)
-        return merged(x), nnx.state(merged)
-
-    return jax.jit(f), state
 
 
 def tolerance(y):

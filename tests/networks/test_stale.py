@@ -12,7 +12,7 @@ import pytest
 from flax import linen, nnx
 
 from stabjax import features, lipschitz, models, networks, perturb, probe, receptive, sweep, train
-from stabjax.lipschitz._local import _local
+from stabjax.lipschitz._jacobian import _local
 from stabjax.probe._compare import compare
 from stabjax.probe._pass import measure
 from stabjax.receptive._effective import _mean_gradient

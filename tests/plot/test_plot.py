@@ -83,7 +83,7 @@ def test_layers_must_agree():
 
 
 def test_every_kind_has_a_marker():
-    from stabjax.features._capture import KINDS
+    from stabjax.features._traced import KINDS
 
     assert set(KINDS) <= set(sj.plot.MARKERS)
 

@@ -9,7 +9,7 @@ import pytest
 from flax import linen
 
 from stabjax import receptive
-from tests.receptive.test_receptive import conv, max_pool, mirrored, reach, shape_of
+from tests.receptive.pixels import conv, max_pool, mirrored, reach, shape_of
 from tests.receptive.test_windows import attended
 from tests.sample_networks import normal
 

@@ -11,7 +11,7 @@ from jax import lax
 
 import stabjax as sj
 from stabjax import receptive
-from tests.receptive.test_receptive import (
+from tests.receptive.pixels import (
     boxes_of,
     by_rows,
     compare,
@@ -242,6 +242,13 @@ def test_masks_by_choice_and_masks_that_are_not_known():
     assert (found.size, found.exact) == ((3, 3), False)
 
 
+@pytest.mark.parametrize("change", [jnp.negative, lax.optimization_barrier, lambda kernel: kernel / 2])
+def test_masks_stay_behind_what_keeps_zeros(change):
+    f = jax.tree_util.Partial(lambda kernel, x: conv_of(change(kernel * masked_rows()), x), normal(3, 3, 3, 3, 3))
+    found = receptive.extent(f, image_shape(sides=SIDES))["output"]
+    assert (found.size, found.start, found.exact) == ((2, 3), (-1, -1), True)
+
+
 class ByParameter(linen.Module):
     """A mask that is a parameter."""
 
@@ -324,7 +331,7 @@ def test_what_is_refused(unchecked):
     with pytest.raises(ValueError, match=r"expected images .* got shape \(3,\)"):
         receptive.constant_weight(conv, [3], tap="conv_0")
     with pytest.raises(TypeError, match="expected a map as an array, got list"):
-        receptive.centre([1.0, 2.0])
+        receptive.center([1.0, 2.0])
     with pytest.raises(ValueError, match="expected a width for each of 3 depths, got 2"):
         receptive.growth(np.arange(1, 4), np.ones(2))
 

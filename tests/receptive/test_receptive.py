@@ -1,7 +1,6 @@
-"""Receptive fields against the recursion, against counted paths, and against what a pixel changes."""
+"""Extents of receptive fields against the recursion, and against what a pixel changes."""
 
 import math
-import random
 from functools import partial
 
 import jax
@@ -16,129 +15,19 @@ from jax import lax
 import stabjax as sj
 from benchmarks.extents import IMAGES as LARGE
 from benchmarks.extents import resnet, vgg16
-from stabjax import _jaxpr, features, receptive
+from stabjax import receptive
+from tests.receptive.pixels import (
+    SIDES,
+    compare,
+    conv,
+    image_shape,
+    max_pool,
+    mirrored,
+    reach,
+    shape_of,
+    wrapped,
+)
 from tests.sample_networks import CASES, normal
-
-SIDES = (24, 19)
-
-
-def shape_of(*shape):
-    return jax.ShapeDtypeStruct(shape, jnp.float32)
-
-
-def image_shape(*, sides=SIDES, channels=3):
-    return shape_of(1, *sides, channels)
-
-
-def conv(x, side=3, stride=1, padding="SAME", *, spread=1, dilation=1, groups=1, channels=None):
-    """A convolution over any number of axes, with a kernel of positive weights."""
-    ndim = x.ndim - 2
-    axes = "DHW"[-ndim:]
-    channels = x.shape[-1] if channels is None else channels
-    kernel = jnp.abs(normal(side, *[side] * ndim, x.shape[-1] // groups, channels)) + 0.01
-    if isinstance(padding, int):
-        padding = [(padding, padding)] * ndim
-    return lax.conv_general_dilated(
-        x,
-        kernel,
-        (stride,) * ndim,
-        padding,
-        (spread,) * ndim,
-        (dilation,) * ndim,
-        (f"N{axes}C", f"{axes}IO", f"N{axes}C"),
-        feature_group_count=groups,
-    )
-
-
-def max_pool(x, side, stride, padding="VALID"):
-    ndim = x.ndim - 2
-    return lax.reduce_window(x, -jnp.inf, lax.max, (1, *[side] * ndim, 1), (1, *[stride] * ndim, 1), padding)
-
-
-# What a pixel reaches
-
-
-def reach(f, sides, channels=3):
-    """Boxes of every unit of every tap, pixel by pixel: whatever a NaN in its place, or a huge number, changes.
-
-    A NaN passes what a number does not (a saturated tanh, a cancelled sum), but XLA may drop it in a maximum, which a
-    huge number passes; so it takes both. Returns ``{name: (first, last)}``, ``(*units, ndim)``, of the pixels that
-    reach a unit; infinite where none does.
-    """
-    pixels = np.stack(np.meshgrid(*map(np.arange, sides), indexing="ij"), -1).reshape(-1, len(sides))
-    x = np.random.default_rng(0).uniform(0.5, 1, (len(pixels), *sides, channels)).astype(np.float32)
-    taps = sj.features.taps(f, x)
-    run = jax.jit(lambda x: sj.features.capture(f)(x)[1])
-    clean = {name: np.asarray(value) for name, value in run(x).items()}
-    changed = {name: np.zeros(value.shape, bool) for name, value in clean.items()}
-    for put in (np.nan, 1e6, -1e6):
-        for row, pixel in zip(other := x.copy(), pixels):
-            row[tuple(pixel)] = put
-        for name, value in run(other).items():
-            # Not so little that rounding counts: what is put there is far from any number of the network.
-            changed[name] |= ~(np.abs(value - clean[name]) <= 1e-5 * (np.abs(clean[name]) + 1e-3))
-    boxes = {}
-    for tap in taps:
-        reached = changed[tap.name]
-        if tap.channel_axis is not None:
-            reached = reached.any(tap.channel_axis)
-        places = pixels.reshape(len(pixels), *[1] * (reached.ndim - 1), len(sides))
-        first = np.where(reached[..., None], places, np.inf).min(0)
-        last = np.where(reached[..., None], places, -np.inf).max(0)
-        boxes[tap.name] = first, last
-    return boxes
-
-
-def boxes_of(f, x):
-    """What every unit of every tap sees inside the image: ``{name: [(first, last, exact)]}``, one for each axis."""
-    traced = features.trace(f, x)
-    spans = _jaxpr.extents(traced.program, traced.arrays)
-    inner = {name: [_jaxpr.clipped(span) for span in seen] for name, seen in spans.items()}
-    return {name: [(span.ends[0], -span.ends[1], span.exact) for span in seen] for name, seen in inner.items()}
-
-
-def compare(f, sides, channels=3, *, exact=True, folds=False):
-    """Hold the extents of a network against `reach`.
-
-    What a unit sees inside the image, unit by unit: never less, and the same where it is called exact. The boxes that
-    are told: the same where the padding has no part; ``folds`` is for padding that shows a part of the image.
-    """
-    shape = shape_of(2, *sides, channels)
-    found, inner = receptive.extent(f, shape, spatial=sides), boxes_of(f, shape)
-    for name, (first, last) in reach(f, sides, channels).items():
-        extent, seen = found[name], np.isfinite(first).all(-1)
-        blank = np.zeros(seen.shape, bool)
-        for low, _, _ in inner[name]:
-            blank |= ~np.isfinite(np.broadcast_to(low, seen.shape))
-        assert not (blank & seen).any(), (name, "seen, but not said")
-        if exact and all(sure for *_, sure in inner[name]):
-            assert not (~blank & ~seen).any(), (name, "said, but not seen")
-        if not seen.any():
-            continue
-        lengths = (last - first + 1)[seen]
-        assert folds or (lengths <= extent.size).all(), (name, extent, lengths.max(0))
-        for axis, (low, high, sure) in enumerate(inner[name]):
-            place = f"{name} along {axis}, {extent}"
-            low, high = np.broadcast_to(low, seen.shape)[seen], np.broadcast_to(high, seen.shape)[seen]
-            assert (low <= first[seen][:, axis]).all(), place
-            assert (high >= last[seen][:, axis]).all(), place
-            if sure and exact:
-                np.testing.assert_array_equal(low, first[seen][:, axis], place)
-                np.testing.assert_array_equal(high, last[seen][:, axis], place)
-                assert not math.isnan(extent.stride[axis]) or extent.size[axis] == lengths[:, axis].max(), place
-        if not extent.regular or (any(extent.stride) and seen.ndim != len(sides)):
-            continue
-        for unit in np.ndindex(seen.shape):
-            box = np.array(extent.box(unit if any(extent.stride) else (0,) * len(sides)))
-            place = f"{name} at {unit}: expected {box.tolist()}, reached {first[unit]} to {last[unit]}"
-            inside = (box[:, 0] >= 0) & (box[:, 1] <= sides)
-            held = inside | (not folds)
-            assert (first[unit] >= np.maximum(box[:, 0], 0))[held].all(), place
-            assert (last[unit] < box[:, 1])[held].all(), place
-            inside &= extent.exact & exact
-            assert (first[unit] == box[:, 0])[inside].all(), place
-            assert (last[unit] == box[:, 1] - 1)[inside].all(), place
-
 
 # Known sizes
 
@@ -241,14 +130,6 @@ def test_chains_keep_the_recursion(layers):
 
 
 # One operation at a time
-
-
-def wrapped(x, width):
-    return jnp.pad(x, [(0, 0), *[(width, width)] * (x.ndim - 2), (0, 0)], mode="wrap")
-
-
-def mirrored(x, width, mode):
-    return jnp.pad(x, [(0, 0), *[(width, width)] * (x.ndim - 2), (0, 0)], mode=mode)
 
 
 def shuffled(x):
@@ -410,142 +291,7 @@ def test_what_sees_nothing():
     assert found["output/y"] == receptive.Extent((0, 0), (0, 0), (0, 0), True, True)
 
 
-# Any network
-
-
-def drawn(seed, *, tame=False):
-    """A network of a few stages with branches; ``tame`` leaves out what goes beyond a chain of layers."""
-    chance = random.Random(seed)
-    pad = ["SAME", "SAME", "VALID"]
-
-    def layer():
-        side, stride, dilation = chance.choice([1, 2, 3, 5]), chance.choice([1, 1, 1, 2]), chance.choice([1, 1, 2])
-        padding = chance.choice(pad) if not tame else "SAME"
-        return lambda x: conv(x, side, stride, padding, dilation=dilation)
-
-    def keeping():
-        side = chance.choice([1, 3, 5])
-        kind = chance.choice(["conv", "max", "mean", "deep"])
-        if kind == "max":
-            return lambda x: max_pool(x, side, 1, "SAME")
-        if kind == "mean":
-            return lambda x: lax.reduce_window(x, 0.0, lax.add, (1, side, 3, 1), (1, 1, 1, 1), "SAME") / (3 * side)
-        if kind == "deep":
-            return lambda x: jax.nn.relu(conv(jax.nn.relu(conv(x, side)), 3))
-        return lambda x: conv(x, side)
-
-    def stage():
-        kinds = ["layer", "residual", "branches", "pool", "activation", "inverted"]
-        kind = chance.choice(kinds[:5] if tame else [*kinds, *sorted(BEYOND)])
-        if kind == "layer":
-            return layer()
-        if kind == "residual":
-            branch, wrap = keeping(), chance.choice([jax.jit, jax.checkpoint, lambda f: f])
-            return lambda x: x + wrap(branch)(x)
-        if kind == "branches":
-            branches = [keeping() for _ in range(chance.choice([2, 3]))]
-            return lambda x: jnp.concatenate([branch(x) for branch in branches], -1)[..., :4]
-        if kind == "pool":
-            side = chance.choice([2, 3])
-            return lambda x: max_pool(x, side, 2, chance_padding)
-        if kind == "inverted":
-            return lambda x: jnp.flip(conv(jnp.flip(x, 1), 3), 1)
-        if kind in BEYOND:
-            return chance.choice(BEYOND[kind])
-        return jax.nn.relu
-
-    chance_padding = chance.choice(pad)
-    stages = [stage() for _ in range(chance.randint(2, 5))]
-
-    def network(x):
-        for number, apply in enumerate(stages):
-            if min(x.shape[1:3]) < 6 and number:
-                break
-            x = apply(x)
-        return x
-
-    return network
-
-
-def by_rows(x):
-    """A convolution along the rows, each by itself."""
-    return jax.vmap(conv, 1, 1)(x)
-
-
-def rolled(x):
-    """Windows of a map that was rolled, each mixed and rolled back, as in shifted window attention."""
-    x = x[:, : x.shape[1] // 4 * 4]
-    windows = jnp.roll(x, -2, 1).reshape(len(x), -1, 4, *x.shape[2:])
-    mixed = jnp.broadcast_to(windows.sum(2, keepdims=True), windows.shape)
-    return x + jnp.roll(mixed.reshape(x.shape), 2, 1)
-
-
-BEYOND = {
-    "up": [lambda x: conv(x, 4, padding=2, spread=2), lambda x: jnp.repeat(x, 2, 2)],
-    "reshape": [lambda x: x[:, : x.shape[1] // 2 * 2].reshape(len(x), -1, 2, *x.shape[2:]).max(2)],
-    "crop": [lambda x: conv(x[:, 2:-1, 1:]), lambda x: conv(x[:, :-3], 5), lambda x: max_pool(x[:, 1:], 3, 2, "SAME")],
-    "rows": [by_rows],
-    "mirror": [lambda x: conv(mirrored(x, 2, "reflect"), 5, 1, "VALID"), lambda x: mirrored(x, 1, "symmetric")[:, 1:]],
-    "border": [lambda x: conv(mirrored(x, 2, "edge"), 3, 2, "VALID")],
-    "wrap": [lambda x: conv(wrapped(x, 1), 3, 1, "VALID"), lambda x: jnp.tile(x, (1, 2, 1, 1))],
-    "zeros": [lambda x: conv(jnp.pad(x[:, 1:-1], ((0, 0), (2, 2), (1, 0), (0, 0))))],
-    "few rows": [lambda x: x[:, [3, 0, 4, 5, 1, 2]], lambda x: x[:, 1::3]],
-    "rolled": [rolled],
-    "global": [lambda x: x + conv(x, 3).mean((1, 2), keepdims=True), lambda x: x + jnp.cumsum(x, 1)],
-}
-"""Stages beyond a chain of layers."""
-
-
-@pytest.mark.parametrize("seed", range(8))
-def test_random_networks_against_pixels(seed):
-    compare(drawn(seed), (20, 17), folds=True)
-
-
-def test_a_map_without_units_sees_nothing():
-
-    def network(x):
-        return max_pool(conv(jnp.repeat(conv(x[:, :2], 3, 1, "VALID"), 2, 1)), 3, 2)
-
-    shape = image_shape()
-    *_, output = sj.features.taps(network, shape)
-    assert 0 in output.shape
-    assert receptive.extent(network, shape)["output"].size[0] == 0
-
-
-@pytest.mark.slow
-@settings(max_examples=150)
-@given(st.integers(100, 10**6))
-def test_many_random_networks_against_pixels(seed):
-    compare(drawn(seed), (26, 23), folds=True)
-
-
-def support(weights):
-    places = np.argwhere(weights > 0)
-    return places.min(0), places.max(0) + 1
-
-
-def agree_with_paths(network, sides):
-    """The box of the last unit inside the image, and that of the centre, clipped, are the supports of its paths."""
-    shape = image_shape(sides=sides)
-    taps = {tap.name: tap for tap in sj.features.taps(network, shape)}
-    name, extent = list(receptive.extent(network, shape).items())[-1]
-    units = [side // 2 for side in taps[name].shape[1:3]]
-    box = np.array(extent.box(units))
-    first, last = support(receptive.constant_weight(network, shape, tap=name))
-    np.testing.assert_array_equal(first, np.maximum(box[:, 0], 0))
-    np.testing.assert_array_equal(last, np.minimum(box[:, 1], sides))
-
-
-@pytest.mark.parametrize("seed", range(12))
-def test_extent_is_the_support_of_constant_weights(seed):
-    agree_with_paths(drawn(seed, tame=True), (32, 24))
-
-
-@pytest.mark.slow
-@settings(max_examples=60)
-@given(st.integers(100, 10**6))
-def test_many_extents_are_the_support_of_constant_weights(seed):
-    agree_with_paths(drawn(seed, tame=True), (64, 48))
+# Frameworks
 
 
 QUICK = ("nnx squeeze", "equinox convolutional", "plain sliced", "plain nested", "partial windowed")
@@ -610,147 +356,3 @@ def test_extent_refuses_what_is_no_batch():
         receptive.extent(jnp.tanh, jnp.ones(3))
     with pytest.raises(TypeError, match="JAX can trace"):
         receptive.extent(lambda x: x if x.sum() > 0 else -x, image_shape())
-
-
-# Constant weights
-
-
-def middle(weights):
-    return [int(weight) for weight in weights if weight > 0]
-
-
-def test_path_counts():
-    def chain(x):
-        for _ in range(4):
-            x = jax.nn.relu(conv(x, 3, 2, "VALID")) + 0.5
-        return x
-
-    counts = [middle(receptive.constant_weight(chain, (1, 127, 1), tap=f"conv_{k}", spatial=1)) for k in range(4)]
-    assert counts[0] == [1, 1, 1]
-    assert counts[1] == [1, 1, 2, 1, 2, 1, 1]
-    assert counts[2] == [1, 1, 2, 1, 3, 2, 3, 1, 3, 2, 3, 1, 2, 1, 1]
-    assert counts[3] == [1, 1, 2, 1, 3, 2, 3, 1, 4, 3, 5, 2, 5, 3, 4, 1, 4, 3, 5, 2, 5, 3, 4, 1, 3, 2, 3, 1, 2, 1, 1]
-    assert [sum(np.diff([0, *row, 0]) ** 2) for row in counts] == [2, 6, 26, 118]
-
-
-def test_maxima_are_means_and_weights_do_not_matter(key):
-    def network(kernel, x):
-        x = lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
-        return max_pool(x - 1.0, 2, 2)
-
-    maps = []
-    for k in range(2):
-        f = jax.tree_util.Partial(network, jax.random.normal(jax.random.fold_in(key, k), (3, 3, 3, 5)))
-        before = jax.tree_util.tree_map(np.array, f)
-        maps.append(receptive.constant_weight(f, image_shape(), tap="max_pool_0", unit=(3, 4)))
-        np.testing.assert_array_equal(before.args[0], f.args[0])
-    np.testing.assert_array_equal(*maps)
-    line = np.array([1, 2, 2, 1])
-    np.testing.assert_allclose(maps[0][5:9, 7:11], np.outer(line, line) / 4)
-    assert maps[0].sum() == 9
-
-
-@pytest.mark.slow
-def test_deep_networks_do_not_overflow(relaxed_promotion):
-    sides = (64, 64)
-    found = receptive.constant_weight(resnet(50), shape_of(1, *sides, 3), tap="block4_unit3/add_0")
-    assert np.isfinite(found).all()
-    assert (found > 0).all()
-    assert np.isfinite(receptive.width(found)).all()
-
-
-# Effective fields
-
-
-def small(x):
-    return jnp.tanh(conv(jnp.tanh(conv(x, 3, 2, channels=4)), 3, channels=2))
-
-
-def test_effective_is_the_mean_size_of_the_jacobian(key):
-    images = jax.random.normal(key, (3, 9, 8, 2))
-    jacobian = jax.vmap(jax.jacrev(lambda image: small(image[None])[0]))(images)  # (n, h, w, channels, *image)
-    expected = jnp.abs(jacobian[:, 2, 1]).sum(-1).mean(0)
-    seen = [
-        receptive.effective(small, images, tap="tanh_1", unit=(2, 1), channel=channel) for channel in (None, 1, [0])
-    ]
-    np.testing.assert_allclose(seen[0], expected.mean(0), rtol=1e-5, atol=1e-7)
-    np.testing.assert_allclose(seen[1], expected[1], rtol=1e-5, atol=1e-7)
-    np.testing.assert_allclose(seen[2], expected[0], rtol=1e-5, atol=1e-7)
-    apart = receptive.effective(small, images, tap="tanh_1", unit=(2, 1), batch_size=2)
-    np.testing.assert_allclose(apart, seen[0], rtol=1e-5, atol=1e-7)
-
-
-def test_effective_stays_within_the_extent(key):
-    images = jax.random.normal(key, (2, 24, 19, 3))
-    found = receptive.effective(small, images, tap="conv_1")
-    first, last = np.array(receptive.extent(small, images)["conv_1"].box((6, 5))).T
-    np.testing.assert_array_equal(np.stack(support(np.asarray(found))), [first, last])
-
-
-def test_effective_of_a_dense_layer(key):
-    def dense(x):
-        return conv(x).reshape(len(x), -1) @ normal(1, 72, 4)
-
-    images = jax.random.normal(key, (2, 6, 4, 3))
-    assert receptive.effective(dense, images, tap="dense_0", unit=()).shape == (6, 4)
-
-
-def test_units_that_are_not_there(key):
-    images = jax.random.normal(key, (2, 9, 8, 3))
-    with pytest.raises(ValueError, match="expected the name of an operation, got 'conv_9'; the network has conv_0"):
-        receptive.effective(small, images, tap="conv_9")
-    with pytest.raises(ValueError, match=r"expected a unit of 'conv_0' as a position on its axes of \(5, 4\)"):
-        receptive.constant_weight(small, images, tap="conv_0", unit=(5, 0))
-    with pytest.raises(ValueError, match=r"expected channels of 'conv_0' within 0\.\.3"):
-        receptive.effective(small, images, tap="conv_0", channel=4)
-
-
-# Measures
-
-
-@settings(max_examples=20)
-@given(st.integers(0, 6), st.integers(1, 9))
-def test_centre_and_width_of_a_box(start, side):
-    box = np.zeros((20, 11))
-    box[start : start + side, 3] = 2.0
-    np.testing.assert_allclose(receptive.centre(box), [start + (side - 1) / 2, 3], rtol=1e-5)
-    np.testing.assert_allclose(receptive.width(box), [math.sqrt((side**2 - 1) / 12), 0], rtol=1e-4, atol=1e-3)
-
-
-def test_measures_of_nothing_and_of_much():
-    assert np.isnan(receptive.centre(np.zeros((3, 4)))).all()
-    assert np.isnan(jax.jit(receptive.width)(jnp.zeros((3, 4)))).all()
-    np.testing.assert_allclose(receptive.centre(np.array([1e200, 1e200])), [0.5])
-
-
-def test_growth_is_the_fitted_line(key, x64):
-    depths = np.arange(1, 9)
-    noise = np.exp(0.1 * np.asarray(jax.random.normal(key, (8,), jnp.float64)))
-    widths = 3.0 * depths**0.7 * noise
-    (power, offset), covariance = np.polyfit(np.log(depths), np.log(widths), 1, cov=True)
-    found = receptive.growth(depths, widths)
-    np.testing.assert_allclose([found.power, found.prefactor], [power, math.exp(offset)], rtol=1e-10)
-    np.testing.assert_allclose(found.error, math.sqrt(covariance[0, 0]), rtol=1e-10)
-    exact = receptive.growth(depths, 2.0 * depths**1.5)
-    np.testing.assert_allclose([exact.power, exact.error, exact.prefactor], [1.5, 0, 2], atol=1e-7)
-    assert np.isnan(receptive.growth(depths[:2], widths[:2]).error)
-    with pytest.raises(ValueError, match="at least two"):
-        receptive.growth(depths[:1], widths[:1])
-
-
-def test_effective_fields_grow_like_the_root_of_the_depth():
-    """Constant weights spread as a random walk: a variance of 2/3 per layer of kernel 3, exactly."""
-
-    def chain(x):
-        for _ in range(12):
-            x = conv(x, channels=1)
-        return x
-
-    shape, depths = shape_of(1, 41, 1), np.arange(1, 13)
-    extents = receptive.extent(chain, shape, spatial=1)
-    maps = [receptive.constant_weight(chain, shape, tap=f"conv_{k}", spatial=1) for k in (0, 3, 7, 11)]
-    widths = [receptive.width(paths)[0] for paths in maps]
-    np.testing.assert_allclose(np.square(widths), depths[[0, 3, 7, 11]] * 2 / 3, rtol=1e-5)
-    assert abs(receptive.growth(depths[[0, 3, 7, 11]], jnp.stack(widths)).power - 0.5) < 1e-4
-    reach = np.array([extents[f"conv_{k}"].size[0] - 1.0 for k in range(12)])
-    assert abs(receptive.growth(depths, reach).power - 1) < 1e-5

@@ -9,8 +9,8 @@ import pytest
 
 from stabjax import networks, receptive
 from stabjax._jaxpr import in_double
+from tests.receptive.pixels import conv, max_pool, shape_of
 from tests.receptive.test_boxes import doubled
-from tests.receptive.test_receptive import conv, max_pool, shape_of
 from tests.sample_networks import normal
 from tests.sweep.test_sweep import compilations
 

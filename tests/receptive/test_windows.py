@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from stabjax import receptive
-from tests.receptive.test_receptive import compare, conv, shape_of
+from tests.receptive.pixels import compare, conv, shape_of
 from tests.sample_networks import normal
 
 MIXING = normal(0, 3, 3)

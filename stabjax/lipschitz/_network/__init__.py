@@ -1,0 +1,1 @@
+"""Bound whole networks: Lipschitz constants, propagated through a program operation by operation."""

@@ -1,0 +1,355 @@
+"""Propagation rules: the Lipschitz constant of each primitive, composed along the program.
+
+Constants are those of a value as a whole, all rows of the batch together; as long as no operation mixes rows, that is
+the constant of one row. What has no rule is refused, by name.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from math import prod, sqrt
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from stabjax import _jaxpr
+from stabjax.lipschitz._bound import DEFAULT_STEPS
+from stabjax.lipschitz._dense import dense
+from stabjax.lipschitz._indexed_conv import indexed_axis, indexed_conv_norm
+from stabjax.lipschitz._network._data_movement import concatenate, move_entries
+from stabjax.lipschitz._network._elementwise_rules import apply_elementwise
+from stabjax.lipschitz._network._interval_arithmetic import RULES as ELEMENTWISE
+from stabjax.lipschitz._network._lax_conv import ConvAxes, convolution_norm, scale_outputs, transposed_convolution_norm
+from stabjax.lipschitz._network._lipschitz_value import (
+    Layer,
+    LipschitzValue,
+    Root,
+    Unbounded,
+    UnboundedError,
+    as_root,
+    as_selection,
+    compose,
+    l2_sum,
+    mark_tap,
+    max_bound,
+    with_bound,
+)
+from stabjax.lipschitz._network._selection import factor_axes, max_multiplicity
+from stabjax.lipschitz._network._softmax import match_softmax
+
+Values = list[Any]
+
+_NONEXPANSIVE = _jaxpr.PLACEMENTS | {"sort", "reduce_max", "reduce_min"}
+"""Primitives with constant 1 that return each entry at most once, or the largest of several."""
+
+_STATISTICS = "a normalisation by statistics of the batch or of the image"
+
+_STEEP_CAUSE = {
+    "exp": "a softmax",
+    "square": _STATISTICS,
+    "integer_pow": _STATISTICS,
+    "mul": _STATISTICS,
+    "rsqrt": _STATISTICS,
+    "div": _STATISTICS,
+}
+"""Where a function without a bound on its slope usually comes from, by primitive."""
+
+_PRODUCT_CAUSE = {"mul": "a gate or attention", "dot_general": "attention", "div": f"a softmax, or {_STATISTICS}"}
+
+
+def propagate(step: _jaxpr.Step, operands: Values) -> Values:
+    """Return the outputs of an operation, at least one of whose operands depends on the images.
+
+    Raises:
+        ValueError: for an operation without a bound, or with none that is known.
+    """
+    for operand in operands:
+        if isinstance(operand, Unbounded):
+            raise operand.error
+    # Softmax first: its parts look like exponentials, sums and quotients, which have no bound by themselves.
+    try:
+        output = match_softmax(step, operands)
+        if output is not None:
+            return [output]
+        if step.name in ELEMENTWISE:
+            output = apply_elementwise(step, operands)
+        elif step.name in _jaxpr.COPIES:
+            return operands
+        elif step.name in _NONEXPANSIVE and len(operands) == 1:
+            # The same operation on the same function of a root gives the same root, so that a maximum that is computed
+            # twice (as in softmax) is known to be one value.
+            key = step.name, str(step.params), operands[0].function.instructions()
+            output = compose(operands[0], 1.0, operands[0].root.derived.setdefault(key, Root()))
+        elif step.name in _jaxpr.MOVES and len(_active(operands[:1])) == len(_active(operands)) == 1:
+            return move_entries(step, operands)
+        else:
+            rule = _RULES.get(step.name)
+            output = None if rule is None else rule(step, operands)
+    except UnboundedError as error:
+        raise _steepness_error(error, step.where) from None
+    if output is None:
+        several = len(_active(operands)) > 1
+        usual = _PRODUCT_CAUSE.get(step.name) if several else None
+        error = _unsupported(
+            [step.name], f"of {'several activations' if several else 'an activation'}", usual, step.where
+        )
+        # Integers and truth values may be unused, such as an index beside a maximum: refused only where they are used.
+        if any(jnp.issubdtype(result.dtype, jnp.inexact) for result in step.results):
+            raise error
+        return [Unbounded(error) for _ in step.results]
+    return [output]
+
+
+def depends_on_input(value: Any) -> bool:
+    """Tell whether a value depends on the images."""
+    return isinstance(value, LipschitzValue | Unbounded)
+
+
+def value_at_tap(value: Any) -> Any:
+    """Record a value at a tap; one that is too steep may be bounded later on, as exponentials by the log of a sum."""
+    return value if isinstance(value, Unbounded) else mark_tap(value)
+
+
+def value_at_output(value: Any) -> Any:
+    """Record a value at the output, where nothing follows; raise as `propagate` does."""
+    try:
+        return value if isinstance(value, Unbounded) else mark_tap(as_root(value))
+    except UnboundedError as error:
+        raise _steepness_error(error, "at the output") from None
+
+
+def _active(operands: Sequence[Any]) -> list[LipschitzValue]:
+    """Return the operands that have a bound."""
+    return [operand for operand in operands if isinstance(operand, LipschitzValue)]
+
+
+def _steepness_error(error: UnboundedError, where: str) -> ValueError:
+    """Say which function is too steep, and what it is usually part of."""
+    names = error.args[0]
+    familiar = next((name for name in names if name in _STEEP_CAUSE), None)
+    shown = names if familiar is None else [familiar]
+    return _unsupported(shown, "of an activation, whose slope has no bound", _STEEP_CAUSE.get(familiar or ""), where)
+
+
+def _unsupported(names: Sequence[str], what: str, usual: str | None, where: str) -> ValueError:
+    """Say which primitives are not bounded, of what, and where they stand."""
+    return ValueError(
+        f"expected operations whose Lipschitz constant is known, got `{', '.join(names)}` {what}"
+        f"{f' (as in {usual})' if usual else ''}, {where}; put the network in evaluation mode, bound the part before "
+        "it, or exchange the operation"
+    )
+
+
+def _linear_layer(
+    value: LipschitzValue, axis: int | None, norm: Callable[[Any], Array], bound: Array | None = None
+) -> LipschitzValue:
+    """Apply a linear layer of this norm, ``norm`` being a function of the scale of its channels.
+
+    With a ``bound``, the norm is that of the layer and of the selection in front of it together, and ``bound`` that of
+    the value selected from.
+    """
+    value = as_root(value)
+    input_bound = value.bound if bound is None else bound
+    dtype = input_bound.dtype
+
+    def rounded(scale: Any) -> Array:
+        return norm(scale).astype(dtype)
+
+    output = compose(LipschitzValue(input_bound, value.factor, Root()), rounded(1.0))
+    output = output if bound is None else with_bound(value, output.bound, Root())
+    layer = None if axis is None else Layer(input_bound, axis, rounded)
+    return LipschitzValue(output.bound, output.factor, output.root, layer=layer)
+
+
+def _convolution(step: _jaxpr.Step, operands: Values) -> LipschitzValue | None:
+    """Bound a convolution whose kernel does not depend on the images, with a padding of the image in front of it."""
+    image, kernel = operands
+    params, numbers = step.params, step.params["dimension_numbers"]
+    if isinstance(kernel, LipschitzValue) or params["batch_group_count"] > 1:
+        return None
+    # Kernels as `conv` has them: (*window, inputs / groups, outputs).
+    out, inputs, *window = numbers.rhs_spec
+    kernel = _promote(jnp.transpose(kernel, (*window, inputs, out)), image)
+    axes = ConvAxes(
+        tuple(step.shapes[0][axis] for axis in numbers.lhs_spec[2:]),
+        tuple(step.results[0].shape[axis] for axis in numbers.out_spec[2:]),
+        tuple(params["window_strides"]),
+        tuple(params["padding"]),
+        tuple(params["lhs_dilation"]),
+        tuple(params["rhs_dilation"]),
+    )
+    groups = params["feature_group_count"]
+    indices = _axis_indices(image, step, numbers.lhs_spec)
+    if indices is not None:
+        # A padding made of the image, and the convolution behind it, as one map of the image without padding.
+        window = tuple(
+            indexed_axis(index_line, k, *rest)
+            for index_line, k, *rest in zip(
+                indices, kernel.shape, axes.strides, axes.padding, axes.spread, axes.dilation
+            )
+        )
+        bound = as_selection(image, step.shapes[0]).bound
+
+        def joint(scale: Any) -> Array:
+            return indexed_conv_norm(scale_outputs(kernel, scale), window, groups, DEFAULT_STEPS["gram"])
+
+        return _linear_layer(image, numbers.out_spec[1], joint, bound)
+    # Zeros between the pixels and stride 1: the transpose of a strided convolution, whose bound is closer.
+    transposed = max(axes.spread) > 1 and max(axes.strides) == 1
+    norm = partial(transposed_convolution_norm if transposed else convolution_norm, kernel, axes)
+    return _linear_layer(image, numbers.out_spec[1], partial(norm, groups))
+
+
+def _axis_indices(image: LipschitzValue, step: _jaxpr.Step, spec: Sequence[int]) -> list[np.ndarray] | None:
+    """Return which entries stand along each spatial axis, for a convolution that reads some twice.
+
+    That is so behind a padding output of the image itself. None where it is not, or not along the axes of space alone.
+    """
+    selection = image.root.selection
+    if selection is None or selection.injective:
+        return None
+    indices = factor_axes(selection)
+    if indices is None or any((indices[axis] < 0).any() or max_multiplicity(indices[axis]) > 1 for axis in spec[:2]):
+        return None
+    return [indices[axis] for axis in spec[2:]]
+
+
+def _dot_general(step: _jaxpr.Step, operands: Values) -> LipschitzValue | None:
+    """Bound a product with a constant array: one matrix for each entry of the batch axes, applied to every row."""
+    active = _active(operands)
+    if len(active) > 1:
+        return None
+    side = 1 if isinstance(operands[0], LipschitzValue) else 0
+    contracted, shared = (axes[side] for axes in step.params["dimension_numbers"])
+    # The constant as (shared, contracted, free): the norm of a block-diagonal matrix is the largest of its blocks.
+    kernel = jnp.asarray(operands[side])
+    free = [axis for axis in range(kernel.ndim) if axis not in contracted and axis not in shared]
+    sides = [prod(kernel.shape[axis] for axis in axes) for axes in (shared, contracted, free)]
+    kernel = _promote(jnp.reshape(jnp.transpose(kernel, (*shared, *contracted, *free)), sides), active[0])
+    # Outputs of one matrix are channels, whose scale may be folded in: the last axis, or the first if the constant
+    # stands on the left.
+    axis = None
+    if not shared and len(free) == 1:
+        axis = len(step.results[0].shape) - 1 if side == 1 else 0
+
+    def norm(scale: Any) -> Array:
+        matrices = scale_outputs(kernel, scale)
+        if len(matrices) == 1:
+            return dense(matrices[0]).value
+        return jnp.max(jax.lax.map(lambda matrix: dense(matrix).value, matrices))
+
+    return _linear_layer(active[0], axis, norm)
+
+
+def _promote(kernel: Array, value: LipschitzValue) -> Array:
+    """Return the kernel in the precision of the bound, or wider."""
+    precise = jnp.issubdtype(kernel.dtype, jnp.floating) and kernel.dtype.itemsize >= value.bound.dtype.itemsize
+    return kernel if precise else kernel.astype(value.bound.dtype)
+
+
+def _window_matrix(step: _jaxpr.Step, axis: int) -> np.ndarray:
+    """Return how often each window reads each entry along an axis, ``(windows, entries)``."""
+    params, entries, windows = step.params, step.shapes[0][axis], step.results[0].shape[axis]
+    ones = (1,) * len(step.shapes[0])
+    spread, gap = ((params.get(name) or ones)[axis] for name in ("base_dilation", "window_dilation"))
+    # Window w reads place stride w - low + gap q at its entry q; places between entries that are spread hold nothing.
+    first = params["window_strides"][axis] * np.arange(windows) - params["padding"][axis][0]
+    reads = first[:, None] + gap * np.arange(params["window_dimensions"][axis])[None]
+    return (reads[..., None] == spread * np.arange(entries)).sum(1)
+
+
+def _reduce_window_sum(step: _jaxpr.Step, operands: Values) -> LipschitzValue | None:
+    """Bound a sum over windows: a Kronecker product of one matrix per axis, so the product of their norms."""
+    return compose(
+        operands[0], prod(map(_matrix_norm, (_window_matrix(step, axis) for axis in range(len(step.shapes[0])))))
+    )
+
+
+def _matrix_norm(matrix: np.ndarray) -> float:
+    """Compute the norm of a matrix of counts, rounded upwards; 1 exactly for a selection without repetition."""
+    if not matrix.any():
+        return 0.0
+    norm = float(np.linalg.norm(matrix.astype(float), 2)) * (1 + 1e-12)
+    return 1.0 if (matrix.sum(0) <= 1).all() and (matrix.sum(1) <= 1).all() else norm
+
+
+def _reduce_window_max(step: _jaxpr.Step, operands: Values) -> LipschitzValue | None:
+    """Bound a maximum over windows: an entry is returned by as many windows as read it, at most."""
+    counts = [_window_matrix(step, axis).sum(0).max() for axis in range(len(step.shapes[0]))]
+    return compose(operands[0], sqrt(prod(map(float, counts))))
+
+
+def _reduce_sum(step: _jaxpr.Step, operands: Values) -> LipschitzValue | None:
+    """Bound a sum of ``n`` entries by ``sqrt(n)``: the norm of a row of ones."""
+    return compose(operands[0], sqrt(prod(step.shapes[0]) / prod(step.results[0].shape)))
+
+
+def _cumsum(step: _jaxpr.Step, operands: Values) -> LipschitzValue | None:
+    """Bound a running sum by the norm of the triangle of ones."""
+    return compose(operands[0], _matrix_norm(np.tri(step.shapes[0][step.params["axis"]])))
+
+
+def _update(arrays: int) -> Callable[[_jaxpr.Step, Values], LipschitzValue | None]:
+    """Make the rule of an update of so many arrays, each entry returned at most once, at places that are constant."""
+
+    def rule(step: _jaxpr.Step, operands: Values) -> LipschitzValue | None:
+        return None if _active(operands[arrays:]) else l2_sum(_active(operands[:arrays]))
+
+    return rule
+
+
+def _scatter(step: _jaxpr.Step, operands: Values) -> LipschitzValue | None:
+    """Bound a scatter that overwrites entries, at constant places."""
+    base, indices, parts = operands
+    return None if isinstance(indices, LipschitzValue) else l2_sum(_active([base, parts]))
+
+
+_RULES: dict[str, Callable[[_jaxpr.Step, Values], LipschitzValue | None]] = {
+    "conv_general_dilated": _convolution,
+    "dot_general": _dot_general,
+    "reduce_sum": _reduce_sum,
+    "cumsum": _cumsum,
+    "reduce_window_sum": _reduce_window_sum,
+    "reduce_window_max": _reduce_window_max,
+    "reduce_window_min": _reduce_window_max,
+    "concatenate": concatenate,
+    "stack": concatenate,
+    "dynamic_update_slice": _update(2),
+    "scatter": _scatter,
+    "branches": lambda step, operands: max_bound(_active(operands)),
+}
+
+
+class LipschitzDomain(_jaxpr.Domain):
+    """Bounds in place of what depends on the images; all else is computed."""
+
+    def is_active(self, value: Any) -> bool:
+        """Tell whether a value depends on the images."""
+        return depends_on_input(value)
+
+    def apply(self, step: _jaxpr.Step, operands: Values) -> Values:
+        """Return the outputs of an operation; raise as `propagate` does."""
+        return propagate(step, operands)
+
+    def apply_call(self, step: _jaxpr.Step, operands: Values) -> Values | None:
+        """Refuse a conditional that the images choose in; enter all other calls."""
+        return propagate(step, operands) if step.name == "cond" and depends_on_input(operands[0]) else None
+
+    def choose(self, step: _jaxpr.Step, index: Any, alternatives: Values) -> Any:
+        """Return a bound for whichever branch is taken."""
+        active = any(map(depends_on_input, alternatives))
+        return propagate(step, alternatives)[0] if active else super().choose(step, index, alternatives)
+
+    def row(self, step: _jaxpr.Step, value: Any, k: int) -> Any:
+        """Return one row of a value."""
+        return propagate(step, [value])[0] if depends_on_input(value) else super().row(step, value, k)
+
+    def stack(self, step: _jaxpr.Step, rows: Values) -> Any:
+        """Return the rows as one value."""
+        return propagate(step, rows)[0] if any(map(depends_on_input, rows)) else super().stack(step, rows)
+
+    def at_tap(self, value: Any) -> Any:
+        """Record the value at a tap."""
+        return value_at_tap(value)

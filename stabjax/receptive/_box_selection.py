@@ -1,0 +1,249 @@
+"""Rules for boxes where parts of arrays are cut out, put together, looked up or overwritten."""
+
+from collections.abc import Sequence
+from itertools import repeat
+from typing import Any
+
+import numpy as np
+
+from stabjax._jaxpr import Step
+from stabjax.receptive._box import Box, is_constant, mark_inexact
+from stabjax.receptive._box_axes import (
+    Boxes,
+    Value,
+    as_inexact,
+    broadcast,
+    merge_axis,
+    reduce_axes,
+    restrict,
+    stretch,
+    unite,
+)
+from stabjax.receptive._box_reshape import concatenate, gather, reshape
+from stabjax.receptive._box_windows import slide, slide_all
+from stabjax.receptive._constants import Constant
+from stabjax.receptive._masks import PARAMETER
+
+
+def follow_slice(step: Step, box: Box) -> Box:
+    """Cut a window out: a slice is a window of one entry."""
+    params, old, new = step.params, step.shapes[0], step.results[0].shape
+    strides = params["strides"] or (1,) * len(old)
+    for axis, (start, stride) in enumerate(zip(map(int, params["start_indices"]), map(int, strides), strict=True)):
+        if (start, stride, new[axis]) != (0, 1, old[axis]):
+            box = slide(box, axis, new[axis], stride=stride, low=-start)
+    return box
+
+
+def follow_pad(step: Step, operands: list[Value]) -> Any:
+    """Pad by a number; by one that depends on the image, anywhere in the result."""
+    first, filling = operands
+    old, new = step.shapes[0], step.results[0].shape
+    padded: Boxes = first if isinstance(first, tuple) else ()
+    for axis, (low, _, interior) in enumerate(step.params["padding_config"]):
+        padded = slide_all(padded, axis, old[axis], new[axis], low=int(low), spread=int(interior) + 1)
+    if not isinstance(filling, tuple):
+        return padded
+    return as_inexact(unite([*([padded] if padded else []), stretch(filling, new)]))
+
+
+def follow_tile(step: Step, box: Box) -> Box:
+    """Put copies one behind the other."""
+    for axis, copies in enumerate(map(int, step.params["reps"])):
+        box = concatenate([box] * copies, [step.shapes[0][axis]] * copies, axis, [False] * copies)
+    return box
+
+
+def follow_dynamic_slice(step: Step, operands: list[Value]) -> Any:
+    """Cut a window out at known places; along an axis where the place is not known, any entry may be meant."""
+    first, *starts = operands
+    if not isinstance(first, tuple):
+        return None
+    old, new = step.shapes[0], step.results[0].shape
+    result = []
+    for box in first:
+        for axis, (start, length, part) in enumerate(zip(starts, old, new, strict=True)):
+            if length == part:
+                continue
+            if isinstance(start, Constant) and start.value is not None:
+                box = slide(box, axis, part, low=-_clamped(start.value, length, part))
+            elif not is_constant(box, axis):
+                box = mark_inexact(merge_axis(box, axis))
+        result.append(box)
+    return unite([tuple(result), *[stretch(start, new) for start in starts if isinstance(start, tuple)]])
+
+
+def _clamped(start: Any, length: int, part: int) -> int:
+    """Return where a part begins: counted from the end if negative, and moved until it lies inside."""
+    place = int(start) + (length if start < 0 else 0)
+    return max(0, min(place, length - part))
+
+
+def follow_concatenate(step: Step, operands: list[Value]) -> Any:
+    """Join arrays one behind the other."""
+    axis = int(step.params["dimension"])
+    pieces = [(operand, shape[axis]) for operand, shape in zip(operands, step.shapes, strict=True)]
+    parts, lengths = zip(*[piece for piece in pieces if piece[1] > 0], strict=True)
+    if not any(isinstance(part, tuple) for part in parts):
+        return PARAMETER
+    blank = [isinstance(part, Constant) for part in parts]
+    by_axis = zip(*[part if isinstance(part, tuple) else repeat(None) for part in parts])
+    return tuple(concatenate(boxes, lengths, axis, blank) for boxes in by_axis)
+
+
+def follow_stack(step: Step, operands: Sequence[Value]) -> Any:
+    """Join arrays along a new axis."""
+    axis, rank = step.params["axis"], len(step.results[0].shape)
+    places = [k for k in range(rank) if k != axis]
+    ones = [0] * rank
+    result = []
+    for parts in zip(*[operand if isinstance(operand, tuple) else repeat(None) for operand in operands]):
+        raised = [None if box is None else broadcast(box, rank, places, ones, ones[1:]) for box in parts]
+        result.append(concatenate(raised, [1] * len(parts), axis, [False] * len(parts)))
+    return tuple(result)
+
+
+def follow_unstack(step: Step, operands: list[Any]) -> list[Any]:
+    """Take the entries along an axis apart."""
+    return [row(operands[0], k, step.params["axis"]) for k in range(len(step.results))]
+
+
+def row(boxes: Boxes, k: int, axis: int = 0) -> Boxes:
+    """Return one entry along an axis, which vanishes."""
+    return tuple(reduce_axes(slide(box, axis, 1, low=-k), [axis]) for box in boxes)
+
+
+def follow_split(step: Step, operands: list[Any]) -> list[Any]:
+    """Cut an axis into parts one behind the other."""
+    axis, sizes = step.params["axis"], [int(size) for size in step.params["sizes"]]
+    starts = np.cumsum([0, *sizes[:-1]]).tolist()
+    return [
+        tuple(slide(box, axis, size, low=-start) for box in operands[0])
+        for start, size in zip(starts, sizes, strict=True)
+    ]
+
+
+def follow_gather(step: Step, operands: list[Value]) -> Any:
+    """Look rows up in a table: by known indices exactly; by others, any row may be meant.
+
+    Every axis of the table is read at a position that is a sum over axes of the result: the start of the row, which
+    the indices tell; the offset inside the row; and, of a batched table, the position in the batch.
+    """
+    table, indices = operands
+    if not isinstance(table, tuple):
+        return None
+    numbers, sizes = step.params["dimension_numbers"], step.params["slice_sizes"]
+    old, new = step.shapes[0], step.results[0].shape
+    batching = tuple(getattr(numbers, "operand_batching_dims", ()))
+    indices_batching = tuple(getattr(numbers, "start_indices_batching_dims", ()))
+    rows = [axis for axis in range(len(new)) if axis not in numbers.offset_dims]
+    inside = [axis for axis in range(len(old)) if axis not in numbers.collapsed_slice_dims and axis not in batching]
+    known = indices.value if isinstance(indices, Constant) else None
+
+    def placed(values: np.ndarray, axes: Sequence[int]) -> np.ndarray:
+        """Put the axes of an array at these axes of the result."""
+        shape = [1] * len(new)
+        for axis, length in zip(axes, values.shape, strict=True):
+            shape[axis] = length
+        return values.reshape(shape)
+
+    places, kept, unknown = [], {}, []
+    for axis, side in enumerate(old):
+        position = np.zeros([1] * len(new), int)
+        if axis in numbers.start_index_map and sizes[axis] < side:
+            if known is None:
+                unknown.append(axis)
+            else:
+                start = known[..., numbers.start_index_map.index(axis)].astype(int)
+                position = position + placed(start.clip(0, side - sizes[axis]), rows)
+        if axis in batching:
+            number = rows[indices_batching[batching.index(axis)]]
+            position = position + placed(np.arange(side), [number])
+            kept[number] = axis
+        if axis in inside:
+            offset = numbers.offset_dims[inside.index(axis)]
+            position = position + placed(np.arange(sizes[axis]), [offset])
+            if sizes[axis] == side:
+                kept[offset] = axis
+        places.append(position)
+    result: Any = []
+    for box in table:
+        for axis in unknown:
+            if not is_constant(box, axis):
+                box = mark_inexact(merge_axis(box, axis))
+        result.append(gather(box, [np.zeros_like(p) if k in unknown else p for k, p in enumerate(places)], kept))
+    if isinstance(indices, tuple):
+        chosen = tuple(reduce_axes(box, range(len(box.strides))) for box in indices)
+        result = unite([tuple(result), stretch(chosen, new)])
+    return tuple(result)
+
+
+def follow_update(step: Step, operands: list[Value]) -> Any:
+    """Overwrite a part at a known place."""
+    base, part, *starts = operands
+    old, new = step.shapes[:2]
+    places: list[Any] = [start.value if isinstance(start, Constant) else None for start in starts]
+    if any(place is None for place in places):
+        return None
+    return _overwrite(base, part, [_clamped(*place) for place in zip(places, old, new, strict=True)], old, new)
+
+
+def _overwrite(
+    base: Value, part: Value, places: Sequence[int], old: Sequence[int], new: Sequence[int], *, keeps: bool = False
+) -> Any:
+    """Put a part at this place of an array, instead of what was there or, if that ``keeps``, together with it.
+
+    Along each axis, with ``p`` the place:
+
+        base   b b b b b b        outside of the part the base
+        part       x x            moved there by a padding of p in front
+                   p
+    """
+    inside = np.ones((1,) * len(old), bool)
+    for axis, (side, length, start) in enumerate(zip(old, new, places, strict=True)):
+        line = (np.arange(side) >= start) & (np.arange(side) < start + length)
+        inside = inside & line.reshape([-1 if k == axis else 1 for k in range(len(old))])
+    parts = []
+    if isinstance(base, tuple):
+        parts.append(base if keeps else tuple(restrict(box, ~inside) for box in base))
+    if isinstance(part, tuple):
+        moved = []
+        for box in part:
+            for axis, start in enumerate(places):
+                box = slide(box, axis, old[axis], low=start) if old[axis] != new[axis] else box
+            moved.append(restrict(box, inside))
+        parts.append(tuple(moved))
+    return unite(parts)
+
+
+def follow_scatter(step: Step, operands: list[Value]) -> Any:
+    """Put parts at the places of a table: exact for one part at a known place, and for numbers that overwrite."""
+    base, indices, parts = operands
+    if isinstance(indices, tuple):
+        return None
+    numbers = step.params["dimension_numbers"]
+    old, given = step.shapes[0], step.shapes[2]
+    batching = tuple(getattr(numbers, "operand_batching_dims", ()))
+    sizes = iter([given[axis] for axis in numbers.update_window_dims])
+    new = [1 if axis in numbers.inserted_window_dims or axis in batching else next(sizes) for axis in range(len(old))]
+    keeps = step.name != "scatter"  # what is added to stays
+    table = indices.value if isinstance(indices, Constant) and not batching else None
+    starts = [] if table is None else table.reshape(-1, table.shape[-1]).astype(int)
+    places = [[0] * len(old) for _ in starts]
+    for place, start in zip(places, starts, strict=True):
+        for axis, number in zip(numbers.scatter_dims_to_operand_dims, start, strict=True):
+            place[axis] = int(number)
+    fits = all(0 <= p <= a - b for place in places for p, a, b in zip(place, old, new, strict=True))
+    if len(places) == 1 and fits:
+        if isinstance(parts, tuple):
+            parts = tuple(reshape(box, given, new) for box in parts)
+        return _overwrite(base, parts, places[0], old, new, keeps=keeps)
+    if isinstance(parts, tuple):
+        return as_inexact(unite([base, stretch(parts, step.results[0].shape)]))
+    if keeps:
+        return base
+    if not fits or not 0 < len(places) <= 256:
+        return as_inexact(base)
+    for place in places:
+        base = _overwrite(base, PARAMETER, place, old, new)
+    return base
