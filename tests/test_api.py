@@ -52,7 +52,7 @@ IMPORTS = {
 COMMON = {"_types", "_numerics", "_files", "_text", "_images", "_arguments", "_progress", "_provenance", "_sharding"}
 
 THROUGH_WALLS = {
-    "probe": {"similarity", "features"},
+    "probe": {"features"},
     "train": {"features", "perturb"},
 }
 """Rooms of which a room imports private files."""

@@ -1,4 +1,4 @@
-"""How images and draws are divided into the steps of the loop."""
+"""How images and draws are divided into the steps of a loop: `Batches` of `stability`, `Tiles` of `similarity`."""
 
 from dataclasses import dataclass
 
@@ -80,3 +80,50 @@ def divide(images: int, draws: int, batch_size: int) -> Batches:
     # As many rows as ``batch_size`` images with one draw: clean, deformed, noisy.
     size = max(2, 3 * batch_size // (1 + 2 * draws))
     return Batches(images, draws, max(1, min(-(-images // size), images // 2)), separate=False)
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """Batches of one size, of which so many make a tile: the images whose activations are held at a time.
+
+    Blank images fill the last batches. Ten images in two tiles of two batches of size 3::
+
+        tile 0  | 0 1 2 | 3 4 5 |
+        tile 1  | 6 7 8 | 9 . . |
+
+    Attributes:
+        images: Number of images.
+        size: Images that pass the network together.
+        batches: Batches per tile.
+        number: Number of tiles.
+    """
+
+    images: int
+    size: int
+    batches: int
+    number: int
+
+    @property
+    def tile(self) -> int:
+        """Images per tile."""
+        return self.size * self.batches
+
+    @property
+    def padded(self) -> int:
+        """Images and blank ones."""
+        return self.tile * self.number
+
+    @property
+    def is_one_batch(self) -> bool:
+        """Whether all images pass as one batch."""
+        return self.size == self.images
+
+
+def divide_into_tiles(images: int, batch_size: int, held: int) -> Tiles:
+    """Divide into as few tiles of at most ``held`` images as there can be (one batch at least), of like size."""
+    if batch_size >= images:
+        return Tiles(images, images, 1, 1)
+    number = -(-images // max(held, batch_size))
+    per_tile = -(-images // number)
+    batches = -(-per_tile // batch_size)
+    return Tiles(images, -(-per_tile // batches), batches, number)

@@ -1,4 +1,4 @@
-"""The passes behind `stabjax.probe.similarity`: Gram matrices, or products of units, whichever is smaller."""
+"""The compiled program behind `stabjax.probe.similarity`: by Gram matrices or by products of units."""
 
 from functools import partial
 from typing import Literal
@@ -8,46 +8,45 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from stabjax import features
-from stabjax.probe._canonical import correlations
-from stabjax.probe._grams import grams
-from stabjax.probe._layers import Layers, Steps, Units
-from stabjax.probe._products import products
-from stabjax.probe._rows import finite_rows
-from stabjax.probe._sides import Side, side_of
+from stabjax.probe._batching import Tiles
+from stabjax.probe._checks import finite_rows
+from stabjax.probe._gram_pass import gram_matrices
+from stabjax.probe._layers import Layers, Units
+from stabjax.probe._network_stream import NetworkStream, open_stream
+from stabjax.probe._two_pass import correlations, terms_by_products
 from stabjax.similarity import Measure, Similarity
-from stabjax.similarity._streamed import Shares, alignment, shares_of_grams
+from stabjax.similarity.streaming import HsicTerms
 
-Way = Literal["products", "grams"]
+Strategy = Literal["products", "grams"]
 
 
-@partial(jax.jit, static_argnames=("measure", "by", "steps", "layers", "units", "select", "confidence"))
+@partial(jax.jit, static_argnames=("measure", "strategy", "tiles", "layers", "units", "select", "confidence"))
 def compare(
     networks: tuple[features.Traced, ...],
     images: tuple[Array, ...],
     *,
     layers: tuple[Layers, ...],
     measure: Measure,
-    by: Way,
-    steps: Steps,
+    strategy: Strategy,
+    tiles: Tiles,
     units: Units,
     select: features.Select,
     confidence: float,
 ) -> Similarity:
-    """`stabjax.probe.similarity` for one or two networks, each with its images; see there."""
+    """Compare the layers of one or two networks, each with its images; see `stabjax.probe.similarity`."""
     finite = jnp.stack(list(map(finite_rows, images)))
     measured = jnp.all(finite, axis=0)
-    counted = jnp.pad(measured, (0, steps.padded - steps.images))
-    sides = [
-        side_of(f, x, counted, which, steps, select, units)
+    counted = jnp.pad(measured, (0, tiles.padded - tiles.images))
+    streams = [
+        open_stream(f, x, counted, which, tiles, select, units)
         for f, x, which in zip(networks, images, layers, strict=True)
     ]
     if measure in ("cka", "cka_debiased"):
         debiased = measure == "cka_debiased"
-        shares = (products if by == "products" else _by_grams)(sides, steps, debiased)
-        n = jnp.sum(counted).astype(shares.cross.dtype)
-        matrix, interval = alignment(shares, n, confidence, debiased=debiased)
+        terms = (terms_by_products if strategy == "products" else _terms_by_grams)(streams, tiles, debiased)
+        matrix, interval = terms.alignment(debiased=debiased, confidence=confidence)
     else:
-        matrix = correlations(sides, steps, measure)
+        matrix = correlations(streams, tiles, measure)
         interval = jnp.full((*matrix.shape, 2), jnp.nan, matrix.dtype)
     return Similarity(
         layers=layers[0].names,
@@ -64,11 +63,11 @@ def compare(
     )
 
 
-def way(layers: tuple[Layers, ...], images: int) -> Way:
-    """Products of all units with each other, or Gram matrices of the images: whichever is fewer numbers."""
+def choose_strategy(layers: tuple[Layers, ...], images: int) -> Strategy:
+    """Choose products of all units with each other or Gram matrices of the images, whichever are fewer numbers."""
     return "products" if sum(layers[0].sizes) + sum(layers[-1].sizes) < images else "grams"
 
 
-def _by_grams(sides: list[Side], steps: Steps, debiased: bool) -> Shares:
-    found = [grams(side, steps) for side in sides]
-    return shares_of_grams(found[0], found[-1], sides[0].counted, debiased=debiased)
+def _terms_by_grams(streams: list[NetworkStream], tiles: Tiles, debiased: bool) -> HsicTerms:
+    grams = [gram_matrices(stream, tiles) for stream in streams]
+    return HsicTerms.of_grams(grams[0], grams[-1], streams[0].counted, debiased=debiased)

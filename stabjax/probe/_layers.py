@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from stabjax import features
-from stabjax.probe._rows import check_front, real
+from stabjax.probe._checks import check_front, real
 
 Units = Literal["all", "average"]
 
@@ -30,50 +30,8 @@ class Layers:
     sizes: tuple[int, ...]
 
 
-@dataclass(frozen=True)
-class Steps:
-    """How the images are dealt out: in batches of one size, of which so many make a tile; blank images fill the last.
-
-    Attributes:
-        images: Number of images.
-        size: Images that pass together.
-        batches: Batches per tile.
-        tiles: Number of tiles.
-    """
-
-    images: int
-    size: int
-    batches: int
-    tiles: int
-
-    @property
-    def tile(self) -> int:
-        """Images per tile."""
-        return self.size * self.batches
-
-    @property
-    def padded(self) -> int:
-        """Images and blank ones."""
-        return self.tile * self.tiles
-
-    @property
-    def together(self) -> bool:
-        """Whether all images pass as one batch."""
-        return self.size == self.images
-
-
-def deal_tiles(images: int, batch_size: int, held: int) -> Steps:
-    """As few tiles of at most ``held`` images as there can be (one batch at least), filled as evenly as can be."""
-    if batch_size >= images:
-        return Steps(images, images, 1, 1)
-    tiles = -(-images // max(held, batch_size))
-    per_tile = -(-images // tiles)
-    batches = -(-per_tile // batch_size)
-    return Steps(images, -(-per_tile // batches), batches, tiles)
-
-
 def layers_of(traced: features.Traced, select: features.Select, units: Units) -> Layers:
-    """What there is to compare in a network; nothing is computed."""
+    """List what there is to compare in a network; nothing is computed."""
     found = jax.eval_shape(partial(_activations, traced, select=select, units=units), traced.batch)
     kinds = {tap.name: tap.kind for tap in traced.taps}
     names = tuple(name for name in kinds if name in found)
@@ -86,8 +44,8 @@ UnitsOfLayers = tuple[Float[Array, "b _"], ...]
 
 
 @dataclass(frozen=True)
-class Reader:
-    """Reads the units of all layers for a batch: ``(activation - shift) / scale``, zero for images that do not count.
+class UnitReader:
+    """Read the units of all layers for a batch: ``(activation - shift) / scale``, zero for images that do not count.
 
     Shift and scale are the mean and the largest deviation in the first batch, so that neither squares nor large means
     cost digits.
@@ -99,28 +57,29 @@ class Reader:
     scales: tuple[Float[Array, ""], ...]
 
     def __call__(self, images: Array, counted: Bool[Array, " b"]) -> UnitsOfLayers:
-        """Units of each layer, ``(b, units)``."""
+        """Return the units of each layer, ``(b, units)``."""
         found = self.run(images)
         rows = zip((found[name] for name in self.layers.names), self.shifts, self.scales, strict=True)
         return tuple(jnp.where(counted[:, None], (x - m[None]) / s, 0) for x, m, s in rows)
 
 
-def reader(
+def make_reader(
     traced: features.Traced,
     layers: Layers,
     images: Float[Array, "b *spatial channels"],
     counted: Bool[Array, " b"],
     select: features.Select,
     units: Units,
-) -> Reader:
-    """A reader whose shifts and scales are those of a batch."""
+) -> UnitReader:
+    """Make a reader whose shifts and scales are those of a batch."""
     run = partial(_activations, traced, select=select, units=units)
     found = run(images)
     shifts, scales = zip(*(_shift_and_scale(found[name], counted) for name in layers.names), strict=True)
-    return Reader(run, layers, shifts, scales)
+    return UnitReader(run, layers, shifts, scales)
 
 
 def _shift_and_scale(x: Array, counted: Array) -> tuple[Array, Array]:
+    """Return the mean of the rows that count, and the largest deviation from it."""
     # From an image that counts: equal rows give exactly their value.
     one = x[jnp.argmax(counted)]
     shifted = jnp.where(counted[:, None], x - one[None], 0)
@@ -135,7 +94,7 @@ def _activations(traced: features.Traced, images: Any, *, select: features.Selec
 
 
 def _units(rows: int, units: Units, tap: features.Tap, activation: Array) -> Float[Array, "rows units"]:
-    """The activation with one row per image; complex numbers as two."""
+    """Reshape an activation to one row per image; complex numbers become two units each."""
     shape = activation.shape
     check_front(tap, activation, rows)
     activation = real(activation)

@@ -13,7 +13,7 @@ from stabjax import features, perturb
 from stabjax._numerics import centered, row_sum, scatter
 from stabjax._types import AnyArray, Perturbation, PRNGKey
 from stabjax.probe._batching import Batches
-from stabjax.probe._rows import check_front, finite_rows, like_image, real
+from stabjax.probe._checks import check_front, finite_rows, like_image, real
 from stabjax.stability import Stability, summarize
 
 Radius: TypeAlias = Literal["each", "mean"]

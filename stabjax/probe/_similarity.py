@@ -12,10 +12,11 @@ from stabjax._images import Spatial, check_batch
 from stabjax._numerics import permit_nan
 from stabjax._sharding import without_explicit_axes
 from stabjax._types import AnyArray, Images
-from stabjax.probe._compare import compare, way
-from stabjax.probe._layers import Layers, Units, deal_tiles, layers_of
+from stabjax.probe._batching import divide_into_tiles
+from stabjax.probe._compare import choose_strategy, compare
+from stabjax.probe._layers import Layers, Units, layers_of
 from stabjax.similarity import Measure, Similarity
-from stabjax.similarity._spans import Canonical
+from stabjax.similarity.streaming import Canonical
 
 
 @permit_nan()
@@ -103,25 +104,25 @@ def similarity(
         return tuple(features.trace(h, batch) for h, batch in zip((f, g), batches))
 
     # The batch that passes is known if the activations of all images can be held, and seldom is it another one.
-    steps = deal_tiles(n, batch_size, n)
-    traced = trace(steps.size)
+    tiles = divide_into_tiles(n, batch_size, n)
+    traced = trace(tiles.size)
     layers = tuple(layers_of(h, select, units) for h in traced)
-    if not steps.together:
-        for h in traced if steps.size > 1 else trace(2):  # a row alone does not show what it depends on
+    if not tiles.is_one_batch:
+        for h in traced if tiles.size > 1 else trace(2):  # a row alone does not show what it depends on
             h.check_rows(otherwise=f", or pass all images as one batch, batch_size={n}")
     _check_canonical(layers, n, measure)
     # Of both networks: nothing keeps the compiler from running them side by side.
     bytes_of_image = sum(sum(each.sizes) for each in layers) * jnp.zeros(()).dtype.itemsize
-    steps = deal_tiles(n, batch_size, int(memory * 2**30 / bytes_of_image))
-    if steps.size != traced[0].batch.shape[0]:
-        traced = trace(steps.size)
+    tiles = divide_into_tiles(n, batch_size, int(memory * 2**30 / bytes_of_image))
+    if tiles.size != traced[0].batch.shape[0]:
+        traced = trace(tiles.size)
     return compare(
         traced,
         without_explicit_axes(tuple(map(jnp.asarray, both))),
         layers=layers,
         measure=measure,
-        by=way(layers, n),
-        steps=steps,
+        strategy=choose_strategy(layers, n),
+        tiles=tiles,
         units=units,
         select=select,
         confidence=float(confidence),

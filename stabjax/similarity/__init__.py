@@ -6,15 +6,17 @@ Activations are samples in rows, ``(n, units)``. Which measure sees what:
     cka                 the same for rotations and one common scale; RBF kernels see local structure
     pls, procrustes     likewise, by covariances
 
-`Similarity` holds them for all pairs of layers of two networks; `stabjax.probe.similarity` measures it.
+`Similarity` holds them for all pairs of layers of two networks; `stabjax.probe.similarity` measures it. The same from
+samples that pass in batches, which are never all in memory, is in `stabjax.similarity.streaming`.
 
 CCA needs clearly more samples than units on both sides together, and its results say so (``valid``); the others do not.
 """
 
-from stabjax.similarity._alignment import PLS, pls, procrustes
+from stabjax.similarity import streaming
 from stabjax.similarity._cca import CCA, cca, pwcca, svcca
 from stabjax.similarity._cka import cka
-from stabjax.similarity._matrix import Measure, Similarity
+from stabjax.similarity._pls import PLS, pls, procrustes
+from stabjax.similarity._result import Measure, Similarity
 from stabjax.similarity._samples import average, fourier_cca, positions, resized
 
 __all__ = [
@@ -31,5 +33,6 @@ __all__ = [
     "procrustes",
     "pwcca",
     "resized",
+    "streaming",
     "svcca",
 ]

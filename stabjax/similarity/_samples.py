@@ -1,4 +1,4 @@
-"""Ways to make samples in rows of activations that are maps, ``(n, *spatial, channels)``.
+"""Samples in rows from activations that are maps, ``(n, *spatial, channels)``: by positions, averages, interpolation.
 
 Maps of another layout come in with their ``channel_axis``; of a tap of `stabjax.features` it is ``tap.channel_axis``.
 Where that is None nobody knows which axis holds the channels, and every function here refuses.
@@ -16,9 +16,9 @@ from jaxtyping import Array, Float
 from stabjax._numerics import permit_nan
 from stabjax._sharding import without_explicit_axes
 from stabjax._types import AnyArray
-from stabjax.similarity._cca import CCA, of_bases
-from stabjax.similarity._units import together
-from stabjax.similarity._whiten import bases
+from stabjax.similarity._bases import orthonormal_bases
+from stabjax.similarity._cca import CCA, cca_of_bases
+from stabjax.similarity._inputs import promote_pair
 
 Maps = Float[AnyArray, "n *spatial"]
 Others = Float[AnyArray, "n *others"]
@@ -26,11 +26,11 @@ Convention = Literal["corners", "half_pixel"]
 
 
 def positions(maps: Maps, *, every: int = 1, channel_axis: int | None = -1) -> Float[Array, "samples channels"]:
-    """Every position of every image as a sample, ``(n * positions, channels)``.
+    """Take every position of every image as a sample, ``(n * positions, channels)``.
 
     Args:
         maps: ``(n, *spatial, channels)``.
-        every: takes each so manyth position along every spatial axis, the first one first.
+        every: step between the positions taken along each spatial axis; the first position is taken.
         channel_axis: the axis of the channels, if it is not the last.
 
     Raises:
@@ -39,12 +39,12 @@ def positions(maps: Maps, *, every: int = 1, channel_axis: int | None = -1) -> F
     maps = _channels_last(maps, channel_axis)
     if every < 1:
         raise ValueError(f"expected every >= 1, got {every}")
-    chosen = maps[(slice(None), *[slice(None, None, every)] * (maps.ndim - 2))]
-    return jnp.reshape(chosen, (-1, maps.shape[-1]))
+    strided = maps[(slice(None), *[slice(None, None, every)] * (maps.ndim - 2))]
+    return jnp.reshape(strided, (-1, maps.shape[-1]))
 
 
 def average(maps: Maps, *, channel_axis: int | None = -1) -> Float[Array, "n channels"]:
-    """The mean over positions of each image, ``(n, channels)``.
+    """Average each image over its positions, ``(n, channels)``.
 
     Args:
         maps: ``(n, *spatial, channels)``.
@@ -60,14 +60,14 @@ def average(maps: Maps, *, channel_axis: int | None = -1) -> Float[Array, "n cha
 def resized(
     maps: Maps, size: Sequence[int], *, convention: Convention = "corners", channel_axis: int | None = -1
 ) -> Float[Array, "n *size channels"]:
-    """Maps brought to a common size by linear interpolation, ``(n, *size, channels)``.
+    """Bring maps to a common size by linear interpolation, ``(n, *size, channels)``.
 
     Args:
         maps: ``(n, *spatial, channels)``.
         size: one number per spatial axis.
         convention: ``"corners"``: at coordinates ``linspace(0, n, m, endpoint=False)``, constant beyond the last point,
             as the CCA tutorial of Raghu et al. has it; ``"half_pixel"``: `jax.image.resize` without antialiasing, whose
-            pixels are squares with their centres half a pixel inside. They differ by a shift of ``(n/m - 1) / 2``
+            pixels are squares with their centers half a pixel inside. They differ by a shift of ``(n/m - 1) / 2``
             pixels.
         channel_axis: the axis of the channels, if it is not the last; in the result it is.
 
@@ -82,19 +82,20 @@ def resized(
         raise ValueError(f"expected convention to be one of {get_args(Convention)}, got {convention!r}")
     if convention == "half_pixel":
         return jax.image.resize(maps, (len(maps), *size, maps.shape[-1]), "linear", antialias=False)
+    # One axis after another: f(low) + weight (f(low + 1) - f(low)) at low = floor(coordinate).
     for axis, new in enumerate(size, start=1):
         old = maps.shape[axis]
-        place = np.linspace(0, old, new, endpoint=False)
-        low = np.floor(place).astype(np.int32)
-        share = jnp.asarray(place - low, maps.dtype).reshape((1,) * axis + (-1,) + (1,) * (maps.ndim - axis - 1))
+        coordinate = np.linspace(0, old, new, endpoint=False)
+        low = np.floor(coordinate).astype(np.int32)
+        weight = jnp.asarray(coordinate - low, maps.dtype).reshape((1,) * axis + (-1,) + (1,) * (maps.ndim - axis - 1))
         first, second = (jnp.take(maps, np.minimum(low + k, old - 1), axis=axis) for k in (0, 1))
-        maps = first + share * (second - first)
+        maps = first + weight * (second - first)
     return maps
 
 
 @permit_nan()
 def fourier_cca(x: Maps, y: Others, *, channel_axis: int | None = -1) -> CCA:
-    """CCA of each spatial frequency of two layers alone, all frequencies together.
+    """Compute CCA of two layers for each spatial frequency alone, all frequencies in one call.
 
     Maps of both layers are transformed along their spatial axes, the larger ones cut to the lower frequencies that both
     have. For translation-invariant images the frequencies of a layer are uncorrelated, so that little is lost by
@@ -116,28 +117,29 @@ def fourier_cca(x: Maps, y: Others, *, channel_axis: int | None = -1) -> CCA:
     if len(x) != len(y) or x.ndim != y.ndim or len(x) < 2:
         raise ValueError(f"expected maps of the same images, at least two, got shapes {x.shape} and {y.shape}")
     size = tuple(min(a, b) for a, b in zip(x.shape[1:-1], y.shape[1:-1]))
-    one, two = (_frequencies(z, size) for z in together(x, y))
+    x, y = (_low_frequencies(z, size) for z in promote_pair(x, y))
 
-    def each(a: Array, b: Array) -> CCA:
-        basis, other, products = bases(a, b, alike=True)
-        return of_bases(basis, other, products, len(a))
+    def cca_of_frequency(a: Array, b: Array) -> CCA:
+        first, second, products = orthonormal_bases(a, b, standardize=True)
+        return cca_of_bases(first, second, products, len(a))
 
-    flat = jax.vmap(each)(one, two)
+    flat = jax.vmap(cca_of_frequency)(x, y)
     return jax.tree.map(lambda leaf: jnp.reshape(leaf, (*size, *leaf.shape[1:])), flat)
 
 
-def _frequencies(maps: Array, size: tuple[int, ...]) -> Array:
-    """Transforms at the lowest frequencies, ``(prod(size), n, channels)``."""
+def _low_frequencies(maps: Array, size: tuple[int, ...]) -> Array:
+    """Return Fourier coefficients at the lowest frequencies, ``(prod(size), n, channels)``."""
     axes = tuple(range(1, maps.ndim - 1))
     spectrum = jnp.fft.fftn(maps, axes=axes)
     for axis, (new, old) in enumerate(zip(size, maps.shape[1:-1]), start=1):
+        # Order of `fftfreq`: 0, 1, ... from the front, ..., -2, -1 from the back.
         kept = jnp.concatenate([jnp.arange((new + 1) // 2), jnp.arange(old - new // 2, old)])
         spectrum = jnp.take(spectrum, kept, axis=axis)
     return jnp.moveaxis(jnp.reshape(spectrum, (len(maps), math.prod(size), -1)), 1, 0)
 
 
 def _channels_last(maps: AnyArray, channel_axis: int | None) -> Array:
-    """The maps with their channels last; raises where these are not known, or there is no position."""
+    """Move the channels last; raise `ValueError` where these are not known, or there is no position."""
     if maps.ndim < 3:
         raise ValueError(f"expected maps (n, *spatial, channels), got shape {maps.shape}")
     if channel_axis is None:

@@ -14,11 +14,12 @@ from stabjax._sharding import without_explicit_axes
 from stabjax._types import AnyArray, PRNGKey
 from stabjax.stability._formulas import Average
 
-_HELD = 2**20  # weights of resampled images held at a time
+_HELD = 2**20
+"""Weights of resampled images held at a time."""
 
 
 class Intervals(NamedTuple):
-    """Lower and upper ends, ``(layers, 2)`` each."""
+    """Hold lower and upper ends, ``(layers, 2)`` each."""
 
     deformation: Float[Array, "layers 2"]
     """Of ``D``."""
@@ -41,7 +42,7 @@ def bootstrap(
     confidence: float = 0.95,
     resamples: int = 1000,
 ) -> Intervals:
-    """Percentile intervals of ``D``, ``G`` and ``R`` by resampling the images.
+    """Compute percentile intervals of ``D``, ``G`` and ``R`` by resampling the images (Efron 1979).
 
     Images are the sampling units: the draws of one image are averaged first. The intervals are paired: a resample takes
     the same images, with the same weights, for both numerators, for the denominator and in every layer, so what images
@@ -49,16 +50,16 @@ def bootstrap(
     its mean.
 
     Args:
-        key: Key of the resampling.
+        key: key of the resampling.
         deformation_numerators: ``|f(tau x) - f(x)|^2`` of every layer, draw and image.
         noise_numerators: ``|f(x + eta) - f(x)|^2``, likewise.
-        spread: Share of every image in the pair distance, ``2 |f(x) - <f>|^2 B / (B - 1)`` with the mean over ``B``
+        spread: share of every image in the pair distance, ``2 |f(x) - <f>|^2 B / (B - 1)`` with the mean over ``B``
             images, itself among them.
-        pair_distance: Mean squared distance of two images, per layer.
+        pair_distance: mean squared distance of two images, per layer.
         measured: False for images that are to be left out; all are taken by default.
         average: ``"mean"`` or ``"median"`` over images (the lower middle value).
-        confidence: Probability that the interval covers.
-        resamples: Number of resamples.
+        confidence: probability that the interval covers.
+        resamples: number of resamples.
 
     Returns:
         The intervals; NaN where a numerator, or the pair distance, is NaN or undefined.
@@ -72,7 +73,7 @@ def bootstrap(
 
 
 def interval_ends(confidence: float, dtype: Any) -> Float[np.ndarray, " 2"]:
-    """The two quantiles between which a share of the resamples lies."""
+    """Return the two quantiles between which a share ``confidence`` of the resamples lies; raise for no probability."""
     if not 0 < confidence < 1:
         raise ValueError(f"expected a confidence between 0 and 1, got {confidence}: 0.95 is usual")
     return np.array([(1 - confidence) / 2, (1 + confidence) / 2], dtype)
@@ -94,40 +95,40 @@ def _bootstrap(
     present = jnp.sum(measured)
     images = jnp.flatnonzero(measured, size=n, fill_value=0)
 
-    def blank(values: AnyArray) -> Array:
+    def zero_unmeasured(values: AnyArray) -> Array:
         return jnp.where(jnp.broadcast_to(measured, values.shape), values, 0)
 
     numerators = jnp.concatenate([jnp.mean(deformation_numerators, axis=1), jnp.mean(noise_numerators, axis=1)])
-    numerators, spread = blank(numerators), blank(spread)
-    reduce = _weighted_mean if average == "mean" else _weighted_median
+    numerators, spread = zero_unmeasured(numerators), zero_unmeasured(spread)
+    over_images = _weighted_mean if average == "mean" else _weighted_median
     # A median holds the reordered weights of every layer.
     held = _HELD if average == "mean" else _HELD // numerators.shape[0]
 
     def resample(key: PRNGKey) -> tuple[Array, Array]:
         drawn = images[jax.random.randint(key, (n,), 0, jnp.maximum(present, 1))]
-        # Where images are missing only the first `present` draws count.
-        taken = jnp.where(jnp.arange(n) < present, 1, 0).astype(spread.dtype)
-        weights = jnp.zeros(n, spread.dtype).at[drawn].add(taken)
-        return reduce(numerators, weights), _weighted_mean(spread, weights)
+        # How often each image was drawn. Where images are missing only the first `present` draws count.
+        counts = jnp.where(jnp.arange(n) < present, 1, 0).astype(spread.dtype)
+        weights = jnp.zeros(n, spread.dtype).at[drawn].add(counts)
+        return over_images(numerators, weights), _weighted_mean(spread, weights)
 
     keys = jax.random.split(key, resamples)
-    tops, bottoms = jax.lax.map(resample, keys, batch_size=max(1, min(resamples, held // n)))
-    whole = _weighted_mean(spread, measured.astype(spread.dtype))
-    bottoms = bottoms * safe_ratio(pair_distance, whole)[None]
-    deformed, noisy = jnp.split(tops, 2, axis=1)
+    averages, spreads = jax.lax.map(resample, keys, batch_size=max(1, min(resamples, held // n)))
+    mean_spread = _weighted_mean(spread, measured.astype(spread.dtype))
+    pairs = spreads * safe_ratio(pair_distance, mean_spread)[None]
+    deformed, noisy = jnp.split(averages, 2, axis=1)
 
-    ratios = jnp.stack([safe_ratio(deformed, bottoms), safe_ratio(noisy, bottoms), safe_ratio(deformed, noisy)])
+    ratios = jnp.stack([safe_ratio(deformed, pairs), safe_ratio(noisy, pairs), safe_ratio(deformed, noisy)])
     return Intervals(*jnp.moveaxis(jnp.quantile(ratios, ends, axis=1), 0, 2))
 
 
-def image_average(
+def average_images(
     numerators: Float[AnyArray, "layers draws n"], measured: Bool[AnyArray, " n"], average: Average
 ) -> Float[Array, " layers"]:
-    """Average over the measured images of the mean over draws."""
+    """Average the mean over draws over the measured images."""
     values = jnp.mean(numerators, axis=1)
     values = jnp.where(jnp.broadcast_to(measured, values.shape), values, 0)
-    reduce = _weighted_mean if average == "mean" else _weighted_median
-    return reduce(values, jnp.asarray(measured, values.dtype))
+    over_images = _weighted_mean if average == "mean" else _weighted_median
+    return over_images(values, jnp.asarray(measured, values.dtype))
 
 
 def _weighted_mean(values: Float[Array, "rows n"], weights: Float[Array, " n"]) -> Float[Array, " rows"]:
@@ -135,9 +136,10 @@ def _weighted_mean(values: Float[Array, "rows n"], weights: Float[Array, " n"]) 
 
 
 def _weighted_median(values: Float[Array, "rows n"], weights: Float[Array, " n"]) -> Float[Array, " rows"]:
-    """The lower middle value where each value counts as often as its weight says."""
+    """Return the lower middle value of each row, each value counting as often as its weight says; NaN for any NaN."""
+    # The first value at which the weights of all values up to it reach half of the total.
     order = jnp.argsort(values, axis=1)
-    reached = jnp.cumsum(weights[order], axis=1)
-    middle = jnp.argmax(reached >= jnp.sum(weights) / 2, axis=1)
+    cumulative = jnp.cumsum(weights[order], axis=1)
+    middle = jnp.argmax(cumulative >= jnp.sum(weights) / 2, axis=1)
     median = jnp.take_along_axis(values, jnp.take_along_axis(order, middle[:, None], axis=1), axis=1)[:, 0]
     return jnp.where(jnp.any(jnp.isnan(values), axis=1), jnp.nan, median)

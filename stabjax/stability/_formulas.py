@@ -11,16 +11,17 @@ from stabjax._sharding import without_explicit_axes
 from stabjax._types import AnyArray
 
 Average: TypeAlias = Literal["mean", "median", "median_per_unit"]
-_CHUNK = 2**22  # numbers held at a time while pairs of images are compared
+_HELD = 2**22
+"""Numbers held at a time while pairs of images are compared."""
 
 
 @permit_nan()
 def squared_change(clean: Float[AnyArray, " n *units"], perturbed: Float[AnyArray, " n *units"]) -> Float[Array, " n"]:
-    """Squared change of every image's features, ``|f(x') - f(x)|^2``, ``(n,)``.
+    """Return the squared change of every image's features, ``|f(x') - f(x)|^2``, ``(n,)``.
 
     Args:
-        clean: Features of the clean images, ``(n, *units)``.
-        perturbed: Features of the same images, perturbed.
+        clean: features of the clean images, ``(n, *units)``.
+        perturbed: features of the same images, perturbed.
     """
     clean, perturbed = _same_shape(clean, perturbed)
     return row_sum(jnp.square(perturbed - clean))
@@ -28,13 +29,13 @@ def squared_change(clean: Float[AnyArray, " n *units"], perturbed: Float[AnyArra
 
 @permit_nan()
 def pair_distance(clean: Float[AnyArray, " n *units"], *, distinct: bool = False) -> Float[Array, ""]:
-    """Mean squared distance between the features of two images, ``<|f(x) - f(z)|^2>_{x,z}``.
+    """Average the squared distance between the features of two images, ``<|f(x) - f(z)|^2>_{x,z}``.
 
     Computed from moments about the mean, ``2 <|f - <f>|^2>``, which equals the average over all pairs and costs one
     pass instead of ``n`` of them; no digits are lost where the mean is much larger than the spread.
 
     Args:
-        clean: Features of the clean images, ``(n, *units)``.
+        clean: features of the clean images, ``(n, *units)``.
         distinct: False takes all ``n^2`` ordered pairs, the ``n`` zeros included, as published (Petrini et al. 2021);
             True takes the ``n (n - 1)`` pairs of distinct images, an unbiased estimate whatever ``n``.
     """
@@ -45,7 +46,7 @@ def pair_distance(clean: Float[AnyArray, " n *units"], *, distinct: bool = False
 
 @permit_nan()
 def median(values: Float[AnyArray, " n *units"]) -> Float[Array, "*units"]:
-    """Median over the first axis; of an even count the lower of the two middle values, as published.
+    """Take the median over the first axis; of an even count the lower of the two middle values, as published.
 
     `jnp.median` takes the mean of the two, which differs by several percent at 50 images. NaN if any value is NaN.
     """
@@ -56,14 +57,14 @@ def median(values: Float[AnyArray, " n *units"]) -> Float[Array, "*units"]:
 
 @permit_nan()
 def median_change(clean: Float[AnyArray, " n *units"], perturbed: Float[AnyArray, " n *units"]) -> Float[Array, ""]:
-    """Numerator by medians per unit: ``sum_u median_x (f_u(x') - f_u(x))^2`` (code of Petrini et al. 2021)."""
+    """Sum medians per unit for the numerator, ``sum_u median_x (f_u(x') - f_u(x))^2`` (code of Petrini et al. 2021)."""
     clean, perturbed = _same_shape(clean, perturbed)
     return jnp.sum(median(jnp.square(perturbed - clean)))
 
 
 @permit_nan()
 def median_pair_distance(clean: Float[AnyArray, " n *units"]) -> Float[Array, ""]:
-    """Median over all ordered pairs, zeros included, of ``|f(x) - f(z)|^2`` (code of Petrini et al. 2021).
+    """Take the median over all ordered pairs, zeros included, of ``|f(x) - f(z)|^2`` (code of Petrini et al. 2021).
 
     The differences are formed directly, a few images against all others at a time: a median may fall on two images
     that are far closer to each other than to the mean. Holds ``n^2`` numbers.
@@ -73,20 +74,20 @@ def median_pair_distance(clean: Float[AnyArray, " n *units"]) -> Float[Array, ""
     def distances(row: Float[Array, " units"]) -> Float[Array, " n"]:
         return row_sum(jnp.square(rows - row[None]))
 
-    return median(jnp.ravel(jax.lax.map(distances, rows, batch_size=max(1, _CHUNK // max(1, rows.size)))))
+    return median(jnp.ravel(jax.lax.map(distances, rows, batch_size=max(1, _HELD // max(1, rows.size)))))
 
 
 @permit_nan()
 def deformation(
     clean: Float[AnyArray, " n *units"], deformed: Float[AnyArray, " n *units"], *, average: Average = "mean"
 ) -> Float[Array, ""]:
-    """Deformation stability ``D_f = <|f(tau x) - f(x)|^2> / <|f(x) - f(z)|^2>`` (Petrini et al. 2021).
+    """Compute deformation stability, ``D_f = <|f(tau x) - f(x)|^2> / <|f(x) - f(z)|^2>`` (Petrini et al. 2021).
 
     Small: the features hardly see smooth deformations. NaN where all images have the same features.
 
     Args:
-        clean: Features of the clean images, ``(n, *units)``.
-        deformed: Features of the same images, deformed.
+        clean: features of the clean images, ``(n, *units)``.
+        deformed: features of the same images, deformed.
         average: ``"mean"`` over images, above and below; ``"median"`` over images above, the mean over pairs below;
             ``"median_per_unit"``: `median_change` over `median_pair_distance`, as in the headline figure of Petrini et
             al. 2021 (without the ``1e-10`` added there to the denominator).
@@ -98,7 +99,7 @@ def deformation(
 def noise(
     clean: Float[AnyArray, " n *units"], noisy: Float[AnyArray, " n *units"], *, average: Average = "mean"
 ) -> Float[Array, ""]:
-    """Noise stability ``G_f = <|f(x + eta) - f(x)|^2> / <|f(x) - f(z)|^2>``, ``|eta| = |tau x - x|``.
+    """Compute noise stability, ``G_f = <|f(x + eta) - f(x)|^2> / <|f(x) - f(z)|^2>``, ``|eta| = |tau x - x|``.
 
     The same formula as `deformation`, applied to images with noise of the same size; see there for ``average``.
     """
@@ -113,7 +114,7 @@ def relative(
     *,
     average: Average = "mean",
 ) -> Float[Array, ""]:
-    """Relative stability ``R_f = D_f / G_f`` (Petrini et al. 2021); the pair distance cancels.
+    """Compute relative stability, ``R_f = D_f / G_f`` (Petrini et al. 2021); the pair distance cancels.
 
     Below one: the features are more stable to smooth deformations than to noise of the same size. NaN where the noise
     changes nothing.

@@ -11,11 +11,12 @@ from jaxtyping import Array, Float, Int
 from stabjax._numerics import row_sum, safe_ratio
 from stabjax._types import AnyArray, PRNGKey
 
-_HELD = 2**22  # weights of resampled values held at a time
+_HELD = 2**22
+"""Weights of resampled values held at a time."""
 
 
 class PerUnit(NamedTuple):
-    """One layer by medians per unit."""
+    """Hold the numbers of one layer by medians per unit."""
 
     deformed: Float[Array, ""]
     """Numerator of ``D``."""
@@ -44,7 +45,7 @@ def per_unit(
     *,
     resamples: int = 1000,
 ) -> PerUnit:
-    """``sum_u med_x (f_u(x') - f_u(x))^2`` over ``med_{x,z} |f(x) - f(z)|^2`` (code of Petrini et al. 2021).
+    """Compute ``sum_u med_x (f_u(x') - f_u(x))^2`` over ``med_{x,z} |f(x) - f(z)|^2`` (code of Petrini et al. 2021).
 
     Numerators are averaged over draws. A resample takes the same images above and below; a pair counts as often as the
     product of the weights of its images, so that pairs of an image with itself grow as they do in a resampled set.
@@ -57,7 +58,8 @@ def per_unit(
     first, second = map(jnp.asarray, np.triu_indices(n, 1))
     distances = _sort(jax.lax.map(lambda i: row_sum(jnp.square(rows - rows[i][None])), jnp.arange(n))[first, second])
 
-    def statistics(weights: Int[Array, " n"]) -> tuple[Array, Array]:
+    def weighted_medians(weights: Int[Array, " n"]) -> tuple[Array, Array]:
+        # Sorted once, values are only weighed anew in each resample.
         medians = _median(by_unit.values, weights[by_unit.images])
         pairs = 2 * weights[first[distances.images]] * weights[second[distances.images]]
         # Every image is at distance zero from itself.
@@ -67,17 +69,19 @@ def per_unit(
 
     def resample(key: PRNGKey) -> Array:
         drawn = jax.random.randint(key, (n,), 0, n)
-        tops, pairs = statistics(jnp.zeros(n, jnp.int32).at[drawn].add(1))
-        return _ratios(tops, pairs)
+        numerators, pairs = weighted_medians(jnp.zeros(n, jnp.int32).at[drawn].add(1))
+        return _ratios(numerators, pairs)
 
     held = max(1, min(resamples, _HELD // max(by_unit.values.size, distances.values.size)))
-    found = jax.lax.map(resample, jax.random.split(key, resamples), batch_size=held)
-    tops, pairs = statistics(jnp.ones(n, jnp.int32))
-    return PerUnit(tops[0], tops[1], pairs, jnp.quantile(found, ends, axis=0).T)
+    ratios = jax.lax.map(resample, jax.random.split(key, resamples), batch_size=held)
+    numerators, pairs = weighted_medians(jnp.ones(n, jnp.int32))
+    return PerUnit(numerators[0], numerators[1], pairs, jnp.quantile(ratios, ends, axis=0).T)
 
 
-def _ratios(tops: Float[Array, " 2"], pairs: Float[Array, ""]) -> Float[Array, " 3"]:
-    return jnp.stack([safe_ratio(tops[0], pairs), safe_ratio(tops[1], pairs), safe_ratio(tops[0], tops[1])])
+def _ratios(numerators: Float[Array, " 2"], pairs: Float[Array, ""]) -> Float[Array, " 3"]:
+    """Return ``D``, ``G`` and ``R``."""
+    deformed, noisy = numerators[0], numerators[1]
+    return jnp.stack([safe_ratio(deformed, pairs), safe_ratio(noisy, pairs), safe_ratio(deformed, noisy)])
 
 
 def _sort(values: Float[Array, "*rows k"]) -> _Sorted:
@@ -86,8 +90,9 @@ def _sort(values: Float[Array, "*rows k"]) -> _Sorted:
 
 
 def _median(ordered: Float[Array, "*rows k"], weights: Int[Array, "*rows k"]) -> Float[Array, "*rows"]:
-    """The lower middle value where each value counts as often as its weight says; NaN if any value is NaN."""
-    reached = jnp.cumsum(weights, axis=-1)
-    middle = jnp.argmax(2 * reached >= reached[..., -1:], axis=-1)
+    """Return the lower middle value, each value counting as often as its weight says; NaN if any value is NaN."""
+    cumulative = jnp.cumsum(weights, axis=-1)
+    middle = jnp.argmax(2 * cumulative >= cumulative[..., -1:], axis=-1)
     median = jnp.take_along_axis(ordered, middle[..., None], axis=-1)[..., 0]
+    # NaNs sort last.
     return jnp.where(jnp.isnan(ordered[..., -1]), jnp.nan, median)

@@ -1,4 +1,4 @@
-"""The result of a measurement: D, G and R of every layer, with their intervals and what they were made of."""
+"""The result of a measurement: D, G and R of every layer, their intervals, and the numbers they were computed from."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ from stabjax._numerics import centered, permit_nan, safe_ratio
 from stabjax._sharding import without_explicit_axes
 from stabjax._text import plain, table
 from stabjax._types import AnyArray, PRNGKey
-from stabjax.stability._bootstrap import Intervals, bootstrap, image_average, interval_ends
+from stabjax.stability._bootstrap import Intervals, average_images, bootstrap, interval_ends
 from stabjax.stability._formulas import Average, pair_distance, squared_change
 from stabjax.stability._per_unit import per_unit
 
@@ -28,31 +28,31 @@ if TYPE_CHECKING:
 @no_type_check
 @dataclass(frozen=True, eq=False, repr=False)
 class Stability:
-    """Stability of every layer of a network to deformations and to noise.
+    """Hold the stability of every layer of a network to deformations and to noise.
 
     A frozen pytree: arrays are leaves, names are static, so results stack under `vmap` and `jax.tree.map`; axes of
     several networks then stand in front of the shapes given here. Printed, it is a table.
 
     Attributes:
-        layers: Names of the layers, in the order of execution.
-        kinds: Kind of each layer (``"conv"``, ``"norm"``, ...; ``"input"`` for the images themselves).
+        layers: names of the layers, in the order of execution.
+        kinds: kind of each layer (``"conv"``, ``"norm"``, ...; ``"input"`` for the images themselves).
         deformation: ``D``, ``(layers,)``; 0 is invariant, 1 is as far as two different images.
         noise: ``G``, ``(layers,)``, the same for noise.
         relative: ``R = D / G``, ``(layers,)``.
-        deformation_interval: Lower and upper end for ``D``, ``(layers, 2)``, by bootstrap over images.
-        noise_interval: The same for ``G``, ``(layers, 2)``.
-        relative_interval: The same for ``R``, ``(layers, 2)``, paired: the same images above and below.
+        deformation_interval: lower and upper end for ``D``, ``(layers, 2)``, by bootstrap over images.
+        noise_interval: the same for ``G``, ``(layers, 2)``.
+        relative_interval: the same for ``R``, ``(layers, 2)``, paired: the same images above and below.
         deformation_numerators: ``|f(tau x) - f(x)|^2`` of each layer, draw and image, ``(layers, draws, n)``.
         noise_numerators: ``|f(x + eta) - f(x)|^2``, ``(layers, draws, n)``.
-        spread: Share of each image in the pair distance, ``2 |f(x) - <f>|^2 B / (B - 1)`` with the mean over the ``B``
+        spread: share of each image in the pair distance, ``2 |f(x) - <f>|^2 B / (B - 1)`` with the mean over the ``B``
             images of its batch, ``(layers, n)``.
         pair_distance: ``<|f(x) - f(z)|^2>`` over all ordered pairs (their median by medians per unit), ``(layers,)``:
             the denominator of ``D`` and ``G``.
         noise_radius: ``|eta|`` of each draw and image, ``(draws, n)``.
-        valid: Whether ``D``, ``G`` and ``R`` of the layer are all finite, ``(layers,)``.
+        valid: whether ``D``, ``G`` and ``R`` of the layer are all finite, ``(layers,)``.
         measured: False for images left out because a pixel is not finite, ``(n,)``; their numbers are NaN.
-        confidence: Probability that an interval covers.
-        average: How numerators were averaged over images: ``"mean"``, ``"median"`` or ``"median_per_unit"``.
+        confidence: probability that an interval covers.
+        average: how numerators were averaged over images: ``"mean"``, ``"median"`` or ``"median_per_unit"``.
     """
 
     layers: tuple[str, ...] = field(metadata={"static": True})
@@ -74,7 +74,7 @@ class Stability:
     average: Average = field(metadata={"static": True})
 
     def to_xarray(self) -> "xarray.Dataset":
-        """The same numbers with labelled axes: ``layer`` (with its ``kind``), ``bound``, ``draw``, ``image``.
+        """Return the same numbers with labeled axes: ``layer`` (with its ``kind``), ``bound``, ``draw``, ``image``.
 
         Axes of stacked networks are called ``net``, or ``net_0, net_1, ...`` where there are several.
         """
@@ -87,7 +87,7 @@ class Stability:
         return xarray.Dataset(variables, coordinates, attrs={"confidence": self.confidence, "average": self.average})
 
     def to_json(self) -> dict[str, Any]:
-        """What a figure is drawn from, as plain lists: a number per layer, null where it is not finite.
+        """Return what a figure is drawn from, as plain lists: a number per layer, null where it is not finite.
 
         Numbers per image are left to `to_xarray`, whose dataset goes to netCDF.
         """
@@ -146,22 +146,22 @@ def summarize(
     average: Average = "mean",
     confidence: float = 0.95,
 ) -> Stability:
-    """``D``, ``G``, ``R`` and their intervals from a few numbers per image.
+    """Compute ``D``, ``G``, ``R`` and their intervals from a few numbers per image.
 
     The arguments are attributes of `Stability`. Several draws of one image are averaged first, then the images.
 
     Args:
-        key: Key of the bootstrap.
-        layers: Names of the layers.
-        kinds: Their kinds.
+        key: key of the bootstrap.
+        layers: names of the layers.
+        kinds: their kinds.
         deformation_numerators: ``|f(tau x) - f(x)|^2``.
         noise_numerators: ``|f(x + eta) - f(x)|^2``.
-        spread: Share of each image in the pair distance.
-        pair_distance: Denominator of ``D`` and ``G``.
+        spread: share of each image in the pair distance.
+        pair_distance: denominator of ``D`` and ``G``.
         noise_radius: ``|eta|``.
         measured: False for images to leave out; all are taken by default.
         average: ``"mean"`` or ``"median"`` over images.
-        confidence: Probability that an interval covers.
+        confidence: probability that an interval covers.
     """
     measured = jnp.ones(spread.shape[-1], bool) if measured is None else jnp.asarray(measured)
     deformation_numerators, noise_numerators, spread, pair_distance, noise_radius, measured = without_explicit_axes(
@@ -177,11 +177,11 @@ def summarize(
         average=average,
         confidence=confidence,
     )
-    return _assembled(
+    return _assemble(
         layers=tuple(layers),
         kinds=tuple(kinds),
-        deformed=image_average(deformation_numerators, measured, average),
-        noisy=image_average(noise_numerators, measured, average),
+        deformed=average_images(deformation_numerators, measured, average),
+        noisy=average_images(noise_numerators, measured, average),
         intervals=intervals,
         deformation_numerators=deformation_numerators,
         noise_numerators=noise_numerators,
@@ -194,8 +194,8 @@ def summarize(
     )
 
 
-def _assembled(*, deformed: Array, noisy: Array, intervals: Intervals, measured: Array, **numbers: Any) -> Stability:
-    """The result, from what was averaged over the images and what it was averaged from."""
+def _assemble(*, deformed: Array, noisy: Array, intervals: Intervals, measured: Array, **numbers: Any) -> Stability:
+    """Build the result from the numerators averaged over the images, and the numbers they were averaged from."""
     pairs = numbers["pair_distance"]
     d, g, r = safe_ratio(deformed, pairs), safe_ratio(noisy, pairs), safe_ratio(deformed, noisy)
     for name in ("deformation_numerators", "noise_numerators", "spread", "noise_radius"):
@@ -225,21 +225,21 @@ def from_features(
     average: Average = "mean",
     confidence: float = 0.95,
 ) -> Stability:
-    """``D``, ``G`` and ``R`` from whole arrays of features, however they were computed.
+    """Compute ``D``, ``G`` and ``R`` from whole arrays of features, however they were computed.
 
     The headline figure of Petrini et al. 2021 is ``average="median_per_unit"`` of the output: numerators
     ``sum_u med_x (f_u(x') - f_u(x))^2``, here averaged over the draws, and ``med_{x,z} |f(x) - f(z)|^2`` below.
     `stabjax.probe.perturbed` makes the images it takes.
 
     Args:
-        key: Key of the bootstrap.
-        clean: Features of the clean images by layer, ``(n, *units)`` each.
-        deformed: The same of the deformed images, ``(n, *units)``, or ``(draws, n, *units)`` for several draws.
-        noisy: The same of the noisy images.
-        kinds: Kind of each layer; ``"other"`` by default.
+        key: key of the bootstrap.
+        clean: features of the clean images by layer, ``(n, *units)`` each.
+        deformed: the same of the deformed images, ``(n, *units)``, or ``(draws, n, *units)`` for several draws.
+        noisy: the same of the noisy images.
+        kinds: kind of each layer; ``"other"`` by default.
         noise_radius: ``|eta|``, ``(draws, n)``; NaN by default.
         average: ``"mean"`` or ``"median"`` over images, or ``"median_per_unit"`` as published, see `deformation`.
-        confidence: Probability that an interval covers.
+        confidence: probability that an interval covers.
 
     Raises:
         ValueError: if the layers or the shapes disagree.
@@ -251,46 +251,51 @@ def from_features(
     if not layers or set(deformed) != set(layers) or set(noisy) != set(layers):
         raise ValueError(f"expected features of the same layers, got {layers}, {tuple(deformed)} and {tuple(noisy)}")
 
-    def draws(name: str, perturbed: AnyArray) -> Array:
+    def with_draws(name: str, perturbed: AnyArray) -> Array:
+        # (draws, n, *units), also of one draw.
         return jnp.asarray(perturbed if perturbed.ndim == clean[name].ndim + 1 else perturbed[None])
 
     def numerators(name: str, perturbed: AnyArray) -> Array:
         base = jnp.asarray(clean[name])
-        return jax.lax.map(lambda one: squared_change(base, one), draws(name, perturbed))
+        return jax.lax.map(lambda draw: squared_change(base, draw), with_draws(name, perturbed))
 
     def spread(name: str) -> Array:
         n = clean[name].shape[0]
         return 2 * centered(clean[name])[1] * (n / max(n - 1, 1))
 
-    above = jnp.stack([numerators(name, deformed[name]) for name in layers])
+    deformation_numerators = jnp.stack([numerators(name, deformed[name]) for name in layers])
+    unknown_radius = jnp.full(deformation_numerators.shape[1:], jnp.nan, deformation_numerators.dtype)
     numbers: dict[str, Any] = {
         "layers": layers,
         "kinds": tuple((kinds or {}).get(name, "other") for name in layers),
-        "deformation_numerators": above,
+        "deformation_numerators": deformation_numerators,
         "noise_numerators": jnp.stack([numerators(name, noisy[name]) for name in layers]),
         "spread": jnp.stack([spread(name) for name in layers]),
-        "noise_radius": jnp.full(above.shape[1:], jnp.nan, above.dtype) if noise_radius is None else noise_radius,
+        "noise_radius": unknown_radius if noise_radius is None else noise_radius,
         "average": average,
         "confidence": confidence,
     }
     if average != "median_per_unit":
         pairs = jnp.stack([pair_distance(clean[name]) for name in layers])
         return summarize(key, pair_distance=pairs, **numbers)
-    ends = interval_ends(confidence, above.dtype)
-    found = [per_unit(key, clean[name], draws(name, deformed[name]), draws(name, noisy[name]), ends) for name in layers]
-    tops, noises, pairs, intervals = map(jnp.stack, zip(*found))
-    return _assembled(
-        deformed=tops,
-        noisy=noises,
+    ends = interval_ends(confidence, deformation_numerators.dtype)
+    results = [
+        per_unit(key, clean[name], with_draws(name, deformed[name]), with_draws(name, noisy[name]), ends)
+        for name in layers
+    ]
+    deformed_medians, noisy_medians, pairs, intervals = map(jnp.stack, zip(*results))
+    return _assemble(
+        deformed=deformed_medians,
+        noisy=noisy_medians,
         intervals=Intervals(*jnp.moveaxis(intervals, 1, 0)),
         pair_distance=pairs,
-        measured=jnp.ones(above.shape[-1], bool),
+        measured=jnp.ones(deformation_numerators.shape[-1], bool),
         **numbers,
     )
 
 
 def _table(result: Any) -> str:
-    """Plain text, as wide as the names need."""
+    """Format as plain text, as wide as the names need."""
     n, draws = result.measured.shape[0], result.noise_radius.shape[0]
     left_out = n - int(np.sum(result.measured))
     title = (

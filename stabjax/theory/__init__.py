@@ -13,9 +13,9 @@ Everything is NumPy, in double precision whatever JAX is set to.
 
 from stabjax.theory._fit import Fit, FitLaw, fit
 from stabjax.theory._moments import constant_filter_moments
-from stabjax.theory._noise import rectified_noise_numerators
 from stabjax.theory._paths import PathSums, path_counts, path_differences, path_sums, receptive_field
 from stabjax.theory._raw_noise import NoisePlateaus, noise_plateaus, raw_noise_numerator
+from stabjax.theory._rectified_noise import rectified_noise_numerators
 from stabjax.theory._scaling import InfiniteChain, Law, Quantity, Scaling, growth_rate, infinite_chain, scaling
 
 __all__ = [

@@ -1,12 +1,12 @@
-"""What comes in, checked once for every function of the room."""
+"""Validation of kernels, strides and depths, shared by all closed forms."""
 
 import operator
 
 
-def geometry(kernel: int, stride: int, depth: int = 1, *, shallowest: int = 1) -> tuple[int, int, int]:
-    """The three as Python integers, if a chain of such layers sees every pixel."""
-    kernel, stride = positive("kernel", kernel), positive("stride", stride)
-    depth = positive("depth", depth, least=shallowest)
+def check_geometry(kernel: int, stride: int, depth: int = 1, *, shallowest: int = 1) -> tuple[int, int, int]:
+    """Return the three as Python integers; raise `ValueError` unless a chain of such layers sees every pixel."""
+    kernel, stride = check_integer("kernel", kernel), check_integer("stride", stride)
+    depth = check_integer("depth", depth, least=shallowest)
     if kernel < stride:
         raise ValueError(
             f"expected a kernel at least as large as the stride, got kernel {kernel} and stride {stride}: "
@@ -15,8 +15,8 @@ def geometry(kernel: int, stride: int, depth: int = 1, *, shallowest: int = 1) -
     return kernel, stride, depth
 
 
-def positive(name: str, value: int, *, least: int = 1) -> int:
-    """``value`` as a Python integer of at least ``least``."""
+def check_integer(name: str, value: int, *, least: int = 1) -> int:
+    """Return ``value`` as a Python integer; raise `TypeError` for no integer, `ValueError` below ``least``."""
     try:
         number = operator.index(value)
     except TypeError:

@@ -1,4 +1,4 @@
-"""Exponents and factors fitted to measured or exact values, with their errors."""
+"""Exponents and factors fitted to measured or exact values by least squares, with their errors."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ FitLaw = Literal["geometric", "power"]
 
 @dataclass(frozen=True)
 class Fit:
-    """A straight line through the logarithms, by least squares."""
+    """Hold a straight line through the logarithms of values."""
 
     value: float
     """The factor per layer, or the exponent; NaN where a value is not positive."""
@@ -26,7 +26,7 @@ class Fit:
     """Which of the two."""
 
     def curve(self, layers: Sequence[int] | Int[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
-        """The fitted values at these layers."""
+        """Return the fitted values at these layers, ``(n,)``."""
         k = np.asarray(layers, float)
         return self.amplitude * (k**self.value if self.law == "power" else self.value**k)
 
@@ -62,11 +62,13 @@ def fit(
     if not (y > 0).all() or not np.isfinite(y).all():
         return Fit(np.nan, np.nan, np.nan, law)
     u, v = np.log(k) if law == "power" else k, np.log(y)
+    # Ordinary least squares of v on u: slope = cov(u, v) / var(u).
     spread = np.sum((u - u.mean()) ** 2)
     slope = np.sum((u - u.mean()) * (v - v.mean())) / spread
     intercept = v.mean() - slope * u.mean()
     residuals = v - intercept - slope * u
     error = np.sqrt(np.sum(residuals**2) / (len(y) - 2) / spread) if len(y) > 2 else np.nan
+    # d exp(slope) = exp(slope) d slope
     factor = np.exp(slope)
     value, error = (slope, error) if law == "power" else (factor, factor * error)
     return Fit(float(value), float(error), float(np.exp(intercept)), law)

@@ -12,14 +12,14 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Int
 
-from stabjax.theory._checks import geometry
+from stabjax.theory._checks import check_geometry
 
-LARGEST = 2**26
+_LARGEST_FIELD = 2**26
 """Receptive fields above this many pixels are not written out."""
 
 
 def receptive_field(kernel: int, stride: int, depth: int) -> int:
-    """Pixels that a unit sees through ``depth`` layers: ``1 + (F - 1) (1 + s + ... + s^(depth-1))``.
+    """Count the pixels that a unit sees through ``depth`` layers: ``1 + (F - 1) (1 + s + ... + s^(depth-1))``.
 
     Args:
         kernel: ``F``, at least ``stride``.
@@ -29,12 +29,12 @@ def receptive_field(kernel: int, stride: int, depth: int) -> int:
     Raises:
         ValueError: a kernel smaller than the stride, or a number out of range.
     """
-    kernel, stride, depth = geometry(kernel, stride, depth, shallowest=0)
+    kernel, stride, depth = check_geometry(kernel, stride, depth, shallowest=0)
     return 1 + (kernel - 1) * sum(stride**layer for layer in range(depth))
 
 
 def path_counts(kernel: int, stride: int, depth: int) -> Int[np.ndarray, " field"]:
-    """Paths from every pixel of the receptive field to the unit: its response to that pixel, all weights one.
+    """Count the paths from every pixel of the receptive field to the unit: its response to it, all weights one.
 
     By the recursion ``n_i^(l+1) = sum_{j<F} n^l_(i - j s^l)``.
 
@@ -50,19 +50,19 @@ def path_counts(kernel: int, stride: int, depth: int) -> Int[np.ndarray, " field
         ValueError: a kernel smaller than the stride, or a receptive field too large to be written out.
         OverflowError: a count that does not fit 64 bits.
     """
-    kernel, stride, depth = geometry(kernel, stride, depth, shallowest=0)
-    counts = np.ones(1, _exact(kernel, stride, depth))
+    kernel, stride, depth = check_geometry(kernel, stride, depth, shallowest=0)
+    counts = np.ones(1, _exact_dtype(kernel, stride, depth))
     for layer in range(depth):
         step = stride**layer
         wider = np.zeros(len(counts) + (kernel - 1) * step, counts.dtype)
         for j in range(kernel):
             wider[j * step : j * step + len(counts)] += counts
         counts = wider
-    return _int64(counts)
+    return _as_int64(counts)
 
 
 def path_differences(kernel: int, stride: int, depth: int) -> Int[np.ndarray, " differences"]:
-    """``n_i - n_(i-1)``, what a shift by one pixel changes, counted by multi-indices.
+    """Count ``n_i - n_(i-1)``, what a shift by one pixel changes, by multi-indices.
 
     With ``J`` in ``{0 .. F-1}^(depth-1)`` and the exponents ``l = 1 .. depth-1``::
 
@@ -84,34 +84,35 @@ def path_differences(kernel: int, stride: int, depth: int) -> Int[np.ndarray, " 
         ValueError: a kernel smaller than the stride, or a receptive field too large to be written out.
         OverflowError: a difference that does not fit 64 bits.
     """
-    kernel, stride, depth = geometry(kernel, stride, depth)
+    kernel, stride, depth = check_geometry(kernel, stride, depth)
     length = receptive_field(kernel, stride, depth) + 1
-    series = np.zeros(length, _exact(kernel, stride, depth))
+    series = np.zeros(length, _exact_dtype(kernel, stride, depth))
     series[0] = 1
     for layer in range(1, depth):
         step = stride**layer
-        series = _running_sum(_minus_shifted(series, kernel * step), step)
-    return _int64(_minus_shifted(series, kernel))
+        series = _running_sum(_subtract_shifted(series, kernel * step), step)
+    return _as_int64(_subtract_shifted(series, kernel))
 
 
-def _minus_shifted(series: np.ndarray, shift: int) -> np.ndarray:
-    """``series`` times ``1 - z^shift``."""
+def _subtract_shifted(series: np.ndarray, shift: int) -> np.ndarray:
+    """Multiply a power series by ``1 - z^shift``."""
     shifted = np.zeros_like(series)
     shifted[shift:] = series[: max(len(series) - shift, 0)]
     return series - shifted
 
 
 def _running_sum(series: np.ndarray, step: int) -> np.ndarray:
-    """``series`` over ``1 - z^step``: running sums over every ``step``-th entry."""
+    """Divide a power series by ``1 - z^step``: running sums over every ``step``-th entry."""
+    # In rows of `step` entries, those of one column are `step` apart.
     rows = -(-len(series) // step)
     padded = np.concatenate([series, np.zeros(rows * step - len(series), series.dtype)])
     return np.cumsum(padded.reshape(rows, step), axis=0).reshape(-1)[: len(series)]
 
 
-def _exact(kernel: int, stride: int, depth: int) -> type:
-    """A type that no count can overflow: int64, or Python integers where there are 2^63 paths and more."""
+def _exact_dtype(kernel: int, stride: int, depth: int) -> type:
+    """Return a type that no count can overflow: int64, or Python integers where there are 2^63 paths and more."""
     field = receptive_field(kernel, stride, depth)
-    if field > LARGEST:
+    if field > _LARGEST_FIELD:
         raise ValueError(
             f"the receptive field of kernel {kernel}, stride {stride}, depth {depth} has {field} pixels, too many to "
             "write out; take fewer layers, or path_sums, which needs none of them"
@@ -119,7 +120,8 @@ def _exact(kernel: int, stride: int, depth: int) -> type:
     return np.int64 if kernel**depth < 2**63 else object
 
 
-def _int64(counts: np.ndarray) -> Int[np.ndarray, " n"]:
+def _as_int64(counts: np.ndarray) -> Int[np.ndarray, " n"]:
+    """Convert exact counts; raise `OverflowError` if one does not fit."""
     largest = max(abs(counts.min()), abs(counts.max()))
     if largest >= 2**63:
         raise OverflowError(
@@ -130,7 +132,7 @@ def _int64(counts: np.ndarray) -> Int[np.ndarray, " n"]:
 
 @dataclass(frozen=True)
 class PathSums:
-    """Sums over the receptive field, in exact integers, for depths 1, 2, ..."""
+    """Hold sums over the receptive field, in exact integers, for depths 1, 2, ..."""
 
     squares: tuple[int, ...]
     """``sum_i n_i^2`` at every depth."""
@@ -139,7 +141,7 @@ class PathSums:
 
 
 def path_sums(kernel: int, stride: int, depth: int) -> PathSums:
-    """Sums of squares of `path_counts` and `path_differences` at depths ``1 .. depth``, without writing these out.
+    """Sum squares of `path_counts` and `path_differences` at depths ``1 .. depth``, without writing these out.
 
     From the autocorrelation ``r_k(m) = sum_i n_i n_(i+m)``, whose generating function is a product over layers too::
 
@@ -155,7 +157,8 @@ def path_sums(kernel: int, stride: int, depth: int) -> PathSums:
     Raises:
         ValueError: a kernel smaller than the stride, or a number out of range.
     """
-    kernel, stride, depth = geometry(kernel, stride, depth)
+    kernel, stride, depth = check_geometry(kernel, stride, depth)
+    # sum_i (n_i - n_(i-1))^2 = 2 (r(0) - r(1))
     r = list(_autocorrelations(kernel, stride, depth))
     return PathSums(
         squares=tuple(lags[0] for lags in r),
@@ -164,10 +167,11 @@ def path_sums(kernel: int, stride: int, depth: int) -> PathSums:
 
 
 def _autocorrelations(kernel: int, stride: int, depth: int) -> Iterator[list[int]]:
-    """``r_k(0), r_k(1), ...`` for ``k = 1 .. depth``; zero beyond the list."""
+    """Yield ``r_k(0), r_k(1), ...`` for ``k = 1 .. depth``; zero beyond the list."""
     lags = [1]
     for layer in range(1, depth + 1):
         reach = layer * (kernel - 1) if stride == 1 else largest_lag(kernel, stride)
+        # r_k is even in m, so only m >= 0 is kept; A(m - s other) is positive for the lags `other` of the inner range.
         lags = [
             sum(
                 (kernel - abs(m - stride * other)) * lags[abs(other)]
@@ -180,5 +184,5 @@ def _autocorrelations(kernel: int, stride: int, depth: int) -> Iterator[list[int
 
 
 def largest_lag(kernel: int, stride: int) -> int:
-    """The largest lag ``m`` that ever comes back to small ones: ``m' <= (m + F - 1)/s`` stays within it."""
+    """Return the largest lag ``m`` that ever comes back to small ones: ``m' <= (m + F - 1)/s`` stays within it."""
     return (kernel - 1) // (stride - 1)

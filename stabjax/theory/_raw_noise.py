@@ -22,9 +22,9 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from stabjax._types import AnyArray
-from stabjax.theory._moments import Windows, sized_geometry, units_above, windows
+from stabjax.theory._moments import Responses, check_sized_geometry, responses_by_layer, units_above
 
-SURE = 40.0
+_CERTAIN = 40.0
 """Standard deviations beyond which a unit is never switched off: the probability is below 1e-300."""
 
 Values = float | int | Float[AnyArray, "..."]
@@ -33,7 +33,7 @@ Values = float | int | Float[AnyArray, "..."]
 def raw_noise_numerator(
     kernel: int, stride: int, depth: int, size: int, *, bias: Values, radius: Values
 ) -> Float[np.ndarray, "..."]:
-    """Numerator of ``G`` of the last layer before its ReLU, for the noisy image ``x + eta`` and layers with bias.
+    """Compute the numerator of ``G`` of the last layer before its ReLU, for images ``x + eta`` and layers with bias.
 
     Means over the noise and over all lit pixels. The noise is taken as Gaussian of mean square ``r^2``; on the sphere
     the values are the same up to order ``1/N``, and exactly at the plateaus (`noise_plateaus`), where only second
@@ -54,19 +54,19 @@ def raw_noise_numerator(
     Raises:
         ValueError: a kernel smaller than the stride, a layer without units, or a negative bias or radius.
     """
-    sizes = sized_geometry(kernel, stride, depth, size)
+    sizes = check_sized_geometry(kernel, stride, depth, size)
     b, r = np.broadcast_arrays(np.asarray(bias, np.float64), np.asarray(radius, np.float64))
     if (b < 0).any() or (r < 0).any():
         raise ValueError(f"expected bias >= 0 and radius >= 0, got minima {b.min()} and {r.min()}")
     unit = np.where(r > 0, r, 1).reshape(-1)  # without noise any will do
     with np.errstate(over="ignore"):
-        per_square = _over_square_radius(*sizes, b.reshape(-1) / unit, stride / kernel / unit)
+        per_square = _numerator_over_square(*sizes, b.reshape(-1) / unit, stride / kernel / unit)
     return np.asarray(r**2 * per_square.reshape(r.shape))
 
 
 @dataclass(frozen=True)
 class NoisePlateaus:
-    """Values of ``numerator / r^2`` where it does not depend on the radius ``r``."""
+    """Hold the values of ``numerator / r^2`` where it does not depend on the radius ``r``."""
 
     linear: float
     """No unit is ever switched off: ``b >> r / sqrt N``. The lowest, unless the stride is 1."""
@@ -77,19 +77,19 @@ class NoisePlateaus:
 
 
 def noise_plateaus(kernel: int, stride: int, depth: int, size: int) -> NoisePlateaus:
-    """The limits of `raw_noise_numerator` over ``r^2``.
+    """Compute the limits of `raw_noise_numerator` over ``r^2``.
 
     All three are exact for noise on the sphere too. With a bias, the ratio leaves `linear` where the noise of a unit is
     as large as the bias, near ``r = b sqrt(N F) / s``. With a stride above 1 it first dips there, by about a fifth:
     noise is cut off before what is left has a mean that could pile up. It is half way up to `rectified` at about ten
     times that radius. With stride 1 nothing piles up, and it falls. Arguments and errors as there.
     """
-    sizes = sized_geometry(kernel, stride, depth, size)
-    floor, lit = np.array([SURE, 0.0, 0.0]), np.array([0.0, SURE, 0.0])
-    return NoisePlateaus(*_over_square_radius(*sizes, floor, lit).tolist())
+    sizes = check_sized_geometry(kernel, stride, depth, size)
+    floor, lit = np.array([_CERTAIN, 0.0, 0.0]), np.array([0.0, _CERTAIN, 0.0])
+    return NoisePlateaus(*_numerator_over_square(*sizes, floor, lit).tolist())
 
 
-def _over_square_radius(
+def _numerator_over_square(
     kernel: int,
     stride: int,
     depth: int,
@@ -97,29 +97,41 @@ def _over_square_radius(
     floor: Float[np.ndarray, " cells"],
     lit: Float[np.ndarray, " cells"],
 ) -> Float[np.ndarray, " cells"]:
-    """``E|Delta|^2 / r^2`` where clean values over ``r`` are ``floor``, plus ``lit`` if a unit sees the lit pixel."""
+    """Return ``E|Delta|^2 / r^2``, ``(cells,)``.
+
+    Args:
+        kernel: ``F``.
+        stride: ``s``.
+        depth: number of layers.
+        size: pixels of the signal.
+        floor: clean values over ``r`` of units of the first layer that do not see the lit pixel, ``b / r``; one for
+            each cell, a pair of a bias and a radius.
+        lit: what the lit pixel adds, ``s / (F r)``.
+    """
     if depth == 1:
-        (first,) = windows(kernel, stride, 1, size)
+        (first,) = responses_by_layer(kernel, stride, 1, size)
         return np.full(floor.shape, np.sum(first.weights**2) / size)
     units = units_above(size, kernel, stride)
-    seen, shared = _sharing(kernel, stride, size, units)
+    seen, shared = _count_seen_pixels(kernel, stride, size, units)
     clean = np.stack([floor, floor + lit])  # (dark or lit, cells)
     unit = stride / kernel / math.sqrt(size)  # s_j / r of a unit that sees one pixel
 
     number, which = np.unique(seen, return_inverse=True)
     sigma = unit * np.sqrt(number)
-    dark, bright = sigma * _psi(np.minimum(clean[:, :, None] / sigma, SURE))
+    dark, bright = sigma * _psi(np.minimum(clean[:, :, None] / sigma, _CERTAIN))
     mean, step = dark[:, which], (bright - dark)[:, which]
 
-    # <|B m|^2>, where m is `mean`, plus `step` in the few units that see the lit pixel
-    once = _through(np.stack([mean, mean + 2 / size * step * seen]), kernel, stride, depth - 1)
+    # With m = mean + step where a unit sees the lit pixel, <|B m|^2> over lit pixels is, up to <|B step|^2>,
+    # <B mean, B (mean + 2 step seen / N)>: each unit sees a share seen / N of the lit pixels.
+    once = _apply_layers(np.stack([mean, mean + 2 / size * step * seen]), kernel, stride, depth - 1)
     total = np.sum(once[0] * once[1], axis=1)
-    *_, later = windows(kernel, stride, depth - 1, units)
+    *_, later = responses_by_layer(kernel, stride, depth - 1, units)
     for distance, both in enumerate(shared):
-        products = (1 if distance == 0 else 2) * _products(later, distance)  # (B^T B)_jk, and its mirror image
+        products = (1 if distance == 0 else 2) * _response_products(later, distance)  # (B^T B)_jk, and its mirror image
         j, k = np.arange(units - distance), np.arange(distance, units)
+        # <|B step|^2>: a share both / N of the lit pixels is seen by both units.
         total += (step[:, j] * step[:, k]) @ (products * both) / size
-        # units that see equally many pixels, and share equally many, are all alike: there are few kinds of pairs
+        # units that see equally many pixels, and share equally many, have one covariance: there are few kinds of pairs
         kinds, kind = np.unique(np.stack([seen[j], seen[k], both]), axis=1, return_inverse=True)
         weights = np.bincount(kind.reshape(-1), weights=products, minlength=kinds.shape[1])
         for numbers, weight in zip(kinds.T.tolist(), weights):
@@ -127,10 +139,10 @@ def _over_square_radius(
     return total
 
 
-def _sharing(
+def _count_seen_pixels(
     kernel: int, stride: int, size: int, units: int
 ) -> tuple[Int[np.ndarray, " units"], list[Int[np.ndarray, " pairs"]]]:
-    """Number of pixels that each unit of the first layer sees, and that units ``j`` and ``j + 0, 1, ...`` both see."""
+    """Count the pixels that each unit of the first layer sees, and that units ``j`` and ``j + 0, 1, ...`` both see."""
     start = stride * np.arange(units) - (kernel - 1) // 2
     left, right = np.maximum(start, 0), np.minimum(start + kernel, size)
     furthest = min((kernel - 1) // stride, units - 1)  # windows further apart share nothing
@@ -140,9 +152,14 @@ def _sharing(
 def _mean_covariance(
     clean: Float[np.ndarray, "2 cells"], unit: float, size: int, one: int, other: int, both: int
 ) -> Float[np.ndarray, " cells"]:
-    """``<M_jk - m_j m_k> / r^2`` over all lit pixels, for units ``j`` and ``k`` that see so many: one, other, both."""
+    """Return ``<M_jk - m_j m_k> / r^2`` over all lit pixels, ``(cells,)``.
+
+    Units ``j`` and ``k`` see ``one`` and ``other`` pixels, ``both`` of which are the same.
+    """
+    # The correlation of sums over two overlapping windows of independent noise.
     s_j, s_k, rho = unit * math.sqrt(one), unit * math.sqrt(other), min(both / math.sqrt(one * other), 1.0)
-    alpha, beta = np.minimum(clean / s_j, SURE), np.minimum(clean / s_k, SURE)
+    alpha, beta = np.minimum(clean / s_j, _CERTAIN), np.minimum(clean / s_k, _CERTAIN)
+    # How many pixels are seen by (j, k); by the lit one each clean value is dark (0) or bright (1).
     pixels = {(1, 1): both, (1, 0): one - both, (0, 1): other - both, (0, 0): size - one - other + both}
     parts = [number * _covariance(alpha[j], beta[k], rho) for (j, k), number in pixels.items()]
     return s_j * s_k * np.sum(parts, axis=0) / size
@@ -151,7 +168,7 @@ def _mean_covariance(
 def _covariance(
     alpha: Float[np.ndarray, " cells"], beta: Float[np.ndarray, " cells"], rho: float
 ) -> Float[np.ndarray, " cells"]:
-    """Covariance of ``max(t, -alpha)`` and ``max(u, -beta)``, ``t`` and ``u`` standard normals of correlation ``rho``.
+    """Integrate the covariance of ``max(t, -alpha)`` and ``max(u, -beta)``, standard normals of correlation ``rho``.
 
     With ``r = sin theta`` the integrand at the head of this file is smooth, up to ``rho = 1`` where alpha = beta.
     """
@@ -166,7 +183,7 @@ NODES, WEIGHTS = np.polynomial.legendre.leggauss(48)
 
 
 def _psi(alpha: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
-    """Mean of ``max(t, -alpha)`` of a standard normal ``t``."""
+    """Return ``psi(alpha)``, the mean of ``max(t, -alpha)`` of a standard normal ``t``."""
     return np.exp(-(alpha**2) / 2) / math.sqrt(2 * math.pi) - alpha * _normal_cdf(-alpha)
 
 
@@ -174,10 +191,10 @@ def _normal_cdf(x: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
     return np.vectorize(math.erfc, otypes=[float])(-x / math.sqrt(2)) / 2
 
 
-def _through(
+def _apply_layers(
     values: Float[np.ndarray, "*cells units"], kernel: int, stride: int, depth: int
 ) -> Float[np.ndarray, "*cells above"]:
-    """These values of all units, sent through ``depth`` linear layers."""
+    """Apply ``depth`` linear layers to values of all units."""
     padding = (kernel - 1) // 2
     for _ in range(depth):
         above = units_above(values.shape[-1], kernel, stride)
@@ -187,8 +204,9 @@ def _through(
     return values
 
 
-def _products(layer: Windows, distance: int) -> Float[np.ndarray, " pairs"]:
-    """Inner products of the responses to inputs ``j`` and ``j + distance``."""
+def _response_products(layer: Responses, distance: int) -> Float[np.ndarray, " pairs"]:
+    """Return the inner products of the responses to inputs ``j`` and ``j + distance``, for each ``j``."""
+    # Both inputs stand in one window, `distance` entries apart.
     pairs = layer.size - distance
     width = max(layer.weights.shape[1] - distance, 0)
     products = layer.weights[:, :width] * layer.weights[:, distance:]

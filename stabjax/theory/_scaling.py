@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from stabjax._types import AnyArray
-from stabjax.theory._checks import geometry, positive
+from stabjax.theory._checks import check_geometry, check_integer
 from stabjax.theory._paths import largest_lag, path_sums
 
 _LARGEST_EXPONENT = 1000
@@ -37,7 +37,7 @@ Quantity = Literal["deformation_numerators", "noise_numerators", "denominators",
 )
 @dataclass(frozen=True, eq=False)
 class InfiniteChain:
-    """Moments of a constant-filter network on a signal without end, layers ``1 .. depth``."""
+    """Hold the moments of a constant-filter network on a signal without end, layers ``1 .. depth``."""
 
     deformation_numerators: Float[AnyArray, " depth"]
     """What a shift by one pixel changes, ``(depth,)``."""
@@ -48,22 +48,22 @@ class InfiniteChain:
 
     @property
     def deformation(self) -> Float[AnyArray, " depth"]:
-        """``D_k``."""
+        """Return ``D_k``, ``(depth,)``."""
         return self.deformation_numerators / self.denominators
 
     @property
     def noise(self) -> Float[AnyArray, " depth"]:
-        """``G_k``."""
+        """Return ``G_k``, ``(depth,)``."""
         return self.noise_numerators / self.denominators
 
     @property
     def relative(self) -> Float[AnyArray, " depth"]:
-        """``R_k = D_k / G_k``."""
+        """Return ``R_k = D_k / G_k``, ``(depth,)``."""
         return self.deformation_numerators / self.noise_numerators
 
 
 def infinite_chain(kernel: int, stride: int, depth: int, *, radius: float | int = 2**0.5) -> InfiniteChain:
-    """Moments after every ReLU where no unit is near a border: the limit of large ``size``.
+    """Compute moments after every ReLU where no unit is near a border: the limit of large ``size``.
 
     The images have one lit pixel; the deformation is a shift by one pixel, the noise is on the sphere of this radius.
     From exact integers, so any depth is right to the last digit.
@@ -78,7 +78,7 @@ def infinite_chain(kernel: int, stride: int, depth: int, *, radius: float | int 
         ValueError: a kernel smaller than the stride, a number out of range, or a negative radius; a depth at which a
             moment exceeds double precision, ``s^depth`` above ``1e308``.
     """
-    kernel, stride, depth = geometry(kernel, stride, depth)
+    kernel, stride, depth = check_geometry(kernel, stride, depth)
     if depth * np.log2(stride) >= _LARGEST_EXPONENT:
         raise ValueError(
             f"expected stride ** depth below 2 ** {_LARGEST_EXPONENT}, got {stride} ** {depth}: the noise grows beyond "
@@ -91,13 +91,13 @@ def infinite_chain(kernel: int, stride: int, depth: int, *, radius: float | int 
     # t_k and its shift, as ratios of integers: both grow beyond any float
     t = np.array([stride**k * r / kernel ** (2 * k) for k, r in zip(layers, sums.squares)])
     shift = np.array([stride**k * r / kernel ** (2 * k) for k, r in zip(layers, sums.squared_differences)])
-    piled = np.array([float(stride**k) for k in layers])
-    noise = radius**2 * ((1 / 2 - 1 / (2 * np.pi)) * t + piled / (2 * np.pi))
+    mean_growth = np.array([float(stride**k) for k in layers])
+    noise = radius**2 * ((1 / 2 - 1 / (2 * np.pi)) * t + mean_growth / (2 * np.pi))
     return InfiniteChain(shift, noise, 2 * t)
 
 
 def growth_rate(kernel: int, stride: int) -> float:
-    """``lambda(q, s)``: how fast ``sum_i n_i^2`` of the path counts grows with depth.
+    """Return ``lambda(q, s)``: how fast ``sum_i n_i^2`` of the path counts grows with depth.
 
     The largest eigenvalue of the matrix ``A(m - s m')`` over the lags ``|m| <= (q - 1)/(s - 1)``, with
     ``A(d) = q - |d|`` where ``|d| < q``. It is ``q`` where ``q <= s``, ``q^2 / s`` where ``s`` divides ``q``, and
@@ -107,15 +107,16 @@ def growth_rate(kernel: int, stride: int) -> float:
         kernel: ``q``, at least 1; may be smaller than the stride.
         stride: ``s``, at least 1.
     """
-    return _growth(positive("kernel", kernel), positive("stride", stride))[0]
+    return _growth(check_integer("kernel", kernel), check_integer("stride", stride))[0]
 
 
 def _growth(kernel: int, stride: int) -> tuple[float, float]:
-    """Largest eigenvalue, and ``1 - r(1)/r(0)`` in its eigenvector, which ``D`` tends to."""
+    """Return the largest eigenvalue, and ``1 - r(1)/r(0)`` in its eigenvector, which ``D`` tends to."""
     if stride == 1:
         return float(kernel**2), 0.0
     reach = max(1, largest_lag(kernel, stride))
     lags = np.arange(-reach, reach + 1)
+    # A(m - s m') of lag m of the layer above and m' of this one; row and column `reach` are lag 0.
     transfer = np.maximum(kernel - np.abs(lags[:, None] - stride * lags[None, :]), 0)
     values, vectors = np.linalg.eig(transfer.astype(float))
     largest = np.argmax(np.real(values))
@@ -125,7 +126,7 @@ def _growth(kernel: int, stride: int) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Scaling:
-    """How the moments of a constant-filter network change from layer to layer, far from the border.
+    """Hold how the moments of a constant-filter network change from layer to layer, far from the border.
 
     Under the law ``"power"`` the six numbers are exponents, ``value ~ k^exponent``; under the other two they are
     factors, ``value ~ factor^k``.
@@ -153,7 +154,7 @@ class Scaling:
     def curve(
         self, quantity: Quantity, layers: Sequence[int] | Int[np.ndarray, " n"], *, through: tuple[int, float]
     ) -> Float[np.ndarray, " n"]:
-        """The predicted dependence on depth, drawn through one known value.
+        """Predict the dependence on depth, through one known value.
 
         Args:
             quantity: which of the six numbers.
@@ -173,7 +174,7 @@ class Scaling:
 
 
 def scaling(kernel: int, stride: int) -> Scaling:
-    """Predicted exponents or factors per layer, with the condition under which they hold.
+    """Predict exponents or factors per layer, with the condition under which they hold.
 
     Three regimes (Tomasini, Petrini, Cagnetta, Wyart 2022, and what follows from `growth_rate`), with ``q = F / s``:
 
@@ -192,7 +193,7 @@ def scaling(kernel: int, stride: int) -> Scaling:
     Raises:
         ValueError: a kernel smaller than the stride.
     """
-    kernel, stride, _ = geometry(kernel, stride)
+    kernel, stride, _ = check_geometry(kernel, stride)
     if kernel == 1:
         return Scaling("constant", "kernel 1: every layer copies the one below", 1.0, *(1.0,) * 6)
     if stride == 1:

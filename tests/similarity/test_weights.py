@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from stabjax import similarity
-from tests.similarity.test_similarity import drawn
+from tests.similarity.sets import drawn
 
 X = np.array([[0, 1], [1, 0], [2, 5], [3, 1], [5, 2]], np.float64)
 Y = np.array([[1, 0], [0, 2], [3, 3], [1, 4], [2, 2]], np.float64)

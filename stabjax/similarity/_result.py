@@ -1,4 +1,4 @@
-"""The result of comparing every layer of one network with every layer of another."""
+"""The result of a comparison of every layer of one network with every layer of another."""
 
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, no_type_check
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     import xarray
 
 Measure = Literal["cka", "cka_debiased", "cca", "svcca", "pwcca"]
-_WIDE = 24
-"""More columns than that are not printed."""
+_MOST_COLUMNS = 24
+"""A matrix with more columns is not printed."""
 
 
 # Unflattening builds results of placeholders and, under vmap, of more axes: nothing to check there.
@@ -23,25 +23,25 @@ _WIDE = 24
 @no_type_check
 @dataclass(frozen=True, eq=False, repr=False)
 class Similarity:
-    """Similarity of every layer of one network to every layer of another: what `stabjax.probe.similarity` returns.
+    """Hold the similarity of every layer of one network to every layer of another, from `stabjax.probe.similarity`.
 
     A frozen pytree: arrays are leaves, names are static, so results stack under `vmap` and `jax.tree.map`; axes of
     several networks then stand in front of the shapes given here. Printed, it is a table.
 
     Attributes:
-        layers: Names of the layers of the first network, in the order of execution.
-        kinds: Kind of each (``"conv"``, ``"norm"``, ...).
-        other_layers: Names of the layers of the second network.
-        other_kinds: Kind of each.
-        matrix: The similarities, ``(layers, other_layers)``; NaN where ``valid`` is False.
-        interval: Their lower and upper ends, ``(layers, other_layers, 2)``, over images; NaN for canonical
+        layers: names of the layers of the first network, in the order of execution.
+        kinds: kind of each (``"conv"``, ``"norm"``, ...).
+        other_layers: names of the layers of the second network.
+        other_kinds: kind of each.
+        matrix: the similarities, ``(layers, other_layers)``; NaN where ``valid`` is False.
+        interval: their lower and upper ends, ``(layers, other_layers, 2)``, over images; NaN for canonical
             correlations, which have none.
-        valid: Whether the similarity says anything, ``(layers, other_layers)``: both layers vary, nothing is NaN, and
+        valid: whether the similarity says anything, ``(layers, other_layers)``: both layers vary, nothing is NaN, and
             for canonical correlations there are more images than units.
         measured: False for images left out because a pixel is not finite, ``(n,)``.
-        measure: Which similarity.
-        units: Whether layers are compared by ``"all"`` units or by the ``"average"`` of each channel over positions.
-        confidence: Probability that an interval covers.
+        measure: which similarity.
+        units: whether layers are compared by ``"all"`` units or by the ``"average"`` of each channel over positions.
+        confidence: probability that an interval covers.
     """
 
     layers: tuple[str, ...] = field(metadata={"static": True})
@@ -57,7 +57,7 @@ class Similarity:
     confidence: float = field(metadata={"static": True})
 
     def to_xarray(self) -> "xarray.Dataset":
-        """The same numbers with labelled axes: ``layer``, ``other_layer`` (with their kinds), ``bound``, ``image``.
+        """Return the same numbers with labeled axes: ``layer``, ``other_layer`` with kinds, ``bound``, ``image``.
 
         Axes of stacked networks are called ``net``, or ``net_0, net_1, ...`` where there are several.
         """
@@ -79,7 +79,7 @@ class Similarity:
         return xarray.Dataset(variables, coordinates, attrs=about)
 
     def to_json(self) -> dict[str, Any]:
-        """What a figure is drawn from, as plain lists: null where a number is not finite."""
+        """Return what a figure is drawn from, as plain lists: null where a number is not finite."""
         return {
             "layers": list(self.layers),
             "kinds": list(self.kinds),
@@ -103,7 +103,7 @@ class Similarity:
 
 
 def _table(result: Any) -> str:
-    """Plain text: for every layer the most similar one, and the matrix where it is narrow enough."""
+    """Format as plain text: for every layer the most similar one, and the matrix where it is narrow enough."""
     matrix, interval = np.asarray(result.matrix), np.asarray(result.interval)
     n = int(np.sum(result.measured))
     left_out = result.measured.shape[0] - n
@@ -111,7 +111,7 @@ def _table(result: Any) -> str:
     title = f"{result.measure} of {n} images{f' ({left_out} not finite, left out)' if left_out else ''}, {units}"
     if np.isfinite(interval).any():
         title += f", {100 * result.confidence:g} % intervals"
-    wide = len(result.other_layers) > _WIDE
+    wide = len(result.other_layers) > _MOST_COLUMNS
     columns = [] if wide else [str(k) for k in range(len(result.other_layers))]
     rows = [("", "layer", "kind", "most similar", "", *columns)]
     for k, (layer, kind) in enumerate(zip(result.layers, result.kinds, strict=True)):
@@ -119,8 +119,8 @@ def _table(result: Any) -> str:
         if np.isfinite(row).any():
             best = int(np.nanargmax(row))
             low, high = interval[k, best]
-            span = f" [{low:.3f}, {high:.3f}]" if np.isfinite(low + high) else ""
-            most, value = f"{best} {result.other_layers[best]}", f"{row[best]:.3f}{span}"
+            ends = f" [{low:.3f}, {high:.3f}]" if np.isfinite(low + high) else ""
+            most, value = f"{best} {result.other_layers[best]}", f"{row[best]:.3f}{ends}"
         else:
             most, value = "", "invalid"
         numbers = [] if wide else [f"{v:.2f}" if np.isfinite(v) else "-" for v in row]

@@ -1,0 +1,50 @@
+"""A batch of samples of several layers: one array per layer, or all units side by side."""
+
+from collections.abc import Sequence
+from itertools import accumulate
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float
+
+from stabjax._numerics import HIGHEST
+from stabjax._sharding import without_explicit_axes
+from stabjax._types import AnyArray
+
+Layers = Sequence[Float[AnyArray, "b _"]]
+"""One array of samples in rows per layer, for the same samples."""
+Sizes = tuple[int, ...]
+"""Number of units of each layer."""
+
+
+def rows_of(x: AnyArray, dtype: np.dtype) -> Array:
+    """Return samples in rows as an array of this dtype."""
+    return without_explicit_axes(jnp.asarray(x)).astype(dtype)
+
+
+def mask_of(counted: Bool[AnyArray, " b"] | None, n: int) -> Bool[Array, " b"]:
+    """Return which of ``n`` rows count; all, where nothing is said."""
+    return jnp.ones(n, bool) if counted is None else without_explicit_axes(jnp.asarray(counted))
+
+
+def concatenate(layers: Layers, dtype: np.dtype) -> Float[Array, "b units"]:
+    """Return the units of all layers side by side."""
+    return jnp.concatenate([rows_of(x, dtype) for x in layers], axis=1)
+
+
+def split(x: Float[Array, "*rows units"], sizes: Sizes) -> Sequence[Float[Array, "*rows _"]]:
+    """Split units that stand side by side along the last axis into those of each layer."""
+    return jnp.split(x, list(accumulate(sizes))[:-1], axis=-1)
+
+
+def sum_by_layer(x: Array, sizes: Sizes) -> Array:
+    """Sum ``(..., units)`` over the units of each layer, ``(layers, ...)``.
+
+    Each apart, so that what is not a number in one does not reach the others.
+    """
+    return jnp.stack([jnp.sum(part, axis=-1) for part in split(x, sizes)])
+
+
+def multiply(x: Array, y: Array) -> Array:
+    """Return the matrix product, in full precision."""
+    return jnp.matmul(x, y, precision=HIGHEST)
