@@ -65,8 +65,8 @@ class Step:
         return self._shapes
 
     @property
-    def results(self) -> tuple[jax.ShapeDtypeStruct, ...]:
-        """Shape and dtype of each output."""
+    def results(self) -> tuple[Any, ...]:
+        """Types of the outputs, with their ``shape``, ``dtype`` and ``size`` as a `jax.ShapeDtypeStruct` has them."""
         if self._results is None:
             avals = [var.aval for var in self._equation.outvars]
             # The type of an array has both; that of anything else, as of a token, counts as a truth.
