@@ -22,6 +22,7 @@ from stabjax.data._scale import (
     translate_points,
     translation_steps,
 )
+from stabjax.data._subset import subset
 
 __all__ = [
     "STATISTICS",
@@ -47,6 +48,7 @@ __all__ = [
     "scale_images",
     "scale_labels",
     "statistics",
+    "subset",
     "to_float",
     "translate_points",
     "translation_steps",
