@@ -98,7 +98,7 @@ def shifted(key, bias, power):
     return cell(key, bias + 1, power)
 
 
-shifted.__qualname__ = "cell"
+shifted.__module__, shifted.__qualname__ = cell.__module__, cell.__qualname__
 
 
 def with_constant(value):

@@ -204,14 +204,14 @@ def test_cells_of_the_generator_of_xla_are_paired(impl):
         np.testing.assert_array_equal(found.value, np.broadcast_to(np.float32(expected), (3, 4)))
 
 
-def name_outputs(**values):
+def outputs(**values):
     """In the order they are named in, which a dictionary does not keep in JAX."""
     return collections.namedtuple("Outputs", values)(**values)
 
 
 def test_outputs_are_known_by_name_and_weak_types_are_no_difference():
     def f(key, k):
-        return name_outputs(x=1.0, y=2.0) if k == "a" else name_outputs(y=jnp.float32(2), x=jnp.float32(1))
+        return outputs(x=1.0, y=2.0) if k == "a" else outputs(y=jnp.float32(2), x=jnp.float32(1))
 
     found = sweep.run(f, {"k": ["a", "b"]}, key=jax.random.key(0), static="k")
     assert found.x.values.ravel().tolist() == [1, 1]

@@ -72,7 +72,7 @@ class Scanned(nnx.Module):
         self.layers = nnx.split_rngs(splits=3)(make)(rngs)
 
     def __call__(self, x):
-        step = nnx.scan(lambda layer, x: jnp.sqrt(1 + layer(x)), in_axes=(0, nnx.TrainState), out_axes=nnx.TrainState)
+        step = nnx.scan(lambda layer, x: jnp.sqrt(1 + layer(x)), in_axes=(0, nnx.Carry), out_axes=nnx.Carry)
         return step(self.layers, x)
 
 

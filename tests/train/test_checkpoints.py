@@ -65,7 +65,7 @@ def same(run, other):
 
 
 @pytest.fixture(scope="module")
-def as_count():
+def whole():
     return go()
 
 

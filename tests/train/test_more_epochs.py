@@ -22,7 +22,7 @@ def longer(recipe, epochs, **fields):
 
 
 @pytest.fixture(scope="module")
-def as_count():
+def whole():
     return go(recipe=longer(CONSTANT, 4))
 
 

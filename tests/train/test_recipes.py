@@ -333,7 +333,7 @@ def test_mirrored_scores_are_those_of_the_mean_logits():
 
 
 @pytest.fixture(scope="module")
-def as_count(tmp_path_factory):
+def whole(tmp_path_factory):
     path = tmp_path_factory.mktemp("runs") / "whole"
     with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
         return fit(recipe=ALL, test=TEST, seeds=2, path=path)
