@@ -1,4 +1,4 @@
-"""The bias study of constant filters, 5,400 cells: `stabjax.sweep` against the published loop in torch."""
+"""The bias study of constant filters, 5,400 cells: `stabjax.sweep` against the published loop in torch, in one run."""
 
 import time
 
@@ -20,12 +20,12 @@ def run() -> list[dict]:
     first, result = _seconds(study, 1)
     best, result = _seconds(study, 10)
     loop, reference = _seconds(_torch_loop, 2)
-    found = result.noise_stability.transpose("bias", "radius", "seed").to_numpy().mean(2)
+    stability = result.noise_stability.transpose("bias", "radius", "seed").to_numpy().mean(2)
     # Two draws of the noise; the mean over seeds of a cell has an error of two percent.
-    ratio = found / reference.mean(2)
+    ratio = stability / reference.mean(2)
     if abs(ratio.mean() - 1) > 0.02 or abs(ratio - 1).max() > 0.15:
         raise RuntimeError(f"the two ways disagree: {ratio.min()} to {ratio.max()}")
-    cells = found.size * SEEDS
+    cells = stability.size * SEEDS
     row = {"name": f"bias study, {cells} cells", "ms": 1e3 * best, "peer": "torch, loop", "peer ms": 1e3 * loop}
     return [
         row | {"compile ms": 1e3 * (first - best), "ratio": loop / best},
@@ -43,7 +43,7 @@ def _seconds(work, repeats):
 
 
 def _torch_loop():
-    """The published way: cell after cell, the clean images once per bias, all pairs."""
+    """Measure the published way: cell after cell, the clean images once per bias, all pairs."""
     import torch
 
     pixels, kernel, stride = size(**BIAS_NETWORK), BIAS_NETWORK["kernel"], BIAS_NETWORK["stride"]

@@ -1,10 +1,9 @@
 """Convolutions of many shapes: the route of this library against XLA's own and torch's, forward and with gradients.
 
-Batch 128, float32, two threads. Each time is the median of repeats of one compiled call, the compile told apart.
+Batch 128, float32, two threads, all in one run. Each time is the median of repeats of one compiled call; compilation is
+reported beside it.
 """
 
-import statistics
-import time
 from collections.abc import Callable
 
 import jax
@@ -13,6 +12,7 @@ import numpy as np
 import torch
 from jax import lax
 
+from benchmarks._timing import compile_call, median_milliseconds, row
 from stabjax import conv
 
 BATCH = 128
@@ -31,36 +31,6 @@ SHAPES = {
     "depthwise 7x7, 64, 16x16": (16, 7, 64, 64, 1, 64),
     "32 groups, 3x3, 64-64, 16x16": (16, 3, 64, 64, 1, 32),
 }
-
-
-def milliseconds(f: Callable[[], object], repeats: int = 5) -> float:
-    """Median time of a call, after one to warm up."""
-    f()
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        f()
-        times.append(time.perf_counter() - start)
-    return 1e3 * statistics.median(times)
-
-
-def row(name: str, ours: float, compile_s: float, peer: str, theirs: float) -> dict:
-    """One line of the table; a ratio below one means that this library is faster."""
-    return {
-        "name": name,
-        "stabjax_ms": round(ours, 2),
-        "compile_s": round(compile_s, 2),
-        "peer": peer,
-        "peer_ms": round(theirs, 2),
-        "ratio": round(ours / theirs, 3),
-    }
-
-
-def compiled(f: Callable, *arguments: object) -> tuple[Callable[[], object], float]:
-    """The jitted function on its arguments, and the seconds its compilation took."""
-    start = time.perf_counter()
-    program = jax.jit(f).lower(*arguments).compile()
-    return lambda: jax.block_until_ready(program(*arguments)), time.perf_counter() - start
 
 
 def run() -> list[dict]:
@@ -97,16 +67,22 @@ def run() -> list[dict]:
             f().square().sum().backward()
 
         with torch.no_grad():
-            peer_forward = milliseconds(torch_forward)
-        peers = (("forward", peer_forward), ("with gradients", milliseconds(torch_gradients)))
+            peer_forward = median_milliseconds(torch_forward)
+        peers = (("forward", peer_forward), ("with gradients", median_milliseconds(torch_gradients)))
         ours, theirs = both(conv.conv_general_dilated), both(lax.conv_general_dilated)
         for (mode, peer), f, plain in zip(peers, ours, theirs, strict=True):
-            call, seconds = compiled(f, x, w)
-            time_ours = milliseconds(call)
+            call, seconds = compile_call(f, x, w)
+            time_ours = median_milliseconds(call)
             rows.append(row(f"{name}, {mode}", time_ours, seconds, "torch", peer))
             repeats = 1 if mode == "with gradients" and groups > 1 else 5
             rows.append(
-                row(f"{name}, {mode}", time_ours, seconds, "XLA", milliseconds(compiled(plain, x, w)[0], repeats))
+                row(
+                    f"{name}, {mode}",
+                    time_ours,
+                    seconds,
+                    "XLA",
+                    median_milliseconds(compile_call(plain, x, w)[0], repeats),
+                )
             )
     return rows
 

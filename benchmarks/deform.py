@@ -1,14 +1,13 @@
 """Deform a batch of images, one random field each: the time from keys and images to deformed images.
 
-Everybody draws his own amplitudes, makes the field of them and samples the image bilinearly; on equal amplitudes the
-peers are held against each other before they are timed. The loop over images is written as the published code does it.
-Times are medians, ratios stabjax over peer (below one: stabjax is faster), ``copies`` is the time in copies of the same
-bytes.
+Each library draws its own amplitudes, makes the field of them and samples the image bilinearly; on equal amplitudes the
+peers (torch, kornia, dm-pix) are compared with stabjax before they are timed in the same run. The loop over images is
+written as the published code does it. Times are medians, ratios stabjax over peer (below one: stabjax is faster),
+``copies`` is the time in copies of the same bytes.
 """
 
 import math
 import statistics
-import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -20,6 +19,7 @@ import kornia
 import numpy as np
 import torch
 
+from benchmarks._timing import compile_call, median_milliseconds
 from stabjax import fields, perturb, warp
 
 CUTOFF = 3
@@ -30,45 +30,26 @@ SIZES = {
 }
 
 
-def milliseconds(f: Callable[[], object], repeats: int) -> float:
-    """Median time of a call, after one to warm up."""
-    f()
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        f()
-        times.append(time.perf_counter() - start)
-    return 1e3 * statistics.median(times)
-
-
-def compiled(f: Callable, *arguments: object) -> tuple[Callable[[], object], float]:
-    """The jitted function on its arguments, and the seconds its compilation took."""
-    start = time.perf_counter()
-    program = jax.jit(f).lower(*arguments).compile()
-    seconds = time.perf_counter() - start
-    return lambda: jax.block_until_ready(program(*arguments)), seconds
-
-
 def amplitudes() -> np.ndarray:
-    """Standard deviations of the sine amplitudes at temperature one, zero beyond the cutoff."""
+    """Return standard deviations of the sine amplitudes at temperature one, zero beyond the cutoff."""
     i = np.arange(1, CUTOFF + 1)
     square = i[:, None] ** 2 + i**2
     return np.where(square < (CUTOFF + 0.5) ** 2, 1 / np.sqrt(square), 0).astype(np.float32)
 
 
 def sine_table(n: int) -> np.ndarray:
-    """``sin(i pi u)`` at the pixels of one axis, ``(cutoff, n)``."""
+    """Return ``sin(i pi u)`` at the pixels of one axis, ``(cutoff, n)``."""
     return np.sin(np.pi * np.arange(1, CUTOFF + 1)[:, None] * np.linspace(0, 1, n)).astype(np.float32)
 
 
 def torch_fields(coefficients: torch.Tensor, n: int, temperature: float) -> torch.Tensor:
-    """Displacements ``(..., 2, n, n)`` of coefficients ``(..., 2, c, c)``."""
+    """Return displacements ``(..., 2, n, n)`` of coefficients ``(..., 2, c, c)``."""
     table = torch.from_numpy(sine_table(n))
     return n * math.sqrt(temperature) * (table.T @ coefficients @ table)
 
 
 def torch_one(image: torch.Tensor, field: torch.Tensor) -> torch.Tensor:
-    """Bilinear sampling of one image ``(channels, n, n)`` by four gathers."""
+    """Sample one image ``(channels, n, n)`` bilinearly by four gathers."""
     n = image.shape[-1]
     rows, columns = torch.meshgrid(torch.arange(n), torch.arange(n), indexing="ij")
     y = (rows - field[0]).clamp(0, n - 1)
@@ -85,47 +66,47 @@ def torch_one(image: torch.Tensor, field: torch.Tensor) -> torch.Tensor:
 
 
 def torch_loop(images: torch.Tensor, fields_of: Callable[[int], torch.Tensor]) -> torch.Tensor:
-    """One image after the other, each with its field."""
+    """Deform one image after the other, each with its field."""
     return torch.stack([torch_one(image, fields_of(k)) for k, image in enumerate(images)])
 
 
 def torch_positions(field: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Where the pixels of a batch come from: rows and columns, ``(batch, n, n)`` each."""
+    """Return where the pixels of a batch come from: rows and columns, ``(batch, n, n)`` each."""
     steps = torch.arange(field.shape[-1])
     return steps[:, None] - field[:, 0], steps - field[:, 1]
 
 
 def torch_batch(images: torch.Tensor, field: torch.Tensor) -> torch.Tensor:
-    """All images at once by `grid_sample`."""
+    """Deform all images at once by `grid_sample`."""
     y, x = torch_positions(field)
     grid = torch.stack([x, y], -1) * (2 / (images.shape[-1] - 1)) - 1
     return torch.nn.functional.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=True)
 
 
 def kornia_batch(images: torch.Tensor, field: torch.Tensor) -> torch.Tensor:
-    """All images at once by kornia's `remap`."""
+    """Deform all images at once by kornia's `remap`."""
     y, x = torch_positions(field)
     return kornia.geometry.transform.remap(images, x, y, padding_mode="border", align_corners=True)
 
 
 def pix_one(image: Any, field: Any) -> Any:
-    """One image ``(n, n, channels)`` by dm-pix, channel by channel."""
+    """Deform one image ``(n, n, channels)`` by dm-pix, channel by channel."""
     n = image.shape[0]
     grid = jnp.asarray(np.indices((n, n)), field.dtype)
     sample = partial(dm_pix.flat_nd_linear_interpolate, coordinates=jnp.clip(grid - field, 0, n - 1))
     return jax.vmap(sample, in_axes=-1, out_axes=-1)(image)
 
 
-def pix_drawn(key: Any, image: Any, temperature: float) -> Any:
-    """The same, with the drawing of the field."""
+def pix_deform(key: Any, image: Any, temperature: float) -> Any:
+    """Draw a field and deform one image by it, by dm-pix."""
     n = image.shape[0]
     coefficients = amplitudes() * jax.random.normal(key, (2, CUTOFF, CUTOFF))
     table = sine_table(n)
     return pix_one(image, n * math.sqrt(temperature) * (table.T @ coefficients @ table))
 
 
-def compare(count: int, n: int, channels: int, temperature: float) -> None:
-    """Raise unless everybody makes the same images of the same amplitudes."""
+def check_peers(count: int, n: int, channels: int, temperature: float) -> None:
+    """Raise unless all libraries make the same images of the same amplitudes."""
     rng = np.random.default_rng(0)
     images = rng.normal(size=(count, n, n, channels)).astype(np.float32)
     coefficients = amplitudes() * rng.normal(size=(count, 2, CUTOFF, CUTOFF)).astype(np.float32)
@@ -145,9 +126,9 @@ def compare(count: int, n: int, channels: int, temperature: float) -> None:
 
 
 def measure(name: str, count: int, n: int, channels: int, repeats: int, loop_repeats: int) -> list[dict]:
-    """One row for each peer."""
+    """Time one size; return one row for each peer."""
     temperature = float(fields.temperature(1.0, CUTOFF, (n, n), convention="paper"))
-    compare(4, n, channels, temperature)
+    check_peers(4, n, channels, temperature)
     key = jax.random.key(0)
     keys = jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(count))
     images = jax.random.normal(key, (count, n, n, channels))
@@ -160,20 +141,20 @@ def measure(name: str, count: int, n: int, channels: int, repeats: int, loop_rep
     def deform(perturbation: perturb.Diffeomorphism, keys: Any, images: Any) -> Any:
         return jax.vmap(perturbation)(keys, images)
 
-    ours, compile_s = compiled(deform, perturb.Diffeomorphism(temperature, CUTOFF), keys, images)
-    pix, _ = compiled(jax.vmap(partial(pix_drawn, temperature=temperature)), keys, images)
-    copy, _ = compiled(jnp.copy, images)
-    # The peers stand around our own time, which is taken several times: the machine's pace drifts.
-    times = {"copy": milliseconds(copy, repeats)}
-    mine = [milliseconds(ours, repeats)]
+    ours, compile_s = compile_call(deform, perturb.Diffeomorphism(temperature, CUTOFF), keys, images)
+    pix, _ = compile_call(jax.vmap(partial(pix_deform, temperature=temperature)), keys, images)
+    copy, _ = compile_call(jnp.copy, images)
+    # The peers are timed between repeats of our own time, which is taken several times: the machine's pace drifts.
+    times = {"copy": median_milliseconds(copy, repeats)}
+    mine = [median_milliseconds(ours, repeats)]
     for peer, call, times_called in (
         ("torch, loop over images", lambda: torch_loop(first, lambda _: draw()), loop_repeats),
         ("torch, grid_sample", lambda: torch_batch(first, draw(count)), repeats),
         ("kornia, remap", lambda: kornia_batch(first, draw(count)), repeats),
         ("dm-pix, flat_nd_linear_interpolate", pix, min(repeats, 9)),
     ):
-        times[peer] = milliseconds(call, times_called)
-        mine.append(milliseconds(ours, repeats))
+        times[peer] = median_milliseconds(call, times_called)
+        mine.append(median_milliseconds(ours, repeats))
     floor, stabjax_ms = times.pop("copy"), statistics.median(mine)
     return [
         {
@@ -191,7 +172,7 @@ def measure(name: str, count: int, n: int, channels: int, repeats: int, loop_rep
 
 
 def run() -> list[dict]:
-    """Rows of the table, one for each size and peer."""
+    """Return the rows of the table, one for each size and peer."""
     with torch.inference_mode():
         return [row for name, size in SIZES.items() for row in measure(name, *size)]
 

@@ -56,8 +56,8 @@ class ResNet(linen.Module):
 
 
 def resnet(depth, version=1):
-    """A residual network without its numbers."""
-    return without_numbers(ResNet(depth, version))
+    """Return a residual network whose parameters are shapes alone."""
+    return abstract_network(ResNet(depth, version))
 
 
 class VGG16(linen.Module):
@@ -72,14 +72,14 @@ class VGG16(linen.Module):
         return x
 
 
-def without_numbers(module):
-    """A network whose parameters are shapes alone."""
+def abstract_network(module):
+    """Return a network whose parameters are shapes alone."""
     return sj.networks.wrap(module.bind(jax.eval_shape(module.init, jax.random.key(0), IMAGES)))
 
 
 def vgg16():
-    """VGG16 without its numbers."""
-    return without_numbers(VGG16())
+    """Return VGG16 whose parameters are shapes alone."""
+    return abstract_network(VGG16())
 
 
 def run() -> list[dict]:
@@ -109,7 +109,7 @@ def run() -> list[dict]:
 
 
 def milliseconds(work, repeats=5):
-    """The best of several, each with JAX's memory of earlier traces emptied."""
+    """Return the time of the best of several calls, each with JAX's memory of earlier traces emptied."""
     times = []
     for _ in range(repeats):
         jax.clear_caches()

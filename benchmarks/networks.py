@@ -1,4 +1,7 @@
-"""VGG11 with batch normalisation at full width: 500 images forward, and a training step of 128, against torch."""
+"""VGG11 with batch normalisation at full width: 500 images forward, and a training step of 128, against torch.
+
+Both libraries run two threads in the same process; times are medians, compilation is reported beside them.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +11,7 @@ import torch
 from flax import nnx
 from jax import lax
 
-from benchmarks.convolution import compiled, milliseconds, row
+from benchmarks._timing import compile_call, median_milliseconds, row
 from stabjax import models
 
 IMAGES, BATCH, STEP = 500, 125, 128
@@ -16,7 +19,7 @@ STEPS = 3
 CHANNELS = (64, "pool", 128, "pool", 256, 256, "pool", 512, 512, "pool", 512, 512, "pool")
 
 
-def peer() -> torch.nn.Module:
+def torch_vgg11() -> torch.nn.Module:
     layers, channels = [], 3
     for item in CHANNELS:
         if isinstance(item, str):
@@ -31,7 +34,7 @@ def peer() -> torch.nn.Module:
     return torch.nn.Sequential(*layers, torch.nn.Flatten(), torch.nn.Linear(512, 10))
 
 
-def forward() -> dict:
+def time_forward() -> dict:
     images = np.random.default_rng(0).standard_normal((IMAGES, 32, 32, 3), dtype=np.float32)
     model = models.VGG(11, rngs=nnx.Rngs(0))
     model.eval()
@@ -43,17 +46,17 @@ def forward() -> dict:
 
         return lax.map(batch, jnp.reshape(x, (-1, BATCH, *x.shape[1:])))
 
-    network = peer().eval()
+    network = torch_vgg11().eval()
     theirs = []
     with torch.inference_mode():
         for size in (IMAGES, BATCH):
             batches = torch.tensor(np.moveaxis(images, -1, 1).copy()).split(size)
-            theirs.append(milliseconds(lambda batches=batches: [network(x) for x in batches]))
-    call, seconds = compiled(ours, state, jnp.asarray(images))
-    return row(f"VGG11-BN forward, {IMAGES} images", milliseconds(call), seconds, "torch", min(theirs))
+            theirs.append(median_milliseconds(lambda batches=batches: [network(x) for x in batches]))
+    call, seconds = compile_call(ours, state, jnp.asarray(images))
+    return row(f"VGG11-BN forward, {IMAGES} images", median_milliseconds(call), seconds, "torch", min(theirs))
 
 
-def training_step() -> list[dict]:
+def time_training_step() -> list[dict]:
     draw = np.random.default_rng(0)
     images = draw.standard_normal((STEPS, STEP, 32, 32, 3), dtype=np.float32)
     labels = draw.integers(0, 10, (STEPS, STEP))
@@ -75,10 +78,10 @@ def training_step() -> list[dict]:
 
     carry = (params, rest, optimizer.init(params))
     x, y = jnp.asarray(images), jnp.asarray(labels)
-    one, one_seconds = compiled(step, carry, (x[0], y[0]))
-    epoch, epoch_seconds = compiled(lambda carry, x, y: lax.scan(step, carry, (x, y)), carry, x, y)
+    one, one_seconds = compile_call(step, carry, (x[0], y[0]))
+    epoch, epoch_seconds = compile_call(lambda carry, x, y: lax.scan(step, carry, (x, y)), carry, x, y)
 
-    network = peer().train()
+    network = torch_vgg11().train()
     torch_optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9)
     torch_images = torch.tensor(np.moveaxis(images, -1, 2).copy())
     torch_labels = torch.tensor(labels)
@@ -89,12 +92,12 @@ def training_step() -> list[dict]:
             torch.nn.functional.cross_entropy(network(x), y).backward()
             torch_optimizer.step()
 
-    peer_ms = milliseconds(theirs) / STEPS
+    peer_ms = median_milliseconds(theirs) / STEPS
     return [
-        row(f"VGG11-BN training step, batch {STEP}", milliseconds(one), one_seconds, "torch", peer_ms),
+        row(f"VGG11-BN training step, batch {STEP}", median_milliseconds(one), one_seconds, "torch", peer_ms),
         row(
             f"VGG11-BN training step, batch {STEP}, in a scan of {STEPS}",
-            milliseconds(epoch) / STEPS,
+            median_milliseconds(epoch) / STEPS,
             epoch_seconds,
             "torch",
             peer_ms,
@@ -104,7 +107,7 @@ def training_step() -> list[dict]:
 
 def run() -> list[dict]:
     torch.set_num_threads(2)
-    return [forward(), *training_step()]
+    return [time_forward(), *time_training_step()]
 
 
 if __name__ == "__main__":

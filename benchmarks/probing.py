@@ -16,7 +16,7 @@ import numpy as np
 from flax import nnx
 
 import stabjax as sj
-from benchmarks._timing import milliseconds
+from benchmarks._timing import best_milliseconds
 
 IMAGES, SIDE, BATCH = 500, 32, 50
 CHANNELS = (64, "pool", 128, "pool", 256, 256, "pool", 512, 512, "pool", 512, 512, "pool")
@@ -24,20 +24,20 @@ CHANNELS = (64, "pool", 128, "pool", 256, 256, "pool", 512, 512, "pool", 512, 51
 
 def run() -> list[dict]:
     x = images(IMAGES)
-    rows = passes("VGG11-BN", sj.models.VGG(11, rngs=nnx.Rngs(0)), x, repeats=3)
+    rows = time_passes("VGG11-BN", sj.models.VGG(11, rngs=nnx.Rngs(0)), x, repeats=3)
     probe = rows[0]["ms"]
-    hooks = milliseconds(torch_hooks(x), 2)
+    hooks = best_milliseconds(torch_hooks(x), 2)
     rows.append({"name": "VGG11-BN, probe", "ms": probe, "peer": "torch, hooks and all pairs", "peer ms": hooks})
     rows[-1]["ratio"] = hooks / probe
-    rows += passes("ResNet18", sj.models.ResNet(18, rngs=nnx.Rngs(0)), x[: IMAGES // 2], repeats=2)
+    rows += time_passes("ResNet18", sj.models.ResNet(18, rngs=nnx.Rngs(0)), x[: IMAGES // 2], repeats=2)
     peaks = {n: peak_megabytes(n) for n in (500, 2000)}
     rows.append({"name": "peak memory, 2000 images", "MB": peaks[2000], "peer": "500 images", "peer MB": peaks[500]})
     rows[-1]["ratio"] = peaks[2000] / peaks[500]
     return rows
 
 
-def passes(name: str, model: nnx.Module, x: np.ndarray, *, repeats: int) -> list[dict]:
-    """The probe of all operations against the forward passes it needs, and against those that also read every value."""
+def time_passes(name: str, model: nnx.Module, x: np.ndarray, *, repeats: int) -> list[dict]:
+    """Time the probe of all operations against the forward passes it needs, and passes that read every value."""
     network = sj.networks.wrap(model)
     bare = jax.jit(lambda f, x: jax.lax.map(f, x.reshape(-1, BATCH, SIDE, SIDE, 3)))
     read_once = jax.jit(lambda f, x: jax.lax.map(partial(_squares, f), x.reshape(-1, BATCH, SIDE, SIDE, 3)))
@@ -47,8 +47,8 @@ def passes(name: str, model: nnx.Module, x: np.ndarray, *, repeats: int) -> list
         "every activation read once": lambda: read_once(network, np.concatenate([x, x, x])),
         "probe": lambda: sj.probe.stability(network, x, key=key, deformation=deformation, batch_size=BATCH // 3),
     }
-    first = {name: milliseconds(work, 1) for name, work in timed.items()}
-    best = {name: milliseconds(work, repeats) for name, work in timed.items()}
+    first = {name: best_milliseconds(work, 1) for name, work in timed.items()}
+    best = {name: best_milliseconds(work, repeats) for name, work in timed.items()}
     rows = []
     bare_passes, floor = "three bare forward passes", "every activation read once"
     for what, against in (("probe", bare_passes), ("probe", floor), (floor, bare_passes), (bare_passes, "")):
@@ -70,7 +70,7 @@ def _deformation():
 
 
 def torch_hooks(x):
-    """The published way: hooks keep every activation of all images, the denominator is taken over all pairs."""
+    """Return a call of the published way: hooks keep all activations, the denominator is taken over all pairs."""
     import torch
 
     layers, width = [], 3
@@ -86,20 +86,20 @@ def torch_hooks(x):
     versions = [clean, clean + 0.1 * torch.roll(noise, 1, -1), clean + 0.1 * noise]
 
     def activations(x):
-        kept = []
+        outputs = []
         hooks = [
-            layer.register_forward_hook(lambda layer, inputs, out: kept.append(out.flatten(1))) for layer in network
+            layer.register_forward_hook(lambda layer, inputs, out: outputs.append(out.flatten(1))) for layer in network
         ]
         with torch.no_grad():
             network(x)
         for hook in hooks:
             hook.remove()
-        return kept
+        return outputs
 
     def measure():
-        kept = [activations(x) for x in versions]
+        passes = [activations(x) for x in versions]
         result = []
-        for f, deformed, noisy in zip(*kept, strict=True):
+        for f, deformed, noisy in zip(*passes, strict=True):
             pairs = torch.cdist(f, f).square().mean()
             result.append([float((g - f).square().sum(1).mean() / pairs) for g in (deformed, noisy)])
         return jnp.asarray(result)
@@ -108,7 +108,7 @@ def torch_hooks(x):
 
 
 def peak_megabytes(n):
-    """Peak memory of a process that probes so many images and does nothing else."""
+    """Return the peak memory of a process that probes so many images and does nothing else."""
     out = subprocess.run(
         [sys.executable, "-m", "benchmarks.probing", str(n)], check=True, capture_output=True, text=True, env=os.environ
     )

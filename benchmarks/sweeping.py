@@ -30,12 +30,12 @@ def cell(key, bias, radius):
 
 
 @jax.jit
-def by_hand(key, seeds, bias, radius):
+def vmapped_call(key, seeds, bias, radius):
     return jax.vmap(lambda s, b, r: cell(jax.random.fold_in(key, s), b, r))(seeds, bias, radius)
 
 
 @partial(jax.jit, static_argnames="size")
-def in_batches(key, seeds, bias, radius, *, size):
+def mapped_call(key, seeds, bias, radius, *, size):
     def one(x):
         return cell(jax.random.fold_in(key, x[0]), x[1], x[2])
 
@@ -47,8 +47,8 @@ def run() -> list[dict]:
     values = (seeds.astype(np.uint32), bias.astype(np.float32), radius.astype(np.float32))
     work = {
         "sweep": lambda: sj.sweep.run(cell, AXES, key=KEY, seeds=SEEDS),
-        "one vmapped call by hand": lambda: np.asarray(by_hand(KEY, *values)["gain"]),
-        "lax.map in batches of 100": lambda: np.asarray(in_batches(KEY, *values, size=100)["gain"]),
+        "one vmapped call by hand": lambda: np.asarray(vmapped_call(KEY, *values)["gain"]),
+        "lax.map in batches of 100": lambda: np.asarray(mapped_call(KEY, *values, size=100)["gain"]),
         "one cell at a time": lambda: sj.sweep.run(cell, AXES, key=KEY, seeds=SEEDS // 10, chunk=1),
     }
     first = {name: milliseconds(call) for name, call in work.items()}

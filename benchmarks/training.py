@@ -1,9 +1,9 @@
 """Steps of `stabjax.train.fit` against the same steps in torch: crop, flip, normalise, SGD with Nesterov momentum.
 
-Batch 128 of 32 x 32 images that lie in memory as bytes, float32, two threads. The time of a step is that of an epoch
-after the first, divided; so that what a user gets is measured, dispatch and bookkeeping included. An epoch of CIFAR-10
-has 390 steps: those of the small network are long enough here that what is done once per epoch does not count. A peer
-whose memory lies channels last and one whose does not: the faster one counts.
+In one run, batches of 128 images 32 x 32 that lie in memory as bytes, float32, two threads. The time of a step is that
+of an epoch after the first, divided; so that what a user gets is measured, dispatch and bookkeeping included. An epoch
+of CIFAR-10 has 390 steps: those of the small network are long enough here that what is done once per epoch does not
+count. A peer whose memory lies channels last and one whose does not: the faster one counts.
 """
 
 import statistics
@@ -106,30 +106,32 @@ def data(steps: int) -> tuple[np.ndarray, np.ndarray]:
     return images, draw.integers(0, 10, len(images)).astype(np.int32)
 
 
-def ours(name: str) -> tuple[float, float]:
-    """Milliseconds of a step, and those that the first epoch took longer than another."""
+def step_milliseconds(name: str) -> tuple[float, float]:
+    """Return the time of a step, and how much longer than others the first epoch took."""
     recipe = sj.train.Recipe(
         epochs=EPOCHS, batch_size=BATCH, rate=0.01, mean=MEAN, deviation=DEVIATION, crop=4, flip=True, nesterov=True
     )
     _, steps = PEERS[name]
-    given = data(steps)
-    run = sj.train.fit(lambda *, rngs: sj.models.build(name, rngs=rngs), given, key=jax.random.key(0), recipe=recipe)
+    images_and_labels = data(steps)
+    run = sj.train.fit(
+        lambda *, rngs: sj.models.build(name, rngs=rngs), images_and_labels, key=jax.random.key(0), recipe=recipe
+    )
     first, *others = np.diff(run.history.seconds, prepend=0.0)
     epoch = statistics.median(others)
     return 1e3 * epoch / steps, 1e3 * (first - epoch)
 
 
-def theirs(name: str, memory_format: Any) -> float:
-    """Milliseconds of a step in torch."""
+def torch_step_milliseconds(name: str, memory_format: Any) -> float:
+    """Return the time of a step in torch."""
     build, steps = PEERS[name]
     images, labels = (torch.from_numpy(x) for x in data(steps))
     images = images.permute(0, 3, 1, 2).contiguous()
     mean, deviation = (torch.tensor(x)[:, None, None] for x in (MEAN, DEVIATION))
     network: Any = build().train()
     network.to(memory_format=memory_format)
-    optimiser = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9, nesterov=True, weight_decay=5e-4)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9, nesterov=True, weight_decay=5e-4)
 
-    def prepared(x: torch.Tensor) -> torch.Tensor:
+    def augment(x: torch.Tensor) -> torch.Tensor:
         padded = nn.functional.pad(x, (4, 4, 4, 4))
         windows = padded.unfold(2, 32, 1).unfold(3, 32, 1)
         row, column = torch.randint(0, 9, (2, len(x)))
@@ -139,10 +141,10 @@ def theirs(name: str, memory_format: Any) -> float:
 
     def epoch() -> None:
         for chosen in torch.randperm(len(images)).split(BATCH):
-            optimiser.zero_grad()
-            loss = nn.functional.cross_entropy(network(prepared(images[chosen])), labels[chosen].long())
+            optimizer.zero_grad()
+            loss = nn.functional.cross_entropy(network(augment(images[chosen])), labels[chosen].long())
             loss.backward()
-            optimiser.step()
+            optimizer.step()
 
     times = []
     for _ in range(EPOCHS):
@@ -157,8 +159,8 @@ def run() -> list[dict]:
     rows = []
     for name, (build, _) in PEERS.items():
         parameters = sum(p.numel() for p in build().parameters())
-        step, compilation = ours(name)
-        peer = min(theirs(name, memory) for memory in (torch.contiguous_format, torch.channels_last))
+        step, compilation = step_milliseconds(name)
+        peer = min(torch_step_milliseconds(name, memory) for memory in (torch.contiguous_format, torch.channels_last))
         rows.append(
             {
                 "name": f"{name}, step of {BATCH}",

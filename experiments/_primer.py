@@ -28,17 +28,17 @@ class Digits:
     name: str
 
     def pixels(self, images: Any) -> Any:
-        """Numbers as the primer has them, bytes / 256."""
+        """Return numbers as the primer has them, bytes / 256."""
         return np.asarray(images, np.float32) / (256 if images.dtype == np.uint8 else 1)
 
     @property
     def deviation(self) -> tuple[float, ...]:
-        """What pixels are divided by after bytes were divided by 255."""
+        """Return what pixels are divided by after bytes were divided by 255."""
         return (256 / 255,) if self.training[0].dtype == np.uint8 else ()
 
 
-def digits(*, smoke: bool, seed: int) -> Digits:
-    """The training images of MNIST, the last 10,000 kept for validation; or the embedded task."""
+def load_digits(*, smoke: bool, seed: int) -> Digits:
+    """Load the training images of MNIST, the last 10,000 kept for validation; or the drawn task."""
     if smoke:
         task = sj.data.ScaleTask.plane(size=28)
         drawn = sj.data.scale_detection(jax.random.key(seed), 1024, task=task)
@@ -48,8 +48,8 @@ def digits(*, smoke: bool, seed: int) -> Digits:
     return Digits((images[:50_000], labels[:50_000]), (images[50_000:], labels[50_000:]), "MNIST")
 
 
-def trained(
-    given: Digits,
+def train(
+    digits: Digits,
     build: Callable[..., nnx.Module],
     *,
     epochs: int,
@@ -57,7 +57,7 @@ def trained(
     path: Path | None,
     progress: bool = False,
 ) -> tuple[sj.train.Run, np.ndarray]:
-    """A network trained at the two rates, so many epochs each, and its validation accuracies, ``(2 * epochs,)``.
+    """Train a network at the two rates, so many epochs each; return it with its accuracies, ``(2 * epochs,)``.
 
     Plain gradient descent has no state, so the second rate is a training of its own that begins with the weights of the
     first.
@@ -71,14 +71,14 @@ def trained(
             schedule="constant",
             momentum=0.0,
             decay=0.0,
-            deviation=given.deviation,
+            deviation=digits.deviation,
         )
         return sj.train.fit(
             model,
-            given.training,
+            digits.training,
             key=jax.random.fold_in(jax.random.key(seed), k),
             recipe=recipe,
-            test=given.validation,
+            test=digits.validation,
             path=None if path is None else path / f"rate_{RATES[k]}",
             progress=progress,
         )
@@ -89,12 +89,12 @@ def trained(
 
 
 def convolutional(*, rngs: nnx.Rngs) -> nnx.Module:
-    """The network of five convolutions."""
+    """Build the network of five convolutions."""
     return sj.models.SimpleCNN(rngs=rngs)
 
 
 def dense(*, rngs: nnx.Rngs) -> nnx.Module:
-    """The network of two dense layers, initialised likewise: weights uniform within ``1 / sqrt(fan-in)``."""
+    """Build the network of two dense layers, initialised likewise: weights uniform within ``1 / sqrt(fan-in)``."""
     init = jax.nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
     first, second = (nnx.Linear(a, b, kernel_init=init, rngs=rngs) for a, b in pairwise((28 * 28, 50, 10)))
     return nnx.Sequential(_flat, first, jax.nn.relu, second)

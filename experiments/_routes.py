@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import stabjax as sj
+from experiments._study import Drawing
 
 ROUTES = ("direct", "unfold", "fft")
 SIZES = {
@@ -21,17 +22,17 @@ SIZES = {
 """Images, their side, channels before and behind."""
 
 
-def routes(kernels: Sequence[int], *, repeats: int, seed: int, smoke: bool) -> tuple[Any, dict[str, Any]]:
-    """Time of one convolution by each route, against the side of the kernel."""
+def draw(kernels: Sequence[int], *, repeats: int, seed: int, smoke: bool) -> Drawing:
+    """Draw the time of one convolution by each route, against the side of the kernel."""
     sizes = {"4 of 12 x 12, 2 to 3 channels": (4, 12, 2, 3)} if smoke else SIZES
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    found = {label: timed(size, kernels, repeats=repeats, seed=seed) for label, size in sizes.items()}
+    tables = {label: measure(size, kernels, repeats=repeats, seed=seed) for label, size in sizes.items()}
     figure, grid = sj.plot.panels(1, len(sizes), size=(3.9, 3.6), sharex=True)
-    for axes, (label, table) in zip(grid[0], found.items(), strict=True):
-        for colour, marker, (route, each) in zip(sj.plot.COLORS[1:], "osD", table.items(), strict=False):
+    for axes, (label, table) in zip(grid[0], tables.items(), strict=True):
+        for color, marker, (route, each) in zip(sj.plot.COLORS[1:], "osD", table.items(), strict=False):
             middle, low, high = 1e3 * np.array([each["seconds"], *np.transpose(each["interval"])])
             bars = [middle - low, high - middle]
-            axes.errorbar(kernels, middle, bars, color=colour, marker=marker, capsize=2, label=route)
+            axes.errorbar(kernels, middle, bars, color=color, marker=marker, capsize=2, label=route)
         axes.set(yscale="log", title=label, xlabel="side of the kernel (pixels)")
         axes.title.set_fontsize(9)
         axes.set_xticks(kernels)
@@ -44,13 +45,13 @@ def routes(kernels: Sequence[int], *, repeats: int, seed: int, smoke: bool) -> t
         fontsize=9,
     )
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-    return figure, {"cores": cores, "load_at_the_end": load, "kernels": kernels, "routes": found}
+    return figure, {"cores": cores, "load_at_the_end": load, "kernels": kernels, "routes": tables}
 
 
-def timed(
+def measure(
     size: tuple[int, int, int, int], kernels: Sequence[int], *, repeats: int, seed: int
 ) -> dict[str, dict[str, list[Any]]]:
-    """Seconds of each route for every kernel, with the interval of the median, the compilation, and the error."""
+    """Measure seconds of each route for every kernel, with the interval of the median, compilation, and error."""
     count, side, channels, out = size
     rng = np.random.default_rng(seed)
     table = {route: {"seconds": [], "interval": [], "compilation": [], "error": []} for route in ROUTES}
@@ -64,8 +65,8 @@ def timed(
             compiled = jax.jit(partial(sj.conv.convolve, method=route)).lower(x, weights).compile()
             table[route]["compilation"].append(time.perf_counter() - begin)
             results.append(compiled(x, weights))
-            first, found = results[0], results[-1]
-            table[route]["error"].append(float(jnp.max(jnp.abs(found - first)) / jnp.max(jnp.abs(first))))
+            error = jnp.max(jnp.abs(results[-1] - results[0])) / jnp.max(jnp.abs(results[0]))
+            table[route]["error"].append(float(error))
             repeat = max(1, int(0.02 / seconds(compiled, x, weights, 1)))
             calls[route, kernel] = partial(seconds, compiled, x, weights, repeat)
     # Round by round, so that a busy moment of the machine falls on all of them.
@@ -79,7 +80,7 @@ def timed(
 
 
 def seconds(f: Callable[..., Any], x: Any, weights: Any, calls: int) -> float:
-    """Of one call, the mean of several."""
+    """Return the seconds of one call, the mean of several."""
     begin = time.perf_counter()
     for _ in range(calls):
         f(x, weights).block_until_ready()

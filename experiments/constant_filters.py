@@ -12,17 +12,16 @@ Draws five figures, each with its numbers beside it in ``.json``::
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
 from rich.console import Console
 
 import stabjax as sj
+from experiments._study import Drawing, ResumableStudy, run
 
 NETWORKS = {(3, 1): 8, (5, 1): 8, (2, 2): 8, (3, 3): 5, (4, 2): 6, (3, 2): 6}
 """Depth of the network by its kernel and stride; (3, 2) is the trap, where the stride does not divide the kernel."""
@@ -42,75 +41,55 @@ RADIUS = 2**0.5  # of the noise: the norm of a shift of one lit pixel
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(ResumableStudy):
     """Networks of constant filters, measured and in closed form."""
+
+    SMOKE: ClassVar[Mapping[str, Any]] = {"draws": 2, "seeds": 2}
 
     draws: int = 20
     """Noises of each image."""
     seeds: int = 20
     """Noises in the study of the bias."""
-    seed: int = 0
-    """Of everything random."""
-    out: Path = Path("figures")
-    """Folder of the figures."""
-    runs: Path = Path("runs")
-    """Folder where the sweep over biases can go on after a kill."""
-    smoke: bool = False
-    """A few seconds: shallow networks, few draws."""
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    """Measure, predict, draw; returns what is written beside the figures, by their names.
+    """Run the experiment; see `run`."""
+    return run(Config, draw_figures, argv)
 
-    Args:
-        argv: command line; that of the process if None.
-    """
-    config = tyro.cli(Config, args=None if argv is None else list(argv), description=__doc__)
-    networks = NETWORKS
-    if config.smoke:
-        config = replace(config, draws=2, seeds=2)
-        networks = {(3, 1): 2, (2, 2): 2, (3, 2): 2}
-    console = Console()
+
+def draw_figures(config: Config, console: Console) -> dict[str, Drawing]:
+    """Measure networks of all kernels and strides, and predict what is measured."""
+    networks = {(3, 1): 2, (2, 2): 2, (3, 2): 2} if config.smoke else NETWORKS
     measured = {network: measure(*network, depth, config) for network, depth in networks.items()}
-    figures = {
-        "numerators": numerators(measured),
-        "stability": stability(measured),
-        "bias": bias(config),
-        "paths": paths(),
-        "evolution": evolution(),
+    return {
+        "constant_filters_numerators": draw_numerators(measured),
+        "constant_filters_stability": draw_stability(measured),
+        "constant_filters_bias": draw_bias(config),
+        "constant_filters_paths": draw_paths(),
+        "constant_filters_evolution": draw_evolution(),
     }
-    common = {
-        "command": sj.cli.command("experiments.constant_filters", config),
-        "config": asdict(config),
-        "versions": sj.cli.versions(),
-    }
-    records = {}
-    for name, (figure, numbers) in figures.items():
-        records[f"constant_filters_{name}"] = record = common | numbers
-        console.print(sj.plot.save(figure, config.out / f"constant_filters_{name}", record))
-    return records
 
 
 # Depth
 
 
 def size(kernel: int, stride: int, depth: int) -> int:
-    """Length of the signals of the published study."""
+    """Return the length of the signals of the published study."""
     return kernel + (kernel - 1) * sum(stride**layer for layer in range(1, depth + 1)) + 1
 
 
 def rectified_noise(key: jax.Array, image: Any) -> jax.Array:
-    """``relu(x + eta)``."""
+    """Return ``relu(x + eta)``."""
     return jax.nn.relu(sj.perturb.SphericalNoise(RADIUS, spatial=1)(key, image))
 
 
 def shift(key: jax.Array, image: Any) -> jax.Array:
-    """A step to the next pixel, round the end."""
+    """Shift by one pixel, round the end."""
     return jnp.roll(image, 1, axis=0)
 
 
 def measure(kernel: int, stride: int, depth: int, config: Config) -> dict[str, Any]:
-    """Numerators, denominators, D, G and R after every ReLU: by the probe, and by theory."""
+    """Measure numerators, denominators, D, G and R after every ReLU by the probe, and compute them by theory."""
     pixels = size(kernel, stride, depth)
     network = sj.models.ConstantFilterCNN(1, kernel=kernel, stride=stride, depth=depth)
     result = sj.probe.stability(
@@ -151,8 +130,8 @@ def measure(kernel: int, stride: int, depth: int, config: Config) -> dict[str, A
     }
 
 
-def numerators(measured: Mapping[tuple[int, int], Mapping[str, Any]]) -> tuple[Any, dict[str, Any]]:
-    """Numerators and denominators against depth."""
+def draw_numerators(measured: Mapping[tuple[int, int], Mapping[str, Any]]) -> Drawing:
+    """Draw numerators and denominators against depth."""
     curves: dict[sj.theory.Quantity, str] = {
         "deformation_numerators": r"$\langle|f_k(\tau x)-f_k(x)|^2\rangle$",
         "noise_numerators": r"$\langle|f_k(x+\eta)-f_k(x)|^2\rangle$",
@@ -161,22 +140,22 @@ def numerators(measured: Mapping[tuple[int, int], Mapping[str, Any]]) -> tuple[A
     return _against_depth(measured, curves, "squared distance")
 
 
-def stability(measured: Mapping[tuple[int, int], Mapping[str, Any]]) -> tuple[Any, dict[str, Any]]:
-    """D, G and R against depth."""
+def draw_stability(measured: Mapping[tuple[int, int], Mapping[str, Any]]) -> Drawing:
+    """Draw D, G and R against depth."""
     curves: dict[sj.theory.Quantity, str] = {"deformation": "$D_k$", "noise": "$G_k$", "relative": "$R_k=D_k/G_k$"}
     return _against_depth(measured, curves, "stability")
 
 
 def _against_depth(
     measured: Mapping[tuple[int, int], Mapping[str, Any]], curves: Mapping[sj.theory.Quantity, str], ylabel: str
-) -> tuple[Any, dict[str, Any]]:
+) -> Drawing:
     figure, panels = sj.plot.panels(-(-len(measured) // 3), 3, sharey=True)
     for axes, ((kernel, stride), numbers) in zip(panels.flat, measured.items(), strict=False):
         depth = np.arange(1, len(numbers["exact"]["denominators"]) + 1)
-        for colour, (name, label) in zip(sj.plot.COLORS[1:], curves.items(), strict=False):
-            axes.plot(depth, numbers["measured"][name], "o", color=colour, markersize=4.5, label=label)
-            axes.plot(depth, numbers["exact"][name], "-", color=colour, linewidth=1.2)
-            axes.plot(depth, numbers["without border"][name], "--", color=colour, linewidth=0.9)
+        for color, (name, label) in zip(sj.plot.COLORS[1:], curves.items(), strict=False):
+            axes.plot(depth, numbers["measured"][name], "o", color=color, markersize=4.5, label=label)
+            axes.plot(depth, numbers["exact"][name], "-", color=color, linewidth=1.2)
+            axes.plot(depth, numbers["without border"][name], "--", color=color, linewidth=0.9)
         trap = " (the trap)" if kernel % stride else ""
         axes.set_title(f"kernel {kernel}, stride {stride}{trap}: {numbers['size']} pixels", fontsize=10)
         prediction = sj.theory.scaling(kernel, stride)
@@ -203,7 +182,7 @@ def _against_depth(
 
 
 def law(prediction: sj.theory.Scaling, name: sj.theory.Quantity) -> str:
-    """The predicted dependence on depth, as it is written."""
+    """Write the predicted dependence on depth."""
     value = getattr(prediction, name)
     if value == (0 if prediction.law == "power" else 1):
         return "const"
@@ -211,48 +190,48 @@ def law(prediction: sj.theory.Scaling, name: sj.theory.Quantity) -> str:
 
 
 def fits(kernel: int, stride: int, values: Mapping[str, Any]) -> dict[str, Any]:
-    """What the measured layers from the second on give for the predicted exponents and factors."""
+    """Fit the predicted exponents and factors to the measured layers from the second on."""
     prediction = sj.theory.scaling(kernel, stride)
     form = "power" if prediction.law == "power" else "geometric"
-    found: dict[str, Any] = {"law": prediction.law, "condition": prediction.condition}
+    result: dict[str, Any] = {"law": prediction.law, "condition": prediction.condition}
     for name in QUANTITIES:
         layers = range(2, len(values[name]) + 1)
         fitted = sj.theory.fit(values[name][1:], law=form, layers=layers) if len(layers) > 1 else None
-        found[name] = {"predicted": getattr(prediction, name)} | (
+        result[name] = {"predicted": getattr(prediction, name)} | (
             {"fitted": fitted.value, "error": fitted.error} if fitted else {}
         )
-    return found
+    return result
 
 
 # Bias
 
 
 def bias_cell(key: jax.Array, *, bias: jax.Array, radius: jax.Array) -> dict[str, jax.Array]:
-    """Noise stability of the pre-activations of the last layer, for the input ``x + eta``."""
+    """Measure the noise stability of the pre-activations of the last layer, for the input ``x + eta``."""
     network = sj.models.ConstantFilterCNN(1, **BIAS_NETWORK, bias=bias)
     pixels = size(**BIAS_NETWORK)
     clean = jnp.eye(pixels)
     keys = jax.random.split(key, pixels)
     noisy = jax.vmap(sj.perturb.SphericalNoise(1.0))(keys, jnp.zeros_like(clean)) * radius + clean
     last = sj.features.capture(network, select=f"layers/{BIAS_NETWORK['depth'] - 1}")
-    found = [next(iter(last(x[:, :, None])[1].values())) for x in (clean, noisy)]
-    change = jnp.mean(sj.stability.squared_change(*found))
-    return {"numerator": change, "noise_stability": change / sj.stability.pair_distance(found[0])}
+    activations = [next(iter(last(x[:, :, None])[1].values())) for x in (clean, noisy)]
+    change = jnp.mean(sj.stability.squared_change(*activations))
+    return {"numerator": change, "noise_stability": change / sj.stability.pair_distance(activations[0])}
 
 
-def bias(config: Config) -> tuple[Any, dict[str, Any]]:
-    """``G_f / eta^2`` against ``eta``: the step from one plateau to the other is where noise switches units off."""
+def draw_bias(config: Config) -> Drawing:
+    """Draw ``G_f / eta^2`` against ``eta``: at the step from one plateau to the other noise switches units off."""
     radii = np.logspace(-4, 4, 5).astype(np.float32) if config.smoke else RADII
     result = sj.sweep.run(
         bias_cell,
         {"bias": BIASES[:: 4 if config.smoke else 1], "radius": radii},
         key=jax.random.key(config.seed),
         seeds=config.seeds,
-        path=None if config.smoke else config.runs / f"constant_filters_bias_s{config.seed}_n{config.seeds}",
+        path=config.folder(f"constant_filters_bias_s{config.seed}_n{config.seeds}"),
     )
     biases = result.bias.to_numpy()
     pixels = size(**BIAS_NETWORK)
-    found = (result.noise_stability / result.radius**2).transpose("bias", "radius", "seed").to_numpy()
+    stability = (result.noise_stability / result.radius**2).transpose("bias", "radius", "seed").to_numpy()
     numerator = (result.numerator / result.radius**2).transpose("bias", "radius", "seed").to_numpy()
     fine = np.logspace(-4, 4, 9 if config.smoke else 97)
     exact = sj.theory.raw_noise_numerator(
@@ -262,11 +241,11 @@ def bias(config: Config) -> tuple[Any, dict[str, Any]]:
 
     figure, panels = sj.plot.panels(1, 1, size=(6.8, 4.6))
     axes = panels[0, 0]
-    for value, given, line, colour in zip(biases, found, exact, sj.plot.shades(len(biases)), strict=True):
-        middle, error = given.mean(1), given.std(1, ddof=1) / np.sqrt(given.shape[1])
+    for value, samples, line, color in zip(biases, stability, exact, sj.plot.shades(len(biases)), strict=True):
+        middle, error = samples.mean(1), samples.std(1, ddof=1) / np.sqrt(samples.shape[1])
         label = "0" if value == 0 else f"{value:.1e}"
-        axes.errorbar(radii, middle, error, fmt="o", markersize=3, color=colour, label=label, linewidth=0.8)
-        axes.plot(fine, line / denominators[-1], "-", color=colour, linewidth=1)
+        axes.errorbar(radii, middle, error, fmt="o", markersize=3, color=color, label=label, linewidth=0.8)
+        axes.plot(fine, line / denominators[-1], "-", color=color, linewidth=1)
     axes.set_xscale("log")
     axes.set_xlabel(r"size of the noise $|\eta|$")
     axes.set_ylabel(r"$G_f\,/\,|\eta|^2$")
@@ -282,8 +261,8 @@ def bias(config: Config) -> tuple[Any, dict[str, Any]]:
         "bias": biases,
         "radius": radii,
         "measured": {
-            "noise_stability_over_radius_squared": found.mean(2),
-            "error": found.std(2, ddof=1) / np.sqrt(found.shape[2]),
+            "noise_stability_over_radius_squared": stability.mean(2),
+            "error": stability.std(2, ddof=1) / np.sqrt(stability.shape[2]),
             "numerator_over_radius_squared": numerator.mean(2),
         },
         "closed_form": {"radius": fine, "numerator_over_radius_squared": exact, "denominator": denominators[-1]},
@@ -294,8 +273,8 @@ def bias(config: Config) -> tuple[Any, dict[str, Any]]:
 # Paths
 
 
-def paths() -> tuple[Any, dict[str, Any]]:
-    """Receptive fields, path counts of a unit, and their squared differences between neighbours."""
+def draw_paths() -> Drawing:
+    """Draw receptive fields, path counts of a unit, and their squared differences between neighbors."""
     figure, panels = sj.plot.panels(2, 3, size=(4.4, 3.0))
     fields, largest, differences = panels[1]
     numbers: dict[str, Any] = {}
@@ -305,19 +284,19 @@ def paths() -> tuple[Any, dict[str, Any]]:
         axes.set_title(f"kernel 3, stride 2, layer {depth}: {len(n)} pixels", fontsize=9)
         axes.set(xlabel="pixel, from the middle of the field", ylabel="paths to the unit, $n_i$", ylim=(0, 5.4))
         numbers[f"path counts, kernel 3, stride 2, layer {depth}"] = n
-    for colour, ((kernel, stride), depth) in zip((*sj.plot.COLORS[1:6], "0.3"), NETWORKS.items(), strict=True):
+    for color, ((kernel, stride), depth) in zip((*sj.plot.COLORS[1:6], "0.3"), NETWORKS.items(), strict=True):
         label = f"kernel {kernel}, stride {stride}"
         layers = list(range(1, depth + 1))
         counts = [sj.theory.path_counts(kernel, stride, k) for k in layers]
         squared = sj.theory.path_sums(kernel, stride, depth).squared_differences
-        found: dict[str, list[Any]] = {
+        sums: dict[str, list[Any]] = {
             "receptive_fields": [len(n) for n in counts],
             "largest_counts": [int(n.max()) for n in counts],
             "sums_of_squared_differences": [int(total) for total in squared],
         }
-        found["squared_differences_per_pixel"] = [
+        sums["squared_differences_per_pixel"] = [
             total / len(n) * (stride / kernel) ** (2 * k)
-            for k, (total, n) in enumerate(zip(found["sums_of_squared_differences"], counts, strict=True))
+            for k, (total, n) in enumerate(zip(sums["sums_of_squared_differences"], counts, strict=True))
         ]
         style = {"marker": "s" if kernel % stride else "o", "linestyle": "--" if kernel % stride else "-"}
         for axes, name in (
@@ -325,8 +304,8 @@ def paths() -> tuple[Any, dict[str, Any]]:
             (largest, "largest_counts"),
             (differences, "squared_differences_per_pixel"),
         ):
-            axes.plot(layers, found[name], color=colour, markersize=4, label=label, **style)
-        numbers[label] = found
+            axes.plot(layers, sums[name], color=color, markersize=4, label=label, **style)
+        numbers[label] = sums
     for axes, ylabel in (
         (fields, "receptive field (pixels)"),
         (largest, "largest number of paths, $\\max_i n_i$"),
@@ -341,8 +320,8 @@ def paths() -> tuple[Any, dict[str, Any]]:
 # Two lit pixels
 
 
-def evolution() -> tuple[Any, dict[str, Any]]:
-    """Activations of two lit pixels, and of each alone: smeared out by overlapping filters, merged by pooling ones."""
+def draw_evolution() -> Drawing:
+    """Draw activations of two lit pixels and of each alone: overlapping filters smear them, pooling ones merge them."""
     smear, pool = responses(5, 1, 5, 41, (15, 27)), responses(2, 2, 5, 64, (18, 27))
     depth = len(smear)
     figure, panels = sj.plot.panels(depth, 2, size=(5.2, 1.15), sharex="col")
@@ -350,8 +329,8 @@ def evolution() -> tuple[Any, dict[str, Any]]:
         axes = panels[k, 0]
         position = np.arange(left.shape[1])
         axes.step(position, left[0], where="mid", color="0.2", linewidth=1.2)
-        for colour, alone in zip(sj.plot.COLORS[1:], left[1:], strict=False):
-            axes.step(position, alone, where="mid", color=colour, linewidth=1.3, linestyle=":")
+        for color, alone in zip(sj.plot.COLORS[1:], left[1:], strict=False):
+            axes.step(position, alone, where="mid", color=color, linewidth=1.3, linestyle=":")
         axes.set_ylim(0, 1.25 * left[0].max())
         axes.set_ylabel("input" if k == 0 else f"layer {k}", fontsize=9)
         cells = panels[k, 1]
@@ -361,7 +340,7 @@ def evolution() -> tuple[Any, dict[str, Any]]:
         for axes in panels[k]:
             axes.tick_params(labelsize=7)
     panels[0, 0].set_title("kernel 5, stride 1: sum (steps), each pixel alone (dotted)", fontsize=9)
-    panels[0, 1].set_title("kernel 2, stride 2: grey is 1, black is 2 (both pixels in one unit)", fontsize=9)
+    panels[0, 1].set_title("kernel 2, stride 2: gray is 1, black is 2 (both pixels in one unit)", fontsize=9)
     for axes in panels[-1]:
         axes.set_xlabel("position in the image (pixels)", fontsize=9)
     return figure, {
@@ -371,12 +350,12 @@ def evolution() -> tuple[Any, dict[str, Any]]:
 
 
 def responses(kernel: int, stride: int, depth: int, pixels: int, lit: tuple[int, int]) -> list[np.ndarray]:
-    """Input and every activation, each ``(3, units)``: of both pixels, of the first alone, of the second alone."""
+    """Return input and activations, each ``(3, units)``: of both pixels, of the first alone, of the second alone."""
     network = sj.models.ConstantFilterCNN(1, kernel=kernel, stride=stride, depth=depth)
     first, second = jnp.eye(pixels)[np.array(lit)]
     images = jnp.stack([first + second, first, second])
-    _, found = sj.features.capture(network, select="activation")(images[:, :, None])
-    return [np.asarray(images), *(np.asarray(a)[:, :, 0] for a in found.values())]
+    _, activations = sj.features.capture(network, select="activation")(images[:, :, None])
+    return [np.asarray(images), *(np.asarray(a)[:, :, 0] for a in activations.values())]
 
 
 if __name__ == "__main__":

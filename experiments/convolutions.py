@@ -5,7 +5,7 @@ Draws five figures, each with its numbers beside it in ``.json``::
     convolutions_edges     digits and their responses to four edge kernels
     convolutions_routes    seconds of the three routes against the side of the kernel
     convolutions_field     the pixels that a unit of the second of two strided convolutions sees
-    convolutions_rgb       a convolution of a colour image as the sum of its channels' parts
+    convolutions_rgb       a convolution of a color image as the sum of its channels' parts
     convolutions_training  validation accuracy of the primer's network, epoch by epoch
 
 The primer is the chapter on convolutions of the course of fast.ai (2022, part 2, lesson 15). Finished trainings are
@@ -15,33 +15,33 @@ read, others go on where they were::
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cache
-from pathlib import Path
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, ClassVar, Literal, TypeAlias, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
 from flax import nnx
 from rich.console import Console
 
 import stabjax as sj
-from experiments import _primer, _records, _routes
+from experiments import _networks, _primer, _routes
+from experiments._study import Drawing, ResumableStudy, run
 
 Figure: TypeAlias = Literal["edges", "routes", "field", "rgb", "training"]
-Drawn: TypeAlias = tuple[Any, dict[str, Any]]
 Train: TypeAlias = Callable[[str, int], tuple[sj.train.Run, np.ndarray]]
 """From the name of a network and a seed to its training and the validation accuracies."""
 
-COLOURS = {"red": 1.0, "green": -0.5, "blue": -0.5}
-"""Factor on the top-edge kernel for each channel: grey edges cancel."""
+COLORS = {"red": 1.0, "green": -0.5, "blue": -0.5}
+"""Factor on the top-edge kernel for each channel: gray edges cancel."""
 
 
 @dataclass(frozen=True)
-class Config:
-    """Convolution looked at: kernels, routes, fields, colours, training."""
+class Config(ResumableStudy):
+    """Convolution looked at: kernels, routes, fields, colors, training."""
+
+    SMOKE: ClassVar[Mapping[str, Any]] = {"digits": (0,), "kernels": (1, 3), "repeats": 3, "seeds": 1, "epochs": 1}
 
     figures: tuple[Figure, ...] = get_args(Figure)
     """Which to draw."""
@@ -57,58 +57,39 @@ class Config:
     """Networks trained."""
     epochs: int = 5
     """Passes through the training images at each of the two learning rates."""
-    seed: int = 0
-    """Of everything random."""
-    out: Path = Path("figures")
-    """Folder of the figures."""
-    runs: Path = Path("runs")
-    """Folder of the checkpoints."""
-    smoke: bool = False
-    """A few seconds, on the embedded task, to see that everything runs."""
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    """Measure, train, draw; returns what is written beside the figures, by their names.
+    """Run the experiment; see `run`."""
+    return run(Config, draw_figures, argv)
 
-    Args:
-        argv: command line; that of the process if None.
-    """
-    config = tyro.cli(Config, args=None if argv is None else list(argv), description=__doc__)
-    if config.smoke:
-        config = replace(config, digits=(0,), kernels=(1, 3), repeats=3, seeds=1, epochs=1)
-    console = Console()
+
+def draw_figures(config: Config, console: Console) -> dict[str, Drawing]:
+    """Measure and train what the figures that are asked for need."""
 
     @cache
     def digits() -> _primer.Digits:
-        return _primer.digits(smoke=config.smoke, seed=config.seed)
+        return _primer.load_digits(smoke=config.smoke, seed=config.seed)
 
     @cache
     def train(name: str, seed: int) -> tuple[sj.train.Run, np.ndarray]:
-        path = config.runs / f"convolutions_{name.split()[0]}_e{config.epochs}_s{seed}"
-        options = {"path": None if config.smoke else path, "progress": console.is_terminal}
-        return _primer.trained(digits(), _primer.NETWORKS[name], epochs=config.epochs, seed=seed, **options)
+        path = config.folder(f"convolutions_{name.split()[0]}_e{config.epochs}_s{seed}")
+        options = {"path": path, "progress": console.is_terminal}
+        return _primer.train(digits(), _primer.NETWORKS[name], epochs=config.epochs, seed=seed, **options)
 
-    draw: Mapping[Figure, Callable[[], Drawn]] = {
-        "edges": lambda: edges(config, digits()),
-        "routes": lambda: _routes.routes(config.kernels, repeats=config.repeats, seed=config.seed, smoke=config.smoke),
-        "field": lambda: field(config, digits(), train),
-        "rgb": lambda: rgb(config),
-        "training": lambda: training(config, digits(), train),
+    timing = {"repeats": config.repeats, "seed": config.seed, "smoke": config.smoke}
+    draw: Mapping[Figure, Callable[[], Drawing]] = {
+        "edges": lambda: draw_edges(config, digits()),
+        "routes": lambda: _routes.draw(config.kernels, **timing),
+        "field": lambda: draw_field(config, digits(), train),
+        "rgb": lambda: draw_rgb(config),
+        "training": lambda: draw_training(config, digits(), train),
     }
-    common = {
-        "command": sj.cli.command("experiments.convolutions", config),
-        "config": asdict(config),
-        "versions": sj.cli.versions(),
-    }
-    figures = {}
-    for name in config.figures:
-        figure, numbers = draw[name]()
-        figures[f"convolutions_{name}"] = figure, common | numbers
-    return _records.save(figures, config.out, console)
+    return {f"convolutions_{name}": draw[name]() for name in config.figures}
 
 
-def edges(config: Config, digits: _primer.Digits) -> Drawn:
-    """Digits, and where the four edge kernels respond."""
+def draw_edges(config: Config, digits: _primer.Digits) -> Drawing:
+    """Draw digits, and where the four edge kernels respond."""
     kernels = sj.conv.edge_kernels()
     images = digits.pixels(digits.training[0][list(config.digits)])
     maps = {name: np.asarray(sj.conv.convolve(images, kernel))[..., 0] for name, kernel in kernels.items()}
@@ -136,14 +117,14 @@ def edges(config: Config, digits: _primer.Digits) -> Drawn:
         "data": digits.name,
         "labels": [int(digits.training[1][index]) for index in config.digits],
         "top": {"image": config.digits[0], "columns": "14:17"} | first,
-        "range": {name: [float(found.min()), float(found.max())] for name, found in maps.items()},
-        "maps": {name: np.round(found, 4) for name, found in maps.items()},
+        "range": {name: [float(responses.min()), float(responses.max())] for name, responses in maps.items()},
+        "maps": {name: np.round(responses, 4) for name, responses in maps.items()},
     }
     return figure, numbers
 
 
-def field(config: Config, digits: _primer.Digits, train: Train) -> Drawn:
-    """The box of pixels that a unit of the second convolution sees: by arithmetic, paths, trial, and gradients."""
+def draw_field(config: Config, digits: _primer.Digits, train: Train) -> Drawing:
+    """Draw the box of pixels that a unit of the second convolution sees: by arithmetic, paths, trial, and gradients."""
     # Its gradients take long to compile.
     untrained = _primer.convolutional(rngs=nnx.Rngs(config.seed)) if config.smoke else None
     network = sj.networks.wrap(untrained or train("SimpleCNN", config.seed)[0].model())
@@ -161,17 +142,17 @@ def field(config: Config, digits: _primer.Digits, train: Train) -> Drawn:
     steps = jnp.eye(28 * 28).reshape(-1, 28, 28, 1)
     changes = np.zeros((28, 28), bool)
     for image in images[:10]:
-        moved = np.asarray(responses(image + steps)) != np.asarray(responses(image[None]))
-        changes |= moved.any(-1).reshape(28, 28)
+        differs = np.asarray(responses(image + steps)) != np.asarray(responses(image[None]))
+        changes |= differs.any(-1).reshape(28, 28)
 
     figure, grid = sj.plot.panels(1, 3, size=(3.6, 3.7))
     grid[0, 0].imshow(images[0, ..., 0], cmap="gray")
     window = 2 * place[0]
     boxes = {"second": (box, "#e67e22"), "first": (extents[first].box((window, window)), "#27ae60")}
-    for name, (((low, high), (begin, end)), colour) in boxes.items():
+    for name, (((low, high), (begin, end)), color) in boxes.items():
         corners = np.array([begin + end - 1, low + high - 1])[:, None] / 2 + (high - low) / 2 * _SQUARE
         label = f"a unit of the {name}: {high - low} x {end - begin}"
-        grid[0, 0].plot(*corners, color=colour, linewidth=1.5, label=label)
+        grid[0, 0].plot(*corners, color=color, linewidth=1.5, label=label)
     grid[0, 0].legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), frameon=False, fontsize=8)
     grid[0, 0].set_title("a validation image", fontsize=9)
     panels = {
@@ -179,10 +160,10 @@ def field(config: Config, digits: _primer.Digits, train: Train) -> Drawn:
         f"{'untrained' if untrained else 'trained'}: mean |gradient| / its maximum": gradient,
     }
     for axes, (title, values) in zip(grid[0, 1:], panels.items(), strict=True):
-        shown = axes.imshow(values / (1 if values is paths else values.max()), cmap="magma")
+        image = axes.imshow(values / (1 if values is paths else values.max()), cmap="magma")
         axes.set(xlim=(left - 1.5, right + 0.5), ylim=(bottom + 0.5, top - 1.5), title=title)
         axes.title.set_fontsize(9)
-        figure.colorbar(shown, ax=axes, shrink=0.7)
+        figure.colorbar(image, ax=axes, shrink=0.7)
     for y, x in np.ndindex(bottom - top, right - left):
         count = paths[top + y, left + x]
         grid[0, 1].text(
@@ -217,8 +198,8 @@ def field(config: Config, digits: _primer.Digits, train: Train) -> Drawn:
     }
 
 
-def rgb(config: Config) -> Drawn:
-    """A convolution of three channels is the sum of three convolutions of one."""
+def draw_rgb(config: Config) -> Drawing:
+    """Draw a convolution of three channels as the sum of three convolutions of one."""
     if config.smoke:
         task = sj.data.ScaleTask.plane(size=32)
         drawn = sj.data.scale_detection(jax.random.key(config.seed), 3, task=task)
@@ -231,25 +212,26 @@ def rgb(config: Config) -> Drawn:
             f"CIFAR-10{'' if source.exact else ' (JPEG copy)'}, {source.classes[labels[config.image]]}",
             source.note,
         )
-    kernel = sj.conv.edge_kernels()["top"] * np.array(list(COLOURS.values()), np.float32)[:, None]
+    kernel = sj.conv.edge_kernels()["top"] * np.array(list(COLORS.values()), np.float32)[:, None]
 
     def response(channels: slice) -> np.ndarray:
-        found = sj.conv.convolve(image[None, ..., channels], kernel[:, :, channels], padding="valid")
-        return np.asarray(found)[0, ..., 0]
+        return np.asarray(sj.conv.convolve(image[None, ..., channels], kernel[:, :, channels], padding="valid"))[
+            0, ..., 0
+        ]
 
-    whole, parts = response(slice(None)), np.stack([response(slice(c, c + 1)) for c in range(3)])
+    total, parts = response(slice(None)), np.stack([response(slice(c, c + 1)) for c in range(3)])
     figure, grid = sj.plot.panels(2, 5, size=(2.1, 2.25), sharex=True, sharey=True)
     limit = float(np.abs(parts).max())
-    shown: dict[tuple[int, int], tuple[str, np.ndarray]] = {(0, 4): ("the 3 x 3 x 3 kernel", whole)}
-    shown[1, 4] = "sum of the three", parts.sum(0)
+    maps: dict[tuple[int, int], tuple[str, np.ndarray]] = {(0, 4): ("the 3 x 3 x 3 kernel", total)}
+    maps[1, 4] = "sum of the three", parts.sum(0)
     grid[0, 0].imshow(image)
     grid[0, 0].set_title("image", fontsize=9)
-    for c, (colour, factor) in enumerate(COLOURS.items()):
+    for c, (color, factor) in enumerate(COLORS.items()):
         grid[0, 1 + c].imshow(image[..., c], cmap="gray", vmin=0, vmax=1)
-        grid[0, 1 + c].set_title(f"{colour}: 0 (black) to 1", fontsize=9)
-        shown[1, 1 + c] = f"{colour}, {factor:g} times top", parts[c]
-    for place, (title, values) in shown.items():
-        # Responses are of windows that lie in the image whole.
+        grid[0, 1 + c].set_title(f"{color}: 0 (black) to 1", fontsize=9)
+        maps[1, 1 + c] = f"{color}, {factor:g} times top", parts[c]
+    for place, (title, values) in maps.items():
+        # Responses are of windows that lie inside the image.
         grid[place].imshow(values, cmap="RdBu_r", vmin=-limit, vmax=limit, extent=(0.5, 30.5, 30.5, 0.5))
         grid[place].set_title(title, fontsize=9)
     grid[1, 0].axis("off")
@@ -266,7 +248,7 @@ def rgb(config: Config) -> Drawn:
         axes.set(xlim=(-0.5, 31.5), ylim=(31.5, -0.5))
         axes.tick_params(labelsize=6)
     figure.colorbar(grid[0, 4].images[0], ax=grid, label="response", shrink=0.7)
-    difference = float(np.abs(whole - parts.sum(0)).max())
+    difference = float(np.abs(total - parts.sum(0)).max())
     figure.suptitle(
         f"{name}, 32 x 32 x 3: three responses and their sum, which differs from the convolution by {difference:.0e}",
         fontsize=9,
@@ -276,32 +258,32 @@ def rgb(config: Config) -> Drawn:
         "image": name,
         "kernel": kernel[..., 0],
         "largest_difference": difference,
-        "root_mean_square": {"sum": _rms(whole)} | {c: _rms(part) for c, part in zip(COLOURS, parts)},
+        "root_mean_square": {"sum": _rms(total)} | {c: _rms(part) for c, part in zip(COLORS, parts)},
         "parts": np.round(parts, 4),
     }
 
 
-def training(config: Config, digits: _primer.Digits, train: Train) -> Drawn:
-    """Validation accuracy after every epoch: the primer's network, its dense network, and the published numbers."""
+def draw_training(config: Config, digits: _primer.Digits, train: Train) -> Drawing:
+    """Draw the validation accuracy after every epoch of the primer's two networks, with the published numbers."""
     numbers: dict[str, Any] = {}
     figure, grid = sj.plot.panels(1, 1, size=(6.4, 4.4))
     axes = grid[0, 0]
     epochs = np.arange(1, 2 * config.epochs + 1)
-    for colour, name in zip(sj.plot.COLORS[1:], list(_primer.NETWORKS)[config.smoke :], strict=False):
+    for color, name in zip(sj.plot.COLORS[1:], list(_primer.NETWORKS)[config.smoke :], strict=False):
         many = [train(name, config.seed + k) for k in range(config.seeds)]
-        run, accuracy = many[0][0], np.stack([each for _, each in many], axis=1)
-        sizes = [int(leaf.size) for leaf in jax.tree.leaves(nnx.state(run.model("last"), nnx.Param))]
+        trained, accuracy = many[0][0], np.stack([each for _, each in many], axis=1)
+        sizes = _networks.parameters(trained.model("last"))
         numbers[name] = {
             "parameters": sum(sizes),
             "parameters_by_array": sizes,
             "accuracy": accuracy.tolist(),
             "final": {"mean": float(accuracy[-1].mean()), "lowest": float(accuracy[-1].min())}
             | {"highest": float(accuracy[-1].max()), "deviation": float(accuracy[-1].std())},
-            "seconds_of_half_a_training": float(run.history.seconds[-1]),
+            "seconds_of_half_a_training": float(trained.history.seconds[-1]),
         }
         error = 100 * (1 - accuracy)
-        axes.plot(epochs, error.mean(1), "o-", color=colour, markersize=4, label=f"{name}, {sum(sizes):,} parameters")
-        axes.fill_between(epochs, error.min(1), error.max(1), color=colour, alpha=0.2, linewidth=0)
+        axes.plot(epochs, error.mean(1), "o-", color=color, markersize=4, label=f"{name}, {sum(sizes):,} parameters")
+        axes.fill_between(epochs, error.min(1), error.max(1), color=color, alpha=0.2, linewidth=0)
     if not config.smoke:
         published = 100 * (1 - np.array(_primer.PUBLISHED))
         axes.plot(range(1, len(_primer.PUBLISHED) + 1), published, "kx--", linewidth=0.8, label="SimpleCNN, published")
@@ -322,14 +304,14 @@ def training(config: Config, digits: _primer.Digits, train: Train) -> Drawn:
 
 
 def _outside(box: Sequence[tuple[int, int]]) -> np.ndarray:
-    """The pixels of a 28 x 28 image that are not in the box."""
+    """Return a mask of the pixels of a 28 x 28 image that are not in the box."""
     outside = np.ones((28, 28), bool)
     outside[tuple(slice(max(low, 0), high) for low, high in box)] = False
     return outside
 
 
 def _rows(kernel: np.ndarray) -> str:
-    """A kernel of whole numbers, line by line."""
+    """Write a kernel of whole numbers, line by line."""
     return "\n".join(" ".join(f"{int(weight):2d}" for weight in line) for line in kernel)
 
 

@@ -13,22 +13,24 @@ Networks that ``experiments.relative_stability`` has trained are read, others ar
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
 import xarray
 from rich.console import Console
 
 import stabjax as sj
-from experiments import _records, _zoo
+from experiments import _networks
+from experiments._images import Task
+from experiments._networks import Size, ZooStudy
+from experiments._probe import Probe, draw_probe
+from experiments._study import Drawing, run
 
-DEFAULT: Mapping[_zoo.Size, tuple[str, ...]] = {
+DEFAULT: Mapping[Size, tuple[str, ...]] = {
     "smoke": ("SmallCNN (4,)",),
     "cpu": ("FC L4", "LeNet", "VGG11bn, width 1/4"),
     "paper": ("FC L4", "LeNet", "VGG11bn", "ResNet18"),
@@ -36,74 +38,60 @@ DEFAULT: Mapping[_zoo.Size, tuple[str, ...]] = {
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(ZooStudy):
     """D and G of trained networks as functions of the strength."""
 
-    size: _zoo.Size = "cpu"
-    """Which zoo the networks are from."""
+    SMOKE: ClassVar[Mapping[str, Any]] = {"strengths": 8, "images": 64, "cutoffs": (3, 5)}
+
     networks: tuple[str, ...] = ()
     """Names of the zoo; a few of different kinds if not given."""
     cutoffs: tuple[int, ...] = (3, 5, 15)
     """Highest frequencies of the deformations; the first is drawn."""
     strengths: int = 30
     """Temperatures of each cutoff, from T_min/15 to 2 T_max, and as many lengths of a step toward another image."""
-    images: int = 500
-    """Test images."""
-    seed: int = 0
-    """Of everything random."""
-    out: Path = Path("figures")
-    """Folder of the figures."""
-    runs: Path = Path("runs")
-    """Folder of the checkpoints."""
-    smoke: bool = False
-    """The same as ``--size smoke``."""
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    """Measure, fit, draw; returns what is written beside the figures, by their names.
+    """Run the experiment; see `run`."""
+    return run(Config, draw_figures, argv)
 
-    Args:
-        argv: command line; that of the process if None.
-    """
-    config = tyro.cli(Config, args=None if argv is None else list(argv), description=__doc__)
-    if config.smoke or config.size == "smoke":
-        config = replace(config, size="smoke", smoke=True, strengths=8, images=64, cutoffs=(3, 5))
-    console = Console()
-    given = _zoo.material(config.size, seed=config.seed)
-    measured = _zoo.probe(given, images=config.images, draws=1, seed=config.seed)
-    path = None if config.smoke else _zoo.runs_of(config)
-    curves, steps, found = {}, {}, {}
-    for name, member in _zoo.chosen(config.size, config.networks or DEFAULT[config.size], None).items():
-        run = _zoo.train(name, member, given, key=jax.random.key(config.seed), seeds=1, path=path)
-        network = sj.networks.wrap(run.model("best"))
-        curves[name] = strengths(config, network, measured, name)
-        lengths = curves[name].sel(cutoff=config.cutoffs[0]).radius.to_numpy()
+
+def draw_figures(config: Config, console: Console) -> dict[str, Drawing]:
+    """Measure the curves of trained networks, and read the regimes off them."""
+    task = _networks.load_task(config.size, seed=config.seed)
+    probe = draw_probe(task, images=config.images, draws=1, seed=config.seed)
+    path = None if config.smoke else config.zoo_folder()
+    first = config.cutoffs[0]
+    curves, steps, regimes = {}, {}, {}
+    for name, architecture in _networks.select(config.size, config.networks or DEFAULT[config.size]).items():
+        trained = _networks.train(name, architecture, task, key=jax.random.key(config.seed), seeds=1, path=path)
+        network = sj.networks.wrap(trained.model("best"))
+        curves[name] = sweep_strengths(config, network, probe, name)
+        lengths = curves[name].sel(cutoff=first).radius.to_numpy()
         steps[name] = {
-            kind: toward(config, network, measured, lengths, same_class=kind == "same class", name=name)
+            kind: sweep_steps(config, network, probe, lengths, same_class=kind == "same class", name=name)
             for kind in ("same class", "another class")
         }
-        found[name] = {f"cutoff {c}": regimes(curves[name].sel(cutoff=c)) for c in config.cutoffs}
-        found[name] |= {f"toward {kind}": bump(data.radius, data.noise) for kind, data in steps[name].items()}
-        console.print(f"{name}: {found[name][f'cutoff {config.cutoffs[0]}']}")
-    first = config.cutoffs[0]
-    norm = float(jnp.mean(jnp.linalg.norm(jnp.reshape(measured.clean, (len(measured.clean), -1)), axis=1)))
-    about = _records.about("noise_curves", config, measured) | {"regimes": found, "mean_image_norm": norm}
-    images, at_the_bump = draw_images(config, given, measured, curves, found)
-    figures = {
+        regimes[name] = {f"cutoff {c}": find_regimes(curves[name].sel(cutoff=c)) for c in config.cutoffs}
+        regimes[name] |= {f"toward {kind}": find_bump(data.radius, data.noise) for kind, data in steps[name].items()}
+        console.print(f"{name}: {regimes[name][f'cutoff {first}']}")
+    norm = float(jnp.mean(jnp.linalg.norm(jnp.reshape(probe.clean, (len(probe.clean), -1)), axis=1)))
+    common = {"probe": dict(probe.settings), "regimes": regimes, "mean_image_norm": norm}
+    figure, at_the_bump = draw_images(config, task, probe, curves, regimes)
+    return {
         f"noise_curves_{config.size}": (
-            draw(curves, found, first, norm),
-            about | {"networks": {name: _listed(data) for name, data in curves.items()}},
+            draw(curves, regimes, first, norm),
+            common | {"networks": {name: _lists(data) for name, data in curves.items()}},
         ),
         f"noise_curves_toward_{config.size}": (
-            draw_toward(curves, steps, first),
-            about | {"networks": {n: {k: _listed(data) for k, data in many.items()} for n, many in steps.items()}},
+            draw_steps(curves, steps, first),
+            common | {"networks": {n: {k: _lists(data) for k, data in many.items()} for n, many in steps.items()}},
         ),
-        f"noise_curves_images_{config.size}": (images, about | at_the_bump),
+        f"noise_curves_images_{config.size}": (figure, {**common, **at_the_bump}),
     }
-    return _records.save(figures, config.out, console)
 
 
-# What is measured
+# Measurements
 
 
 def cell(
@@ -116,7 +104,7 @@ def cell(
     labels: jax.Array,
     max_cutoff: int,
 ) -> dict[str, jax.Array]:
-    """All numbers at one cutoff and one temperature ``(T_min/15) (30 T_max/T_min)^strength``.
+    """Measure all numbers at one cutoff and one temperature ``(T_min/15) (30 T_max/T_min)^strength``.
 
     The same normals at every temperature, so that curves are paired.
     """
@@ -125,8 +113,9 @@ def cell(
     deformation = sj.perturb.Diffeomorphism(temperature, cutoff, max_cutoff=max_cutoff)
     (deformed,), (noisy,) = sj.probe.perturbed(images, key=key, deformation=deformation)
     clean = network(images)
-    found = _numbers(clean, network(deformed), labels, "deformation") | _numbers(clean, network(noisy), labels, "noise")
-    return found | {"temperature": temperature, "radius": _radius(images, noisy)}
+    numbers = _numbers(clean, network(deformed), labels, "deformation")
+    numbers |= _numbers(clean, network(noisy), labels, "noise")
+    return numbers | {"temperature": temperature, "radius": _radius(images, noisy)}
 
 
 def step_cell(
@@ -138,13 +127,13 @@ def step_cell(
     targets: jax.Array,
     labels: jax.Array,
 ) -> dict[str, jax.Array]:
-    """All numbers after each image went so far toward its target, not beyond it; nothing is random."""
+    """Measure all numbers after each image went so far toward its target, not beyond it; nothing is random."""
     del key
     distance = jnp.sqrt(sj.stability.squared_change(images, targets))
     share = jnp.minimum(length / distance, 1)
-    moved = images + jnp.reshape(share, (-1,) + (1,) * (images.ndim - 1)) * (targets - images)
-    found = _numbers(network(images), network(moved), labels, "noise")
-    return found | {"radius": _radius(images, moved), "share": jnp.mean(share)}
+    shifted = images + jnp.reshape(share, (-1,) + (1,) * (images.ndim - 1)) * (targets - images)
+    numbers = _numbers(network(images), network(shifted), labels, "noise")
+    return numbers | {"radius": _radius(images, shifted), "share": jnp.mean(share)}
 
 
 def _numbers(clean: jax.Array, perturbed: jax.Array, labels: jax.Array, name: str) -> dict[str, jax.Array]:
@@ -164,14 +153,14 @@ def _radius(images: jax.Array, perturbed: jax.Array) -> jax.Array:
     return jnp.mean(jnp.sqrt(sj.stability.squared_change(images, perturbed)))
 
 
-def strengths(config: Config, network: Any, measured: _zoo.Probe, name: str) -> xarray.Dataset:
-    """`cell` over cutoffs and strengths."""
+def sweep_strengths(config: Config, network: Any, probe: Probe, name: str) -> xarray.Dataset:
+    """Measure `cell` over cutoffs and strengths."""
     return _sweep(
         partial(
             cell,
             network=network,
-            images=measured.clean,
-            labels=jnp.asarray(measured.labels),
+            images=probe.clean,
+            labels=jnp.asarray(probe.labels),
             max_cutoff=max(config.cutoffs),
         ),
         {"cutoff": np.array(config.cutoffs, float), "strength": np.linspace(0, 1, config.strengths)},
@@ -180,12 +169,12 @@ def strengths(config: Config, network: Any, measured: _zoo.Probe, name: str) -> 
     )
 
 
-def toward(
-    config: Config, network: Any, measured: _zoo.Probe, lengths: np.ndarray, *, same_class: bool, name: str
+def sweep_steps(
+    config: Config, network: Any, probe: Probe, lengths: np.ndarray, *, same_class: bool, name: str
 ) -> xarray.Dataset:
-    """`step_cell` over lengths of the step: the mean radii of the noise that it is compared with."""
+    """Measure `step_cell` over lengths of the step: the mean radii of the noise that it is compared with."""
     rng = np.random.default_rng(config.seed)
-    labels = measured.labels
+    labels = probe.labels
     others = [
         np.flatnonzero(((labels == label) == same_class) & (np.arange(len(labels)) != k))
         for k, label in enumerate(labels)
@@ -197,8 +186,8 @@ def toward(
         partial(
             step_cell,
             network=network,
-            images=measured.clean,
-            targets=measured.clean[np.array(partners)],
+            images=probe.clean,
+            targets=probe.clean[np.array(partners)],
             labels=jnp.asarray(labels),
         ),
         {"length": lengths},
@@ -208,16 +197,15 @@ def toward(
 
 
 def _sweep(f: Any, axes: Mapping[str, Any], config: Config, name: str) -> xarray.Dataset:
-    folder = f"noise_curves_{config.size}_s{config.seed}_n{config.images}_{_zoo.folder(name)}"
-    path = None if config.smoke else config.runs / folder
+    path = config.folder(f"noise_curves_{config.size}_s{config.seed}_n{config.images}_{_networks.file_name(name)}")
     return sj.sweep.run(f, axes, key=jax.random.key(config.seed), path=path).isel(seed=0)
 
 
-# What is read off the curves
+# Regimes
 
 
-def regimes(data: xarray.Dataset) -> dict[str, Any]:
-    """Slope of ``log D`` and ``log G`` in the lowest decade of ``r``, and where noise leaves that regime."""
+def find_regimes(data: xarray.Dataset) -> dict[str, Any]:
+    """Fit the slopes of ``log D`` and ``log G`` in the lowest decade of ``r``, and find where noise leaves it."""
     radius = data.radius.to_numpy()
     lowest = radius <= 10 * radius[0]
     result: dict[str, Any] = {
@@ -227,13 +215,12 @@ def regimes(data: xarray.Dataset) -> dict[str, Any]:
     error = data.noise_error.to_numpy()
     half = (error[0] + error[-1]) / 2
     above = np.flatnonzero((error >= half) & (error[-1] > error[0]))
-    return (
-        result | bump(data.radius, data.noise) | {"half_error_radius": float(radius[above[0]]) if len(above) else None}
-    )
+    result["half_error_radius"] = float(radius[above[0]]) if len(above) else None
+    return result | find_bump(data.radius, data.noise)
 
 
-def bump(radius: xarray.DataArray, noise: xarray.DataArray) -> dict[str, float | str | None]:
-    """Where ``b = G / (G_0 r^2)`` is largest; where it has no maximum inside, where the local slope of G is.
+def find_bump(radius: xarray.DataArray, noise: xarray.DataArray) -> dict[str, float | str | None]:
+    """Find where ``b = G / (G_0 r^2)`` is largest; where it has no maximum inside, where the local slope of G is.
 
     ``G_0`` is the mean of ``G / r^2`` in the lowest decade of ``r``.
     """
@@ -252,23 +239,23 @@ def bump(radius: xarray.DataArray, noise: xarray.DataArray) -> dict[str, float |
 # Figures
 
 
-def draw(curves: Mapping[str, xarray.Dataset], found: Mapping[str, Any], cutoff: int, norm: float) -> Any:
-    """``D`` and ``G`` above, ``R`` in the middle, errors and probabilities below, one column per network."""
+def draw(curves: Mapping[str, xarray.Dataset], regimes: Mapping[str, Any], cutoff: int, norm: float) -> Any:
+    """Draw ``D`` and ``G`` above, ``R`` in the middle, errors and probabilities below, one column per network."""
     figure, grid = sj.plot.panels(3, len(curves), size=(4.2, 3.0), sharex=True, sharey="row")
     for column, (name, data) in zip(grid.T, curves.items(), strict=True):
         data = data.sel(cutoff=cutoff)
         r = data.radius
-        for key, colour, symbol in (("deformation", sj.plot.COLORS[1], "D"), ("noise", sj.plot.COLORS[2], "G")):
-            column[0].loglog(r, data[key], color=colour, label=f"${symbol}_f$, medians per unit")
-            column[0].loglog(r, data[f"{key}_mean"], color=colour, linewidth=0.8, linestyle=":", label="means")
+        for key, color, symbol in (("deformation", sj.plot.COLORS[1], "D"), ("noise", sj.plot.COLORS[2], "G")):
+            column[0].loglog(r, data[key], color=color, label=f"${symbol}_f$, medians per unit")
+            column[0].loglog(r, data[f"{key}_mean"], color=color, linewidth=0.8, linestyle=":", label="means")
             guide = data[key][0] * (r / r[0]) ** 2
-            column[0].loglog(r, guide, color=colour, linewidth=0.6, linestyle="--", alpha=0.6)
-            column[2].semilogx(r, data[f"{key}_error"], color=colour, label=f"error, {key}")
-            column[2].semilogx(r, data[f"{key}_changed"], color=colour, linestyle="--", label="predictions changed")
-            column[2].semilogx(r, data[f"{key}_p_true"], color=colour, linestyle=":", label="$p$ of the true class")
+            column[0].loglog(r, guide, color=color, linewidth=0.6, linestyle="--", alpha=0.6)
+            column[2].semilogx(r, data[f"{key}_error"], color=color, label=f"error, {key}")
+            column[2].semilogx(r, data[f"{key}_changed"], color=color, linestyle="--", label="predictions changed")
+            column[2].semilogx(r, data[f"{key}_p_true"], color=color, linestyle=":", label="$p$ of the true class")
         column[1].loglog(r, data.deformation / data.noise, color="0.2")
         column[1].axhline(1, color="0.7", linewidth=0.8, linestyle="--")
-        place = found[name][f"cutoff {cutoff}"]["bump_radius"]
+        place = regimes[name][f"cutoff {cutoff}"]["bump_radius"]
         for axes in column:
             axes.axvline(place, color="0.7", linewidth=0.8)
             axes.grid(color="0.93")
@@ -285,25 +272,25 @@ def draw(curves: Mapping[str, xarray.Dataset], found: Mapping[str, Any], cutoff:
     grid[2, 0].set_ylim(-0.03, 1.15)
     for axes in (grid[0, 0], grid[2, 0]):
         axes.legend(fontsize=6.5, frameon=False, loc="upper left")
-    figure.suptitle(f"cutoff {cutoff}; grey line: the bump; dashed: the square law", fontsize=10)
+    figure.suptitle(f"cutoff {cutoff}; gray line: the bump; dashed: the square law", fontsize=10)
     return figure
 
 
-def draw_toward(
+def draw_steps(
     curves: Mapping[str, xarray.Dataset], steps: Mapping[str, Mapping[str, xarray.Dataset]], cutoff: int
 ) -> Any:
-    """``G`` and the error rate for isotropic noise and for steps toward other images, against the mean length."""
+    """Draw ``G`` and the error rate for isotropic noise and for steps toward other images, against the mean length."""
     figure, grid = sj.plot.panels(2, len(curves), size=(4.2, 3.0), sharex=True, sharey="row")
     for column, (name, data) in zip(grid.T, curves.items(), strict=True):
         many = {"isotropic noise": data.sel(cutoff=cutoff), **{f"toward {k}": v for k, v in steps[name].items()}}
-        for colour, (label, each) in zip(sj.plot.COLORS[1:], many.items(), strict=False):
+        for color, (label, each) in zip(sj.plot.COLORS[1:], many.items(), strict=False):
             r = each.radius.to_numpy()
-            column[0].loglog(r, each.noise, color=colour, label=label)
-            column[1].semilogx(r, each.noise_error, color=colour, label=label)
+            column[0].loglog(r, each.noise, color=color, label=label)
+            column[1].semilogx(r, each.noise_error, color=color, label=label)
             if "share" in each:
                 middle = float(np.interp(0.5, each.share, r))
                 for axes in column:
-                    axes.axvline(middle, color=colour, linewidth=0.8, linestyle=":")
+                    axes.axvline(middle, color=color, linewidth=0.8, linestyle=":")
         for axes in column:
             axes.grid(color="0.93")
         column[0].set_title(name, fontsize=10)
@@ -318,28 +305,28 @@ def draw_toward(
 
 def draw_images(
     config: Config,
-    given: _zoo.Material,
-    measured: _zoo.Probe,
+    task: Task,
+    probe: Probe,
     curves: Mapping[str, xarray.Dataset],
-    found: Mapping[str, Any],
-) -> tuple[Any, dict[str, Any]]:
-    """Four images at the bump of each network: clean, deformed, and with noise of the same size."""
-    shown = min(4, len(measured.clean))
-    rows = np.linspace(0, len(measured.clean) - 1, shown).astype(int)
+    regimes: Mapping[str, Any],
+) -> Drawing:
+    """Draw four images at the bump of each network: clean, deformed, and with noise of the same size."""
+    count = min(4, len(probe.clean))
+    rows = np.linspace(0, len(probe.clean) - 1, count).astype(int)
     cutoff = config.cutoffs[0]
-    figure, grid = sj.plot.panels(1 + 2 * len(curves), shown, size=(1.5, 1.5))
-    strips: list[tuple[str, Any]] = [("clean", measured.clean)]
+    figure, grid = sj.plot.panels(1 + 2 * len(curves), count, size=(1.5, 1.5))
+    strips: list[tuple[str, Any]] = [("clean", probe.clean)]
     places = {}
     for name, data in curves.items():
-        place = found[name][f"cutoff {cutoff}"]["bump_radius"]
+        place = regimes[name][f"cutoff {cutoff}"]["bump_radius"]
         data = data.sel(cutoff=cutoff)
         temperature = float(np.exp(np.interp(np.log(place), np.log(data.radius), np.log(data.temperature))))
         deformation = sj.perturb.Diffeomorphism(temperature, float(cutoff), max_cutoff=max(config.cutoffs))
         key = jax.random.fold_in(jax.random.key(config.seed), 0)
-        (deformed,), (noisy,) = sj.probe.perturbed(measured.clean, key=key, deformation=deformation)
+        (deformed,), (noisy,) = sj.probe.perturbed(probe.clean, key=key, deformation=deformation)
         strips += [(f"{name}\ndeformed, r = {place:.1f}", deformed), (f"{name}\nnoise, r = {place:.1f}", noisy)]
         places[name] = {"radius": place, "temperature": temperature}
-    deviation, mean = np.array(given.recipe.deviation or (1.0,)), np.array(given.recipe.mean or (0.0,))
+    deviation, mean = np.array(task.recipe.deviation or (1.0,)), np.array(task.recipe.mean or (0.0,))
     for axes_row, (label, images) in zip(grid, strips, strict=True):
         for axes, image in zip(axes_row, np.asarray(images)[rows], strict=True):
             pixels = np.clip(image * deviation + mean, 0, 1)
@@ -351,7 +338,7 @@ def draw_images(
     return figure, {"images": rows.tolist(), "at_the_bump": places}
 
 
-def _listed(data: xarray.Dataset) -> dict[str, Any]:
+def _lists(data: xarray.Dataset) -> dict[str, Any]:
     return {str(name): values.to_numpy().tolist() for name, values in {**data.coords, **data.data_vars}.items()}
 
 

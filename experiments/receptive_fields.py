@@ -11,25 +11,32 @@ Networks that ``experiments.layerwise`` has trained are read, others are trained
     python -m experiments.receptive_fields --epochs 12
 """
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, Literal
 
 import jax
 import numpy as np
-import tyro
 from rich.console import Console
 
 import stabjax as sj
-from experiments import layerwise
+from experiments import _images, _networks
+from experiments._study import Drawing, ResumableStudy, run
 
 STAGES = {"initial": "at initialisation", "last": "trained"}
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(ResumableStudy):
     """Receptive fields of networks, at initialisation and trained."""
+
+    SMOKE: ClassVar[Mapping[str, Any]] = {
+        "data": "scale-detection",
+        "models": ("LeNet",),
+        "epochs": 1.0,
+        "images": 2,
+        "channels": 2,
+    }
 
     data: Literal["cifar10", "mnist", "scale-detection"] = "cifar10"
     """Images; all but scale-detection are read from STABJAX_DATA or downloaded."""
@@ -43,14 +50,6 @@ class Config:
     """Test images over which gradients are averaged."""
     channels: int = 16
     """Channels of a layer that are averaged."""
-    seed: int = 0
-    """Of everything random."""
-    out: Path = Path("figures")
-    """Folder of the figures."""
-    runs: Path = Path("runs")
-    """Folder of the checkpoints."""
-    smoke: bool = False
-    """A few seconds, on the embedded task, to see that everything runs."""
 
 
 @dataclass(frozen=True)
@@ -66,68 +65,48 @@ class Network:
     """Test error."""
     models: dict[str, Any]
     images: np.ndarray
-    shown: np.ndarray
+    pixels: np.ndarray
     """The same images as they look, in [0, 1]."""
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    """Train or read, measure, draw; returns what is written beside the figures, by their names.
+    """Run the experiment; see `run`."""
+    return run(Config, draw_figures, argv)
 
-    Args:
-        argv: command line; that of the process if None.
-    """
-    config = tyro.cli(Config, args=None if argv is None else list(argv), description=__doc__)
-    if config.smoke:
-        config = replace(config, data="scale-detection", models=("LeNet",), epochs=1.0, images=2, channels=2)
-    console = Console()
+
+def draw_figures(config: Config, console: Console) -> dict[str, Drawing]:
+    """Measure the fields of every network."""
     networks = {name: measure(name, config, console) for name in config.models}
     first = next(iter(networks.values()))
-    common = {
-        "command": sj.cli.command("experiments.receptive_fields", config),
-        "config": asdict(config),
-        "versions": sj.cli.versions(),
+    return {
+        "receptive_fields_depth": draw_depth(networks, config),
+        "receptive_fields_maps": draw_maps(config.models[0], first),
+        "receptive_fields_unit": draw_unit(config.models[0], first),
     }
-    records = {}
-    for name, (figure, numbers) in {
-        "depth": depth(networks, config),
-        "maps": maps(config.models[0], first),
-        "unit": unit(config.models[0], first),
-    }.items():
-        records[f"receptive_fields_{name}"] = record = common | numbers
-        console.print(sj.plot.save(figure, config.out / f"receptive_fields_{name}", record))
-    return records
 
 
 def measure(name: str, config: Config, console: Console) -> Network:
     """Train or read a network, and find its fields."""
-    given = layerwise.Config(
-        data=config.data,
-        model=name,
-        width=config.width,
+    task = _images.load(
+        config.data,
+        seed=config.seed,
         epochs=config.epochs,
         training=256 if config.smoke else None,
         images=config.images,
-        seed=config.seed,
-        runs=config.runs,
-        smoke=config.smoke,
+        batch_size=64 if config.smoke else 128,
     )
-    training, test, _, recipe, _ = layerwise.material(given)
     key = jax.random.split(jax.random.key(config.seed))[0]
-    run = layerwise.fit(given, key, training, test, recipe, progress=console.is_terminal)
-    chosen = np.sort(np.random.default_rng(config.seed).permutation(len(test[0]))[: config.images])
-    images, clean = (
-        np.asarray(
-            sj.train.normalise(x[chosen if x is test[0] else slice(2000)], mean=recipe.mean, deviation=recipe.deviation)
-        )
-        for x in (test[0], training[0])
-    )
+    options = {"data": config.data, "model": name, "width": config.width, "progress": console.is_terminal}
+    trained = _networks.train_layerwise(task, config, key=key, **options)
+    chosen, images = task.draw_test_images(config.images, seed=config.seed)
+    images = np.asarray(images)
     # At initialisation batch normalisation has no statistics yet.
-    models = {"initial": sj.train.calibrate(run.model("initial"), clean), "last": run.model("last")}
-    networks = {stage: sj.networks.wrap(model) for stage, model in models.items()}
+    initial = sj.train.calibrate(trained.model("initial"), np.asarray(task.normalize(task.training[0][:2000])))
+    networks = {stage: sj.networks.wrap(model) for stage, model in zip(STAGES, (initial, trained.model("last")))}
     taps = sj.features.taps(networks["last"], images)
     layers = tuple(tap.name for tap in taps if tap.kind in ("conv", "pool") and len(tap.shape) == images.ndim)
     count = {tap.name: tap.shape[-1] for tap in taps}
-    found = {
+    fields = {
         stage: {
             layer: np.asarray(
                 sj.receptive.effective(
@@ -141,25 +120,25 @@ def measure(name: str, config: Config, console: Console) -> Network:
         }
         for stage, network in networks.items()
     }
-    shown = test[0][chosen]
+    pixels = task.test[0][chosen]
     return Network(
         extents=sj.receptive.extent(networks["last"], images),
         layers=layers,
-        maps=found,
-        error=1 - float(run.history.test_accuracy[-1, 0]),
+        maps=fields,
+        error=1 - float(trained.history.test_accuracy[-1, 0]),
         models=networks,
         images=images,
-        shown=shown / 255 if shown.dtype == np.uint8 else shown / shown.max(),
+        pixels=pixels / 255 if pixels.dtype == np.uint8 else pixels / pixels.max(),
     )
 
 
 def size(field: np.ndarray) -> float:
-    """Side of the even square box that is as wide as the field, in pixels: ``sqrt(12)`` times the rms width."""
+    """Return the side of the even square box as wide as the field, in pixels: ``sqrt(12)`` times the rms width."""
     return float(np.sqrt(12 * np.mean(np.square(np.asarray(sj.receptive.width(field))))))
 
 
-def depth(networks: dict[str, Network], config: Config) -> tuple[Any, dict[str, Any]]:
-    """What units can see and what they look at, against depth."""
+def draw_depth(networks: dict[str, Network], config: Config) -> Drawing:
+    """Draw what units can see and what they look at, against depth."""
     figure, panels = sj.plot.panels(1, len(networks), size=(4.6, 4.2), sharey=True)
     numbers = {}
     for axes, (name, network) in zip(panels[0], networks.items(), strict=True):
@@ -167,8 +146,8 @@ def depth(networks: dict[str, Network], config: Config) -> tuple[Any, dict[str, 
         extents = [network.extents[layer].size for layer in network.layers]
         axes.plot(position, [side[0] for side in extents], "k-", linewidth=1.2, label="extent")
         sizes = {stage: [size(network.maps[stage][layer]) for layer in network.layers] for stage in STAGES}
-        for colour, (stage, label) in zip(sj.plot.COLORS, STAGES.items(), strict=False):
-            axes.plot(position, sizes[stage], "o-", color=colour, markersize=4, label=f"effective, {label}")
+        for color, (stage, label) in zip(sj.plot.COLORS, STAGES.items(), strict=False):
+            axes.plot(position, sizes[stage], "o-", color=color, markersize=4, label=f"effective, {label}")
         side = network.images.shape[1]
         axes.axhline(side, color="0.7", linewidth=0.8, linestyle="--")
         axes.text(0, side * 1.04, "side of the image", fontsize=8, color="0.4")
@@ -191,8 +170,8 @@ def depth(networks: dict[str, Network], config: Config) -> tuple[Any, dict[str, 
     return figure, {"networks": numbers}
 
 
-def maps(name: str, network: Network) -> tuple[Any, dict[str, Any]]:
-    """Effective fields of the middle unit."""
+def draw_maps(name: str, network: Network) -> Drawing:
+    """Draw effective fields of the middle unit."""
     layers = [layer for layer in network.layers if "pool" not in layer][-7:]
     figure, panels = sj.plot.panels(2, len(layers), size=(2.0, 2.15), sharex=True, sharey=True)
     for row, (stage, label) in zip(panels, STAGES.items(), strict=True):
@@ -209,21 +188,20 @@ def maps(name: str, network: Network) -> tuple[Any, dict[str, Any]]:
     return figure, {
         "network": name,
         "maps": {
-            stage: {layer: np.round(found[layer], 6) for layer in layers} for stage, found in network.maps.items()
+            stage: {layer: np.round(fields[layer], 6) for layer in layers} for stage, fields in network.maps.items()
         },
     }
 
 
-def unit(name: str, network: Network) -> tuple[Any, dict[str, Any]]:
-    """The field of one unit of the 8 x 8 maps over an image: its box, and its gradient there."""
+def draw_unit(name: str, network: Network) -> Drawing:
+    """Draw the field of one unit of the 8 x 8 maps over an image: its box, and its gradient there."""
     taps = sj.features.taps(network.models["last"], network.images)
     # The last whose units are at most four pixels apart; before its ReLU, where no unit is silent.
     fine = [tap for tap in taps if tap.kind in ("conv", "norm") and 0 < network.extents[tap.name].stride[0] <= 4]
-    chosen = fine[-1]
-    layer, side = chosen.name, chosen.shape[1]
+    layer, side = fine[-1].name, fine[-1].shape[1]
     place = (side // 2 - 1, side // 2)
-    _, found = sj.features.capture(network.models["last"], select=layer)(network.images)
-    responses = np.asarray(found[layer])[:, *place]
+    _, activations = sj.features.capture(network.models["last"], select=layer)(network.images)
+    responses = np.asarray(activations[layer])[:, *place]
     image, channel = np.unravel_index(np.argmax(responses), responses.shape)
     extent = network.extents[layer]
     (top, bottom), (left, right) = extent.box(place)
@@ -233,9 +211,8 @@ def unit(name: str, network: Network) -> tuple[Any, dict[str, Any]]:
         for stage, f in network.models.items()
     }
     figure, panels = sj.plot.panels(1, 3, size=(3.2, 3.7), sharex=True, sharey=True)
-    shown = network.shown[image]
-    grey = shown if shown.shape[-1] == 3 else np.repeat(shown, 3, axis=-1)
-    panels[0, 0].imshow(grey)
+    pixels = network.pixels[image]
+    panels[0, 0].imshow(pixels if pixels.shape[-1] == 3 else np.repeat(pixels, 3, axis=-1))
     panels[0, 0].set_title("image, and the box the unit can see", fontsize=9)
     for axes, (stage, label) in zip(panels[0, 1:], STAGES.items(), strict=True):
         axes.imshow(fields[stage] / max(fields[stage].max(), 1e-30), cmap="magma", vmin=0, vmax=1)
@@ -243,7 +220,7 @@ def unit(name: str, network: Network) -> tuple[Any, dict[str, Any]]:
     for axes in panels[0]:
         corners = [(left, top), (right, top), (right, bottom), (left, bottom), (left, top)]
         axes.plot(*(np.array(corners).T - 0.5), color="#27ae60", linewidth=1.5)
-        axes.set(xlim=(-0.5, shown.shape[1] - 0.5), ylim=(shown.shape[0] - 0.5, -0.5), xlabel="pixels")
+        axes.set(xlim=(-0.5, pixels.shape[1] - 0.5), ylim=(pixels.shape[0] - 0.5, -0.5), xlabel="pixels")
     figure.colorbar(panels[0, 1].images[0], ax=panels, label="gradient / its maximum", shrink=0.75)
     figure.suptitle(f"{name}: unit {place}, channel {channel} of {layer} ({side} x {side} maps)", fontsize=10)
     return figure, {

@@ -16,34 +16,41 @@ Finished trainings are read, others go on where they were::
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
 from flax import nnx
 from rich.console import Console
 
 import stabjax as sj
-from experiments import _records, layerwise
+from experiments import _images
+from experiments._study import Drawing, ResumableStudy, run
 
-Drawn = tuple[Any, dict[str, Any]]
 SUBSAMPLED = (1, 2, 5)
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(ResumableStudy):
     """What layers of networks have in common."""
+
+    SMOKE: ClassVar[Mapping[str, Any]] = {
+        "data": "scale-detection",
+        "epochs": 2.0,
+        "training": 256,
+        "channels": (4, 6),
+        "hidden": 8,
+        "images": 40,
+    }
 
     data: Literal["auto", "svhn", "cifar10", "scale-detection"] = "auto"
     """``auto``: SVHN where it is on disk, CIFAR-10 otherwise."""
     epochs: float = 8.0
     """Passes through the training images."""
     training: int | None = None
-    """Number of training images; all of them if not given."""
+    """Number of training images; all of them if not pair."""
     images: int = 1000
     """Test images, a fixed random choice."""
     cutoff: int = 3
@@ -54,14 +61,6 @@ class Config:
     """Of the two convolutions."""
     hidden: int = 200
     """Units of the first dense layer."""
-    seed: int = 0
-    """Of everything random."""
-    out: Path = Path("figures")
-    """Folder of the figures."""
-    runs: Path = Path("runs")
-    """Folder of the checkpoints."""
-    smoke: bool = False
-    """A few seconds, on the embedded task, to see that everything runs."""
 
 
 class TutorialCNN(nnx.Module):
@@ -102,147 +101,135 @@ class TutorialCNN(nnx.Module):
 
 
 @dataclass(frozen=True)
-class Material:
-    """Two trained networks, and the images they are compared on."""
+class Pair:
+    """Two trained networks of one architecture, and the images they are compared on."""
 
-    run: sj.train.Run
+    trained: sj.train.Run
     images: jax.Array
     deformed: jax.Array
     noisy: jax.Array
     title: str
     """What is on every figure."""
-    about: Mapping[str, Any]
+    common: Mapping[str, Any]
     """What is beside all numbers."""
 
-    def network(self, which: Any, *, seed: int = 0) -> sj.networks.Network:
-        """At a stage or step; the statistics are those of training, at the beginning those the images give."""
-        model = self.run.model(which, seed=seed)
-        return sj.networks.wrap(sj.train.calibrate(model, self.images) if which in (0, "initial") else model)
+    def network(self, stage: Any, *, seed: int = 0) -> sj.networks.Network:
+        """Return a network at a stage or step; its statistics are those of training, at step 0 those of the images."""
+        model = self.trained.model(stage, seed=seed)
+        return sj.networks.wrap(sj.train.calibrate(model, self.images) if stage in (0, "initial") else model)
 
     def compare(self, f: Any, g: Any, **options: Any) -> sj.similarity.Similarity:
-        """Every layer with every layer, the repeated one at the output left out; by debiased CKA if nothing is said."""
-        chosen = {"measure": "cka_debiased", "select": _not_output, "batch_size": 100} | options
-        return sj.probe.similarity(f, g, self.images, **chosen)
+        """Compare every layer with every layer but the repeated one at the output; by debiased CKA unless told."""
+        options = {"measure": "cka_debiased", "select": _not_output, "batch_size": 100} | options
+        return sj.probe.similarity(f, g, self.images, **options)
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    """Train, compare, draw; returns what is written beside the figures, by their names.
-
-    Args:
-        argv: command line; that of the process if None.
-    """
-    config = tyro.cli(Config, args=None if argv is None else list(argv), description=__doc__)
-    if config.smoke:
-        small: dict[str, Any] = {"channels": (4, 6), "hidden": 8, "images": 40}
-        config = replace(config, data="scale-detection", epochs=2.0, training=256, **small)
-    console = Console()
-    given = material(config, progress=console.is_terminal)
-    console.print(given.run.history)
-    parts = {"seeds": of_seeds, "training": of_training, "deformed": of_deformed, "ways": of_ways}
-    figures: dict[str, Drawn] = {}
-    for name, part in parts.items():
-        figure, numbers = part(given)
-        figures[f"representations_{name}"] = figure, dict(given.about) | numbers
-    return _records.save(figures, config.out, console)
+    """Run the experiment; see `run`."""
+    return run(Config, draw_figures, argv)
 
 
-def material(config: Config, *, progress: bool = False) -> Material:
-    """Images, and two seeds trained on them; a run that was finished before is read, one that was killed goes on."""
+def draw_figures(config: Config, console: Console) -> dict[str, Drawing]:
+    """Train two networks, or read a finished run, and compare their layers."""
+    pair = train(config, progress=console.is_terminal)
+    console.print(pair.trained.history)
+    draw = {"seeds": draw_seeds, "training": draw_training, "deformed": draw_deformed, "ways": draw_ways}
+    figures: dict[str, Drawing] = {}
+    for name, part in draw.items():
+        figure, numbers = part(pair)
+        figures[f"representations_{name}"] = figure, {**pair.common, **numbers}
+    return figures
+
+
+def train(config: Config, *, progress: bool = False) -> Pair:
+    """Train two seeds on the images; a run that was finished before is read, one that was killed goes on."""
     data = _on_disk() if config.data == "auto" else config.data
-    given = layerwise.Config(
-        data=data,
-        training=config.training,
+    task = _images.load(
+        data,
+        seed=config.seed,
         epochs=config.epochs,
+        training=config.training,
         images=config.images,
         cutoff=config.cutoff,
         displacement=config.displacement,
-        seed=config.seed,
-        smoke=config.smoke,
+        batch_size=64 if config.smoke else 128,
     )
-    training, test, deformation, recipe, note = layerwise.material(given)
-    recipe = replace(recipe, rate=0.05, crop=0, flip=False)
-    size, channels = training[0].shape[-2:]
-    classes = int(np.max(training[1])) + 1
+    task = replace(task, recipe=replace(task.recipe, rate=0.05, crop=0, flip=False))
     train_key, key = jax.random.split(jax.random.key(config.seed))
-    some = "_".join(map(str, (*config.channels, config.hidden, config.training or "all")))
-    run = sj.train.fit(
+    sizes = "_".join(map(str, (*config.channels, config.hidden, config.training or "all")))
+    trained = sj.train.fit(
         lambda *, rngs: TutorialCNN(
-            size,
-            in_channels=channels,
-            num_classes=classes,
+            task.training[0].shape[-2],
+            in_channels=task.channels,
+            num_classes=task.classes,
             channels=config.channels,
             hidden=config.hidden,
             rngs=rngs,
         ),
-        training,
+        task.training,
         key=train_key,
-        recipe=recipe,
-        test=test,
+        recipe=task.recipe,
+        test=task.test,
         seeds=2,
-        path=config.runs / f"representations_{data}_{some}_e{config.epochs:g}_s{config.seed}",
+        path=config.runs / f"representations_{data}_{sizes}_e{config.epochs:g}_s{config.seed}",
         progress=progress,
     )
-    chosen = np.sort(np.random.default_rng(config.seed).permutation(len(test[0]))[: config.images])
-    images = sj.train.normalise(test[0][chosen], mean=recipe.mean, deviation=recipe.deviation)
-    (deformed,), (noisy,) = sj.probe.perturbed(images, key=key, deformation=deformation)
-    accuracy = np.asarray(run.history.test_accuracy[-1])
-    about = {
-        "command": sj.cli.command("experiments.representations", config),
-        "config": asdict(config),
-        "recipe": recipe.to_json(),
-        "versions": sj.cli.versions(),
-        "data": note,
+    chosen, images = task.draw_test_images(config.images, seed=config.seed)
+    (deformed,), (noisy,) = sj.probe.perturbed(images, key=key, deformation=task.deformation)
+    accuracy = np.asarray(trained.history.test_accuracy[-1])
+    common = {
+        "recipe": task.recipe.to_json(),
+        "data": task.note,
         "test_accuracy": accuracy.tolist(),
         "test_images": chosen.tolist(),
     }
     errors = " and ".join(f"{100 * (1 - a):.1f}" for a in accuracy)
-    source = f"{data}{' (JPEG copies)' if 'JPEG' in note else ''}"
-    title = f"Network of the CCA tutorial on {source}, test errors {errors} %; {len(images)} test images"
-    return Material(run, images, deformed, noisy, title, about)
+    title = f"Network of the CCA tutorial on {task.label(data)}, test errors {errors} %; {len(images)} test images"
+    return Pair(trained, images, deformed, noisy, title, common)
 
 
-def of_seeds(given: Material) -> Drawn:
-    """Two seeds, untrained and trained by CKA, trained by canonical correlations of channel averages."""
-    pairs = {stage: (given.network(stage, seed=0), given.network(stage, seed=1)) for stage in ("initial", "last")}
+def draw_seeds(pair: Pair) -> Drawing:
+    """Draw two seeds, untrained and trained by CKA, trained by canonical correlations of channel averages."""
+    networks = {stage: [pair.network(stage, seed=seed) for seed in (0, 1)] for stage in ("initial", "last")}
     results = {
-        "untrained, debiased CKA": given.compare(*pairs["initial"]),
-        "trained, debiased CKA": given.compare(*pairs["last"]),
-        "trained, PWCCA of channel averages": given.compare(
-            *pairs["last"], measure="pwcca", units="average", select=_narrow
+        "untrained, debiased CKA": pair.compare(*networks["initial"]),
+        "trained, debiased CKA": pair.compare(*networks["last"]),
+        "trained, PWCCA of channel averages": pair.compare(
+            *networks["last"], measure="pwcca", units="average", select=_narrow
         ),
     }
-    figure = heat_maps(results, rows="seed 0", columns="seed 1")
-    figure.suptitle(given.title, fontsize=10)
+    figure = draw_heat_maps(results, rows="seed 0", columns="seed 1")
+    figure.suptitle(pair.title, fontsize=10)
     return figure, {"results": {name: result.to_json() for name, result in results.items()}}
 
 
-def of_training(given: Material) -> Drawn:
-    """Each layer along training against itself at the end, and all layers of two early checkpoints against the last."""
-    steps = sj.train.checkpoints(given.run.path) if given.run.path is not None else {}
-    last = given.network("last")
-    results = {epoch: given.compare(given.network(step), last) for step, epoch in steps.items()}
+def draw_training(pair: Pair) -> Drawing:
+    """Draw each layer along training against itself at the end, and two early checkpoints against the last."""
+    steps = sj.train.checkpoints(pair.trained.path) if pair.trained.path is not None else {}
+    last = pair.network("last")
+    results = {epoch: pair.compare(pair.network(step), last) for step, epoch in steps.items()}
     epochs = list(results)
     first = results[epochs[0]]
     same = np.stack([np.diag(result.matrix) for result in results.values()], axis=1)
-    shown = {f"epoch {epoch:g} against the end": results[epoch] for epoch in (epochs[0], epochs[1])}
+    early = {f"epoch {epoch:g} against the end": results[epoch] for epoch in (epochs[0], epochs[1])}
     figure, grid = sj.plot.panels(1, 3, size=(5.0, 4.4))
     _heat(grid[0, 0], same, first.layers, [f"{epoch:g}" for epoch in epochs])
     grid[0, 0].set(xlabel="epochs", ylabel="layer", title="each layer against itself at the end")
-    for axes, (name, result) in zip(grid[0, 1:], shown.items(), strict=True):
+    for axes, (name, result) in zip(grid[0, 1:], early.items(), strict=True):
         _heat(axes, result.matrix, result.layers, result.other_layers)
         axes.set(xlabel="layer at the end", ylabel="layer before", title=name)
     figure.colorbar(grid[0, 0].images[0], ax=grid[0].tolist(), label="debiased CKA", shrink=0.8)
-    figure.suptitle(f"{given.title} (seed 0)", fontsize=10)
+    figure.suptitle(f"{pair.title} (seed 0)", fontsize=10)
     return figure, {"results": {f"{epoch:g}": result.to_json() for epoch, result in results.items()}}
 
 
-def of_deformed(given: Material) -> Drawn:
-    """Clean against deformed images, untrained and trained; and the diagonals, with noise of the same size beside."""
-    stages = {"untrained": given.network("initial"), "trained": given.network("last")}
+def draw_deformed(pair: Pair) -> Drawing:
+    """Draw clean against deformed images, untrained and trained; and the diagonals, also of noise of the same size."""
+    stages = {"untrained": pair.network("initial"), "trained": pair.network("last")}
     results = {
-        f"{stage}, {name}": given.compare(f, f, others=others)
+        f"{stage}, {name}": pair.compare(f, f, others=others)
         for stage, f in stages.items()
-        for name, others in (("deformed", given.deformed), ("noisy", given.noisy))
+        for name, others in (("deformed", pair.deformed), ("noisy", pair.noisy))
     }
     figure, grid = sj.plot.panels(1, 3, size=(5.0, 4.4))
     for axes, stage in zip(grid[0], stages, strict=False):
@@ -253,23 +240,23 @@ def of_deformed(given: Material) -> Drawn:
     axes, layers = grid[0, 2], results["trained, deformed"].layers
     place = np.arange(len(layers))
     for name, result in results.items():
-        colour = sj.plot.COLORS[0 if name.startswith("untrained") else 1]
+        color = sj.plot.COLORS[0 if name.startswith("untrained") else 1]
         line = "-" if name.endswith("deformed") else "--"
-        axes.plot(place, 1 - np.diag(result.matrix), line, color=colour, marker="o", markersize=3, label=name)
+        axes.plot(place, 1 - np.diag(result.matrix), line, color=color, marker="o", markersize=3, label=name)
         low, high = (np.diag(result.interval[..., end]) for end in (0, 1))
-        axes.fill_between(place, 1 - high, 1 - low, color=colour, alpha=0.2, linewidth=0)
+        axes.fill_between(place, 1 - high, 1 - low, color=color, alpha=0.2, linewidth=0)
     axes.set_yscale("log")
     axes.set_xticks(place, layers, rotation=90, fontsize=7)
     axes.set(xlabel="layer", ylabel="1 - debiased CKA with clean images", title="the same layer, 95 % intervals")
     axes.legend(fontsize=7, frameon=False, handlelength=4)
     axes.grid(axis="y", color="0.92")
-    figure.suptitle(f"{given.title} (seed 0)", fontsize=10)
+    figure.suptitle(f"{pair.title} (seed 0)", fontsize=10)
     return figure, {"results": {name: result.to_json() for name, result in results.items()}}
 
 
-def of_ways(given: Material) -> Drawn:
-    """Correlations of the second convolution of one seed with the same and with the second pool of the other."""
-    maps = [_maps(given.network("last", seed=seed), given.images) for seed in (0, 1)]
+def draw_ways(pair: Pair) -> Drawing:
+    """Draw correlations of the second convolution of one seed with the same and with the second pool of the other."""
+    maps = [_maps(pair.network("last", seed=seed), pair.images) for seed in (0, 1)]
     conv, same, pool = maps[0]["conv"], maps[1]["conv"], maps[1]["pool"]
     size = conv.shape[1:-1]
     positions, average, resized = sj.similarity.positions, sj.similarity.average, sj.similarity.resized
@@ -283,7 +270,7 @@ def of_ways(given: Material) -> Drawn:
             positions(resized(pool, size, convention="half_pixel")),
         ),
     }
-    found = {name: _correlations(*pair) for name, pair in ways.items()}
+    correlations = {name: _correlations(*samples) for name, samples in ways.items()}
     wide = resized(pool, size)
     fewer = {
         "all positions" if every == 1 else f"positions ::{every}": _correlations(
@@ -292,30 +279,30 @@ def of_ways(given: Material) -> Drawn:
         for every in SUBSAMPLED
     }
     figure, grid = sj.plot.panels(1, 2, size=(5.4, 4.8), sharey=True)
-    for axes, curves in zip(grid[0], (found, fewer), strict=True):
-        for colour, (name, numbers) in zip(sj.plot.COLORS[1:], curves.items(), strict=False):
+    for axes, curves in zip(grid[0], (correlations, fewer), strict=True):
+        for color, (name, numbers) in zip(sj.plot.COLORS[1:], curves.items(), strict=False):
             values = np.array(numbers["correlations"])
             label = f"{name}: {numbers['samples']:,} samples, {1e3 * numbers['seconds']:.0f} ms"
-            axes.plot(np.arange(1, len(values) + 1), values, "o-", markersize=2, linewidth=1, color=colour, label=label)
+            axes.plot(np.arange(1, len(values) + 1), values, "o-", markersize=2, linewidth=1, color=color, label=label)
         axes.set_xlabel("canonical correlation, in falling order")
         axes.grid(color="0.93")
         axes.legend(fontsize=7, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.16))
     grid[0, 0].set(ylabel="correlation", title="three ways to samples", ylim=(0, 1.02))
     grid[0, 1].set(title="conv2 and pool2, interpolated, with fewer positions")
-    figure.suptitle(given.title, fontsize=10)
-    whole = fewer["all positions"]
+    figure.suptitle(pair.title, fontsize=10)
+    every = fewer["all positions"]
     saved = {
         name: {
-            "times_faster": whole["seconds"] / numbers["seconds"],
-            "largest_difference": float(np.max(np.abs(np.subtract(numbers["correlations"], whole["correlations"])))),
+            "times_faster": every["seconds"] / numbers["seconds"],
+            "largest_difference": float(np.max(np.abs(np.subtract(numbers["correlations"], every["correlations"])))),
         }
         for name, numbers in fewer.items()
     }
-    return figure, {"ways": found, "subsampled": fewer, "saved": saved}
+    return figure, {"ways": correlations, "subsampled": fewer, "saved": saved}
 
 
-def heat_maps(results: Mapping[str, sj.similarity.Similarity], *, rows: str, columns: str) -> Any:
-    """One heat map per result, from 0 to 1, the number in each field."""
+def draw_heat_maps(results: Mapping[str, sj.similarity.Similarity], *, rows: str, columns: str) -> Any:
+    """Draw one heat map per result, from 0 to 1, the number in each field."""
     figure, grid = sj.plot.panels(1, len(results), size=(5.0, 4.4))
     for axes, (name, result) in zip(grid[0], results.items(), strict=True):
         _heat(axes, result.matrix, result.layers, result.other_layers)
@@ -332,8 +319,8 @@ def _heat(axes: Any, matrix: Any, rows: Sequence[str], columns: Sequence[str]) -
     axes.title.set_fontsize(9)
     for (row, column), value in np.ndenumerate(matrix):
         if np.isfinite(value):
-            colour = "black" if value > 0.6 else "white"
-            axes.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=5.5, color=colour)
+            color = "black" if value > 0.6 else "white"
+            axes.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=5.5, color=color)
 
 
 def _not_output(tap: sj.features.Tap) -> bool:
@@ -341,32 +328,32 @@ def _not_output(tap: sj.features.Tap) -> bool:
 
 
 def _narrow(tap: sj.features.Tap) -> bool:
-    """The operations with parameters."""
+    """Return whether an operation has parameters."""
     return tap.kind in ("conv", "norm", "dense")
 
 
 @jax.jit
 def _maps(f: Any, images: jax.Array) -> dict[str, jax.Array]:
-    """The second convolution, before its nonlinearity, and the second pool."""
+    """Return the second convolution, before its nonlinearity, and the second pool."""
 
     def second(tap: sj.features.Tap) -> bool:
         return tap.name == "conv2" or tap.kind == "pool"
 
-    found = sj.features.capture(f, select=second)(images)[1]
-    return {"conv": found["conv2"], "pool": list(found.values())[-1]}
+    activations = sj.features.capture(f, select=second)(images)[1]
+    return {"conv": activations["conv2"], "pool": list(activations.values())[-1]}
 
 
 def _correlations(x: jax.Array, y: jax.Array, *, repeats: int = 3) -> dict[str, Any]:
-    """Canonical correlations, and the seconds they take once compiled."""
-    found, seconds = jax.block_until_ready(_cca(x, y)), []
+    """Measure canonical correlations, and the seconds they take once compiled."""
+    result, seconds = jax.block_until_ready(_cca(x, y)), []
     for _ in range(repeats):
         start = time.perf_counter()
         jax.block_until_ready(_cca(x, y))
         seconds.append(time.perf_counter() - start)
     return {
-        "correlations": np.asarray(found.correlations, float).tolist(),
-        "mean": float(found.mean),
-        "valid": bool(found.valid),
+        "correlations": np.asarray(result.correlations, float).tolist(),
+        "mean": float(result.mean),
+        "valid": bool(result.valid),
         "samples": len(x),
         "seconds": min(seconds),
     }

@@ -12,23 +12,25 @@ Networks that ``experiments.relative_stability`` has trained are read, others ar
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
-import tyro
 from rich.console import Console
 
 import stabjax as sj
-from experiments import _records, _zoo
+from experiments import _networks, _records
+from experiments._images import Task
+from experiments._networks import Architecture, Size, ZooStudy
+from experiments._probe import QUANTITIES, Probe, draw_probe
+from experiments._study import Drawing, run
 
-DEFAULT: Mapping[_zoo.Size, tuple[str, ...]] = {
+DEFAULT: Mapping[Size, tuple[str, ...]] = {
     "smoke": ("SmallCNN (4,)",),
     "cpu": ("FC L4", "LeNet", "VGG11bn, width 1/4"),
     "paper": ("FC L4", "LeNet", "ResNet18", "EfficientNetB0"),
 }
-IMAGES: Mapping[_zoo.Size, tuple[int, ...]] = {
+IMAGES: Mapping[Size, tuple[int, ...]] = {
     "smoke": (128, 256),
     "cpu": (512, 1024, 2048, 4096, 8192),
     "paper": (512, 1024, 2048, 4096, 8192, 16384, 32768, 50000),
@@ -39,156 +41,137 @@ RULES = ("equal epochs", "equal steps")
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(ZooStudy):
     """R, D, G and the test error along training, and against the size of the training set."""
 
-    size: _zoo.Size = "cpu"
-    """Which zoo the networks are from."""
+    SMOKE: ClassVar[Mapping[str, Any]] = {"draws": 1, "images": 64, "seeds": 1}
+
     networks: tuple[str, ...] = ()
     """Names of the zoo; a few of different kinds if not given."""
     seeds: int = 3
     """Networks of each size of the training set, each with its own choice of images."""
-    images: int = 500
-    """Test images that are deformed."""
     draws: int = 4
     """Deformations, and noises, of each."""
-    seed: int = 0
-    """Of everything random."""
-    out: Path = Path("figures")
-    """Folder of the figures."""
-    runs: Path = Path("runs")
-    """Folder of the checkpoints."""
-    smoke: bool = False
-    """The same as ``--size smoke``."""
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    """Train, probe, draw; returns what is written beside the figures, by their names.
+    """Run the experiment; see `run`."""
+    return run(Config, draw_figures, argv)
 
-    Args:
-        argv: command line; that of the process if None.
-    """
-    config = tyro.cli(Config, args=None if argv is None else list(argv), description=__doc__)
-    if config.smoke or config.size == "smoke":
-        config = replace(config, size="smoke", smoke=True, draws=1, images=64, seeds=1)
-    console = Console()
-    given = _zoo.material(config.size, seed=config.seed)
-    measured = _zoo.probe(given, images=config.images, draws=config.draws, seed=config.seed)
-    members = _zoo.chosen(config.size, config.networks or DEFAULT[config.size], None)
-    about = _records.about("training", config, measured)
-    along = {name: along_training(name, member, config, given, measured) for name, member in members.items()}
+
+def draw_figures(config: Config, console: Console) -> dict[str, Drawing]:
+    """Train networks of the zoo, measure them along training, and train them on parts of the images."""
+    task = _networks.load_task(config.size, seed=config.seed)
+    probe = draw_probe(task, images=config.images, draws=config.draws, seed=config.seed)
+    architectures = _networks.select(config.size, config.networks or DEFAULT[config.size])
+    common = {"probe": dict(probe.settings)}
+    along = {name: along_training(name, each, config, task, probe) for name, each in architectures.items()}
     sets: dict[str, Any] = {}
-    for name, member in members.items():
-        sets[name] = {rule: against_size(name, member, rule, config, measured) for rule in RULES}
+    for name, architecture in architectures.items():
+        sets[name] = {rule: against_size(name, architecture, rule, config, probe) for rule in RULES}
         console.print(f"{name}: { ({rule: each['slopes'] for rule, each in sets[name].items()}) }")
-    figures = {
-        f"training_{config.size}": (draw_along(along), about | {"networks": along}),
-        f"training_set_{config.size}": (draw_sets(sets), about | {"networks": sets}),
+    return {
+        f"training_{config.size}": (draw_along(along), common | {"networks": along}),
+        f"training_set_{config.size}": (draw_sets(sets), common | {"networks": sets}),
     }
-    return _records.save(figures, config.out, console)
 
 
-def along_training(
-    name: str, member: _zoo.Member, config: Config, given: _zoo.Material, measured: _zoo.Probe
-) -> dict[str, Any]:
-    """``R``, ``D``, ``G`` and test error at the kept checkpoints of one run; step 0 with batch statistics."""
-    folder = _zoo.runs_of(config)
-    run = _zoo.train(name, member, given, key=jax.random.key(config.seed), seeds=1, path=folder)
-    about = _records.settings(member, given, measured)
-    return _records.kept(folder / _zoo.folder(name) / "along.json", about, lambda: _along(name, run, folder, measured))
+def along_training(name: str, architecture: Architecture, config: Config, task: Task, probe: Probe) -> dict[str, Any]:
+    """Measure ``R``, ``D``, ``G`` and test error at the checkpoints of one run; at step 0 with batch statistics."""
+    zoo = config.zoo_folder()
+    trained = _networks.train(name, architecture, task, key=jax.random.key(config.seed), seeds=1, path=zoo)
+    folder = zoo / _networks.file_name(name)
+    history = trained.history
+    errors = {int(step): 1 - float(a[0]) for step, a in zip(history.step, history.test_accuracy, strict=True)}
+
+    def measure() -> dict[str, list[Any]]:
+        rows: dict[str, list[Any]] = {"epoch": [], "error": [], "R": [], "D": [], "G": [], "R low": [], "R high": []}
+        for step, epoch in sj.train.checkpoints(folder).items():
+            model = trained.model(step)
+            network = sj.networks.wrap(model, mode="batch_statistics") if step == 0 else model
+            result = probe.measure(network)["median"]
+            rows["epoch"].append(epoch)
+            rows["error"].append(errors.get(step))
+            for quantity, symbol in QUANTITIES.items():
+                rows[symbol].append(result[quantity])
+            for end, value in zip(("low", "high"), result["relative_interval"], strict=True):
+                rows[f"R {end}"].append(value)
+        return rows
+
+    return _records.load_or_compute(folder / "along.json", _records.settings(architecture, task, probe), measure)
 
 
-def _along(name: str, run: sj.train.Run, folder: Path, measured: _zoo.Probe) -> dict[str, list[Any]]:
-    errors = {int(step): 1 - float(a[0]) for step, a in zip(run.history.step, run.history.test_accuracy, strict=True)}
-    rows: dict[str, list[Any]] = {"epoch": [], "error": [], "R": [], "D": [], "G": [], "R low": [], "R high": []}
-    for step, epoch in sj.train.checkpoints(folder / _zoo.folder(name)).items():
-        model = run.model(step)
-        network = sj.networks.wrap(model, mode="batch_statistics") if step == 0 else model
-        result = measured.measure(network)["median"]
-        rows["epoch"].append(epoch)
-        rows["error"].append(errors.get(step))
-        for quantity, symbol in _zoo.QUANTITIES.items():
-            rows[symbol].append(result[quantity])
-        for end, value in zip(("low", "high"), result["relative_interval"], strict=True):
-            rows[f"R {end}"].append(value)
-    return rows
-
-
-def against_size(name: str, member: _zoo.Member, rule: str, config: Config, measured: _zoo.Probe) -> dict[str, Any]:
-    """The same at the end of training on part of the images, and slopes in logarithms of those runs that have learned.
+def against_size(name: str, architecture: Architecture, rule: str, config: Config, probe: Probe) -> dict[str, Any]:
+    """Measure the same at the end of training on part of the images, and fit slopes in logarithms to successful runs.
 
     ``equal epochs``: those of the zoo at every size, so fewer steps on fewer images; ``equal steps``: those that the
     largest set takes.
     """
     sizes = IMAGES[config.size]
-    found: dict[str, Any] = {"images": list(sizes), **{k: [] for k in ("error", "R", "D", "G")}}
+    result: dict[str, Any] = {"images": list(sizes), **{k: [] for k in ("error", "R", "D", "G")}}
     for images in sizes:
         more = sizes[-1] // BATCH / (images // BATCH)
-        changed = member if rule == RULES[0] else replace(member, epochs=member.epochs * more)
+        longer = architecture if rule == RULES[0] else replace(architecture, epochs=architecture.epochs * more)
         # On the largest set both rules are one training.
         where = RULES[0] if more == 1 else rule
         each: dict[str, list[float]] = {k: [] for k in ("error", "R", "D", "G")}
         for seed in range(config.seed, config.seed + config.seeds):
-            one = _trained(name, changed, where, images, seed, config, measured)
+            one = train_and_measure(name, longer, where, images, seed, config, probe)
             for key, values in each.items():
                 values.append(one[key])
         for key, values in each.items():
-            found[key].append(values)
-    found["slopes"] = {}
+            result[key].append(values)
+    result["slopes"] = {}
     for key in ("error", "R", "D", "G"):
-        middle, _ = over_seeds(found, key)
+        middle, _ = over_seeds(result, key)
         some = np.isfinite(middle)
         slope = np.polyfit(np.log(sizes)[some], middle[some], 1)[0] if some.sum() > 1 else np.nan
-        found["slopes"][key] = float(slope)
-    return found
+        result["slopes"][key] = float(slope)
+    return result
 
 
-def over_seeds(found: Mapping[str, Any], key: str) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and deviation of the logarithm for each number of images, NaN where no run has learned."""
-    errors, r, values = (np.array(found[each], float) for each in ("error", "R", key))
-    learned = (errors < _records.CHANCE) & np.isfinite(r)
-    logs = np.where(learned, np.log(np.where(learned, values, 1)), np.nan)
-    count = learned.sum(1)
+def over_seeds(result: Mapping[str, Any], key: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return mean and deviation of the logarithm for each number of images, NaN where no run succeeded."""
+    errors, r, values = (np.array(result[each], float) for each in ("error", "R", key))
+    success = (errors < _records.CHANCE) & np.isfinite(r)
+    logs = np.where(success, np.log(np.where(success, values, 1)), np.nan)
+    count = success.sum(1)
     middle = np.nansum(logs, 1) / np.where(count, count, np.nan)
     spread = np.sqrt(np.nansum(np.square(logs - middle[:, None]), 1) / np.maximum(count - 1, 1))
     return middle, spread
 
 
-def _trained(
-    name: str,
-    member: _zoo.Member,
-    rule: str,
-    images: int,
-    seed: int,
-    config: Config,
-    measured: _zoo.Probe,
+def train_and_measure(
+    name: str, architecture: Architecture, rule: str, images: int, seed: int, config: Config, probe: Probe
 ) -> dict[str, Any]:
-    given = _zoo.material(config.size, seed=seed, training=images)
-    folder = config.runs / f"training_set_{config.size}" / f"{_zoo.folder(rule)}_p{images}_s{seed}"
+    """Train a network on so many images, and measure its error, ``R``, ``D`` and ``G``; read them if done before."""
+    task = _networks.load_task(config.size, seed=seed, training=images)
+    folder = config.runs / f"training_set_{config.size}" / f"{_networks.file_name(rule)}_p{images}_s{seed}"
 
-    def probed() -> dict[str, float]:
+    def measure() -> dict[str, float]:
         # Scored once: small sets take hundreds of epochs.
-        run = _zoo.train(name, member, given, key=jax.random.key(seed), seeds=1, path=folder, scored=False)
-        model, recipe = run.model("last"), run.recipe
-        score = sj.train.evaluate(model, *given.test, mean=recipe.mean, deviation=recipe.deviation)
-        numbers = measured.measure(model)["median"]
-        return {"error": 1 - score.accuracy} | {symbol: numbers[name] for name, symbol in _zoo.QUANTITIES.items()}
+        options = {"key": jax.random.key(seed), "seeds": 1, "path": folder, "score": False}
+        trained = _networks.train(name, architecture, task, **options)
+        model, recipe = trained.model("last"), trained.recipe
+        score = sj.train.evaluate(model, *task.test, mean=recipe.mean, deviation=recipe.deviation)
+        numbers = probe.measure(model)["median"]
+        return {"error": 1 - score.accuracy} | {symbol: numbers[name] for name, symbol in QUANTITIES.items()}
 
-    about = _records.settings(member, given, measured) | {"seed": seed}
-    return _records.kept(folder / f"{_zoo.folder(name)}.json", about, probed)
+    settings = _records.settings(architecture, task, probe) | {"seed": seed}
+    return _records.load_or_compute(folder / f"{_networks.file_name(name)}.json", settings, measure)
 
 
 def draw_along(along: Mapping[str, Any]) -> Any:
-    """Four panels against the epoch, one curve per network; initialisation stands at the left."""
+    """Draw four panels against the epoch, one curve per network; initialisation stands at the left."""
     figure, grid = sj.plot.panels(1, 4, size=(3.6, 3.4))
     for axes, (key, label) in zip(grid[0], _PANELS, strict=True):
-        for colour, (name, rows) in zip(sj.plot.COLORS[1:], along.items(), strict=False):
+        for color, (name, rows) in zip(sj.plot.COLORS[1:], along.items(), strict=False):
             epoch = np.array(rows["epoch"], float)
-            shown = np.where(epoch > 0, epoch, 0.5 * epoch[epoch > 0].min())
+            position = np.where(epoch > 0, epoch, 0.5 * epoch[epoch > 0].min())
             values = np.array([np.nan if v is None else v for v in rows[key]], float)
-            axes.plot(shown, values, "o-", color=colour, markersize=3, label=name)
+            axes.plot(position, values, "o-", color=color, markersize=3, label=name)
             if key == "R":
-                axes.fill_between(shown, rows["R low"], rows["R high"], color=colour, alpha=0.25, linewidth=0)
+                axes.fill_between(position, rows["R low"], rows["R high"], color=color, alpha=0.25, linewidth=0)
         axes.set(xscale="log", yscale="log", xlabel="epoch (first point: initialisation)", ylabel=label)
         sj.plot.plain_ticks(axes.xaxis)
         sj.plot.plain_ticks(axes.yaxis)
@@ -199,10 +182,10 @@ def draw_along(along: Mapping[str, Any]) -> Any:
 
 
 def draw_sets(sets: Mapping[str, Any]) -> Any:
-    """Four panels against the number of training images: geometric means and deviations over seeds."""
+    """Draw four panels against the number of training images: geometric means and deviations over seeds."""
     figure, grid = sj.plot.panels(1, 4, size=(3.6, 4.8))
     for axes, (key, label) in zip(grid[0], _PANELS, strict=True):
-        for colour, (name, rules) in zip(sj.plot.COLORS[1:], sets.items(), strict=False):
+        for color, (name, rules) in zip(sj.plot.COLORS[1:], sets.items(), strict=False):
             for style, rule in zip(("-", "--"), RULES, strict=True):
                 middle, spread = over_seeds(rules[rule], key)
                 images = rules[rule]["images"]
@@ -213,11 +196,11 @@ def draw_sets(sets: Mapping[str, Any]) -> Any:
                     style,
                     marker="o",
                     markersize=3,
-                    color=colour,
+                    color=color,
                     label=f"{name}, {rule}: slope {slope:+.2f}",
                 )
                 axes.fill_between(
-                    images, np.exp(middle - spread), np.exp(middle + spread), color=colour, alpha=0.15, linewidth=0
+                    images, np.exp(middle - spread), np.exp(middle + spread), color=color, alpha=0.15, linewidth=0
                 )
         axes.set(xscale="log", yscale="log", xlabel="training images", ylabel=label)
         sizes = next(iter(next(iter(sets.values())).values()))["images"]

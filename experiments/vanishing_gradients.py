@@ -12,27 +12,27 @@ one figure with its numbers beside it, ``vanishing_gradients``::
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import tyro
 from rich.console import Console
 
 import stabjax as sj
-from experiments import _records
+from experiments._study import Drawing, Study, run
 
 X = (8.0, 3.0, 4.0)
 """Where the squares of the points are to go."""
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Study):
     """Why the gradients of a sum of far Gaussians vanish."""
+
+    SMOKE: ClassVar[Mapping[str, Any]] = {"draws": 20, "followed": 4, "steps": 100}
 
     draws: int = 1000
     """Draws of the points, for the gradients."""
@@ -44,26 +44,20 @@ class Config:
     """Steps of Adam."""
     rate: float = 0.01
     """Its rate."""
-    seed: int = 0
-    """Of everything random."""
-    out: Path = Path("figures")
-    """Folder of the figure."""
-    smoke: bool = False
-    """A few seconds, to see that everything runs."""
 
 
 def squared_distances(y: Any) -> Any:
-    """``|x - y_i^2|^2`` of points ``(..., points, 3)``, squared element by element."""
+    """Return ``|x - y_i^2|^2`` of points ``(..., points, 3)``, squared element by element."""
     return ((np.asarray(X, y.dtype) - y**2) ** 2).sum(-1)
 
 
 def plain(y: Any, sigma: Any) -> Any:
-    """The objective as it is usually written, for points ``(points, 3)``."""
+    """Return the objective as it is usually written, for points ``(points, 3)``."""
     return jax.nn.sigmoid(jnp.sum(jnp.exp(-squared_distances(y) / sigma)))
 
 
 def log_space(y: Any, sigma: Any) -> Any:
-    """The logarithm of the sum, likewise."""
+    """Return the logarithm of the sum, likewise."""
     return jax.nn.logsumexp(-squared_distances(y) / sigma)
 
 
@@ -92,27 +86,22 @@ STYLES = ("0.2", "#c0392b", "#2471a3", "#1e8449", "#7d3c98", "#c0392b")
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    """Measure, climb, draw; returns what is written beside the figure, by its name.
+    """Run the experiment; see `run`."""
+    return run(Config, draw_figures, argv)
 
-    Args:
-        argv: command line; that of the process if None.
-    """
-    config = tyro.cli(Config, args=None if argv is None else list(argv), description=__doc__)
-    if config.smoke:
-        config = replace(config, draws=20, followed=4, steps=100)
+
+def draw_figures(config: Config, console: Console) -> dict[str, Drawing]:
+    """Measure the gradients of every variant, and climb by each."""
     y = np.random.default_rng(config.seed).normal(size=(config.draws, config.points, 3))
     distances = squared_distances(y)
-    sizes = {name: gradients(y, variant) for name, variant in VARIANTS.items() if variant.epsilon}
+    slopes = {name: gradients(y, variant) for name, variant in VARIANTS.items() if variant.epsilon}
     paths = {name: climb(y[: config.followed], variant, config) for name, variant in VARIANTS.items()}
-    record = {
-        "command": sj.cli.command("experiments.vanishing_gradients", config),
-        "config": asdict(config),
-        "versions": sj.cli.versions(),
+    numbers = {
         "quantiles": QUANTILES,
         "exponents": {"nearest": _over_draws(-distances.min(1)), "farthest": _over_draws(-distances.max(1))},
         "median_squared_distance": _over_draws(np.median(distances, axis=1)),
-        "gradients": {name: summary(*found) for name, found in sizes.items()},
-        "float32_against_float64": precision(sizes["plain, float32"][0], sizes["plain, float64"][0]),
+        "gradients": {name: summary(*each) for name, each in slopes.items()},
+        "float32_against_float64": precision(slopes["plain, float32"][0], slopes["plain, float64"][0]),
         "share_of_draws_with_an_arrival": {
             name: float(np.mean(path["arrived"][:, -1] > 0)) for name, path in paths.items()
         },
@@ -120,12 +109,12 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
             name: {k: np.round(_over_draws(v[:, ::20]), 5) for k, v in path.items()} for name, path in paths.items()
         },
     }
-    figure = draw(config, distances, {name: norms for name, (norms, _) in sizes.items()}, paths)
-    return _records.save({"vanishing_gradients": (figure, record)}, config.out, Console())
+    figure = draw(config, distances, {name: norms for name, (norms, _) in slopes.items()}, paths)
+    return {"vanishing_gradients": (figure, numbers)}
 
 
 def gradients(y: np.ndarray, variant: Variant) -> tuple[np.ndarray, np.ndarray]:
-    """Norm of the gradient of each point, ``(draws, points)``, and the value of the objective, ``(draws,)``."""
+    """Return the norm of each point's gradient, ``(draws, points)``, and the value of the objective, ``(draws,)``."""
     with jax.enable_x64(variant.dtype == np.float64):
         both = jax.jit(jax.vmap(jax.value_and_grad(variant.objective)))
         value, gradient = both(jnp.asarray(y, variant.dtype), jnp.asarray(bandwidths(y, variant), variant.dtype))
@@ -134,12 +123,12 @@ def gradients(y: np.ndarray, variant: Variant) -> tuple[np.ndarray, np.ndarray]:
 
 
 def bandwidths(y: np.ndarray, variant: Variant) -> np.ndarray:
-    """``sigma`` of each draw, ``(draws,)``."""
+    """Return ``sigma`` of each draw, ``(draws,)``."""
     return np.median(squared_distances(y), axis=1) if variant.median else np.ones(len(y))
 
 
 def climb(y: np.ndarray, variant: Variant, config: Config) -> dict[str, np.ndarray]:
-    """Adam on the points of each draw, seen by one measure for all variants: at ``sigma = 1``, in log space.
+    """Follow Adam on the points of each draw, by one measure for all variants: at ``sigma = 1``, in log space.
 
     Returns:
         ``objective`` at ``sigma = 1`` in log space, and ``arrived``, the number of points whose square is less than one
@@ -147,18 +136,17 @@ def climb(y: np.ndarray, variant: Variant, config: Config) -> dict[str, np.ndarr
     """
     adam = optax.adam(config.rate, eps=variant.epsilon)
 
-    def seen(y: Any) -> tuple[Any, Any]:
+    def progress(y: Any) -> tuple[Any, Any]:
         return log_space(y, 1.0), jnp.sum(squared_distances(y) < 1)
 
     def of_draw(y: Any, sigma: Any) -> tuple[Any, Any]:
         def step(carry: Any, _: None) -> tuple[Any, Any]:
             y, state = carry
             updates, state = adam.update(-jax.grad(variant.objective)(y, sigma), state)
-            moved = y + updates
-            return (moved, state), seen(y)
+            return (y + updates, state), progress(y)
 
         (last, _), path = jax.lax.scan(step, (y, adam.init(y)), None, length=config.steps)
-        return jax.tree.map(lambda path, end: jnp.append(path, end), path, seen(last))
+        return jax.tree.map(lambda path, end: jnp.append(path, end), path, progress(last))
 
     with jax.enable_x64(variant.dtype == np.float64):
         sigma = jnp.asarray(bandwidths(y, variant), variant.dtype)
@@ -167,7 +155,7 @@ def climb(y: np.ndarray, variant: Variant, config: Config) -> dict[str, np.ndarr
 
 
 def summary(norms: np.ndarray, value: np.ndarray) -> dict[str, Any]:
-    """Gradients of one variant, over draws."""
+    """Summarize the gradients of one variant over draws."""
     return {
         "smallest": _over_draws(norms.min(1)),
         "largest": _over_draws(norms.max(1)),
@@ -179,7 +167,7 @@ def summary(norms: np.ndarray, value: np.ndarray) -> dict[str, Any]:
 
 
 def precision(single: np.ndarray, double: np.ndarray) -> dict[str, float]:
-    """How the gradients in single precision differ from those in double: by rounding, and where they are zero."""
+    """Compare gradients in single precision with those in double: how far by rounding, and where they are zero."""
     there = single > 0
     return {
         "share_zero_in_float32": float(np.mean(~there)),
@@ -201,35 +189,35 @@ def _over_draws(values: np.ndarray) -> np.ndarray:
 def draw(
     config: Config,
     distances: np.ndarray,
-    sizes: Mapping[str, np.ndarray],
+    norms: Mapping[str, np.ndarray],
     paths: Mapping[str, Mapping[str, np.ndarray]],
 ) -> Any:
-    """Gradients against distances; objective and arrivals against steps."""
+    """Draw gradients against distances; objective and arrivals against steps."""
     figure, grid = sj.plot.panels(1, 3, size=(4.7, 4.4))
-    shown = slice(min(60, config.draws))
-    for colour, (name, norms) in zip(STYLES, sizes.items(), strict=False):
-        style: dict[str, Any] = {"markersize": 2, "color": colour, "zorder": 3}
+    some = slice(min(60, config.draws))
+    for color, (name, each) in zip(STYLES, norms.items(), strict=False):
+        style: dict[str, Any] = {"markersize": 2, "color": color, "zorder": 3}
         if name == "plain, float64":
             style |= {"markersize": 4, "markerfacecolor": "none", "markeredgewidth": 0.5, "zorder": 2}
-        grid[0, 0].plot(distances[shown].ravel(), norms[shown].ravel(), "o", **style)
+        grid[0, 0].plot(distances[some].ravel(), each[some].ravel(), "o", **style)
     grid[0, 0].set(
         yscale="log",
         xlim=(0, 120),
         ylim=(1e-52, 1e4),
         xlabel="squared distance $|x - y_i^2|^2$ at the start",
         ylabel="norm of the gradient of a point",
-        title=f"Gradients, the points of {shown.stop} draws",
+        title=f"Gradients, the points of {some.stop} draws",
     )
     grid[0, 0].axhline(float(np.finfo(np.float32).tiny), color="0.7", linewidth=0.8, linestyle="--")
     grid[0, 0].text(2, 3e-41, "smallest normal float32", fontsize=7, color="0.4")
     step = np.arange(config.steps + 1)
-    for colour, (name, path) in zip(STYLES, paths.items(), strict=True):
+    for color, (name, path) in zip(STYLES, paths.items(), strict=True):
         style = {"linestyle": ":", "zorder": 3} if name == "plain, float32" else {}
         style |= {"linestyle": "--"} if not VARIANTS[name].epsilon else {}
         for axes, values in zip(grid[0, 1:], path.values(), strict=True):
             low, middle, high = np.quantile(values, (0.25, 0.5, 0.75), axis=0)
-            axes.plot(step, middle, color=colour, linewidth=1.4, label=name, **style)
-            axes.fill_between(step, low, high, color=colour, alpha=0.12, linewidth=0)
+            axes.plot(step, middle, color=color, linewidth=1.4, label=name, **style)
+            axes.fill_between(step, low, high, color=color, alpha=0.12, linewidth=0)
     grid[0, 1].set(
         xlabel=f"step of Adam, rate {config.rate:g}",
         ylabel="$\\log \\sum_i \\exp(-|x - y_i^2|^2)$",

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import tyro
 from flax import nnx
@@ -51,19 +52,21 @@ class Info:
 
 
 @dataclass(frozen=True)
-class _Material:
-    """What a demo needs of a data set."""
+class _Task:
+    """Images to classify, how a network is trained on them, and how they are deformed."""
 
     training: tuple[Any, Any]
     test: tuple[Any, Any]
     recipe: train.Recipe
     deformation: Any
-    classes: int
+    outputs: int
+    """Of the network: one per class, or one whose sign is the class."""
     note: str
+    """What to say beside the name of the images."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Entry point of the command ``stabjax``.
+    """Run the command ``stabjax``.
 
     Args:
         argv: command-line arguments; those of the process if None.
@@ -83,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def table(before: Stability, after: Stability, *, title: str = "") -> Table:
-    """``D``, ``G`` and ``R`` of every operation of a network, at initialisation and trained, as a rich table."""
+    """Write ``D``, ``G`` and ``R`` of every operation, at initialisation and trained, into a rich table."""
     result = Table(title=title, title_justify="left", caption_justify="left")
     for heading in ("operation", "D", "G", "R = D / G"):
         result.add_column(heading, no_wrap=True)
@@ -100,28 +103,24 @@ def table(before: Stability, after: Stability, *, title: str = "") -> Table:
 
 
 def _demo(demo: Demo, console: Console) -> None:
+    """Train and probe a network, print the table, write the figure and its numbers."""
     draw_key, train_key, probe_key = jax.random.split(jax.random.key(demo.seed), 3)
-    material = _material(demo, draw_key)
-    channels = int(material.training[0].shape[-1])
+    task = _task(demo, draw_key)
+    channels = int(task.training[0].shape[-1])
 
     def build(*, rngs: nnx.Rngs) -> nnx.Module:
-        return models.SmallCNN(channels=(16, 32, 64, 64), in_channels=channels, num_classes=material.classes, rngs=rngs)
+        return models.SmallCNN(channels=(16, 32, 64, 64), in_channels=channels, num_classes=task.outputs, rngs=rngs)
 
-    console.print(f"[bold]{demo.data}[/]: {len(material.training[0])} training images{material.note}")
+    console.print(f"[bold]{demo.data}[/]: {len(task.training[0])} training images{task.note}")
     run = train.fit(
-        build,
-        material.training,
-        key=train_key,
-        recipe=material.recipe,
-        test=material.test,
-        progress=console.is_terminal,
+        build, task.training, key=train_key, recipe=task.recipe, test=task.test, progress=console.is_terminal
     )
     accuracy = float(run.history.test_accuracy[-1, 0])
     console.print(f"test accuracy {accuracy:.3f} after {demo.epochs} epochs, {run.history.seconds[-1]:.0f} s")
 
-    chosen = np.sort(np.random.default_rng(demo.seed).permutation(len(material.test[0]))[: demo.probed])
-    images = train.normalise(material.test[0][chosen], mean=material.recipe.mean, deviation=material.recipe.deviation)
-    options = {"key": probe_key, "deformation": material.deformation, "draws": demo.draws}
+    images = task.test[0][data.subset(len(task.test[0]), demo.probed, seed=demo.seed)]
+    images = data.normalize(jnp.asarray(images), task.recipe.statistics)
+    options = {"key": probe_key, "deformation": task.deformation, "draws": demo.draws}
     with console.status("probing before and after training"):
         initial = networks.wrap(run.model("initial"), mode="batch_statistics")
         before = probe.stability(initial, images, batch_size=len(images), **options)
@@ -140,28 +139,28 @@ def _demo(demo: Demo, console: Console) -> None:
     )
 
 
-def _material(demo: Demo, key: jax.Array) -> _Material:
+def _task(demo: Demo, key: jax.Array) -> _Task:
+    """Load the images of the demo, or draw the embedded task with this key."""
     schedule = {"epochs": demo.epochs, "schedule": "triangular", "nesterov": True}
     if demo.data == "scale-detection":
         task = data.ScaleTask.plane(size=28)
-        drawn = [
+        sets = [
             data.scale_detection(key, count, task=task, skip=skip)
             for count, skip in ((demo.images, 0), (2048, demo.images))
         ]
-        training, test = [(d.images / task.value, d.labels) for d in drawn]
-        return _Material(
+        training, test = [(drawn.images / task.value, drawn.labels) for drawn in sets]
+        return _Task(
             training=training,
             test=test,
             recipe=train.Recipe(loss="hinge", rate=0.05, batch_size=128, **schedule),
             deformation=data.LocalTranslation(task, value=1.0),
-            classes=1,
+            outputs=1,
             note=" (two lit pixels, near or far), deformed by moving each pixel one step",
         )
     (images, labels), test = (data.load_bytes(demo.data, split) for split in ("train", "test"))
-    chosen = np.sort(np.random.default_rng(demo.seed).permutation(len(images))[: demo.images])
-    statistics = data.STATISTICS[demo.data]
-    source = data.describe(demo.data)
-    return _Material(
+    chosen = data.subset(len(images), demo.images, seed=demo.seed)
+    statistics, source = data.STATISTICS[demo.data], data.describe(demo.data)
+    return _Task(
         training=(images[chosen], labels[chosen]),
         test=test,
         recipe=train.Recipe(
@@ -173,6 +172,6 @@ def _material(demo: Demo, key: jax.Array) -> _Material:
             **schedule,
         ),
         deformation=perturb.Diffeomorphism.of_displacement(1.0, 3, images.shape[1:3], convention="paper"),
-        classes=10,
+        outputs=len(source.classes),
         note=f" ({source.note})" if source.note else "",
     )

@@ -1,5 +1,6 @@
 """Experiments and the command line run from end to end, at a size of seconds."""
 
+import ast
 import importlib
 import json
 from pathlib import Path
@@ -9,12 +10,21 @@ import pytest
 import tyro
 
 from stabjax import cli
+from tests import ROOT
 
 pytestmark = pytest.mark.usefixtures("relaxed_promotion", "unchecked")
 
-EXPERIMENTS = sorted(
-    path.stem for path in (Path(__file__).parent.parent / "experiments").glob("*.py") if not path.stem.startswith("_")
-)
+EXPERIMENTS = sorted(path.stem for path in (ROOT / "experiments").glob("*.py") if not path.stem.startswith("_"))
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_no_experiment_imports_another(name):
+    tree = ast.parse((ROOT / "experiments" / f"{name}.py").read_text())
+    imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module]
+    modules = {alias.name for node in imports if node.module == "experiments" for alias in node.names}
+    modules |= {node.module.split(".")[1] for node in imports if node.module.startswith("experiments.")}
+    assert "_study" in modules
+    assert all(module.startswith("_") for module in modules)
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
@@ -247,19 +257,19 @@ def test_a_damaged_file_is_made_again_and_another_one_is_not_read(tmp_path):
 
     file, calls = tmp_path / "deep" / "record.json", []
 
-    def make():
+    def compute():
         calls.append(1)
         return {"value": (len(calls), np.nan)}
 
-    first = _records.kept(file, {"of": (1, 2)}, make)
+    first = _records.load_or_compute(file, {"of": (1, 2)}, compute)
     assert (
-        _records.kept(file, {"of": [1, 2]}, make)
+        _records.load_or_compute(file, {"of": [1, 2]}, compute)
         == first
         == {"of": [1, 2], "value": [1, pytest.approx(np.nan, nan_ok=True)]}
     )
     file.write_text(file.read_text()[:-9])
-    assert _records.kept(file, {"of": (1, 2)}, make)["value"][0] == 2
-    assert _records.kept(file, {"of": (1, 3)}, make)["value"][0] == 3
+    assert _records.load_or_compute(file, {"of": (1, 2)}, compute)["value"][0] == 2
+    assert _records.load_or_compute(file, {"of": (1, 3)}, compute)["value"][0] == 3
     assert [path.name for path in file.parent.iterdir()] == ["record.json"]
 
 
@@ -294,9 +304,9 @@ def test_networks_that_join_the_figure(tmp_path):
             layout="channels_first",
         ),
     }
-    measured = study.probe("smoke", images=12, draws=2)
+    probe = study.probe("smoke", images=12, draws=2)
     records = {
-        name: study.record(measured, error=0.1 * (k + 1), family=name, best=network)
+        name: study.record(probe, error=0.1 * (k + 1), family=name, best=network)
         for k, (name, network) in enumerate(networks.items())
     }
     path = tmp_path / "numbers.json"
@@ -305,10 +315,10 @@ def test_networks_that_join_the_figure(tmp_path):
     texts = {text.get_text() for text in study.draw(study.read(path), title="with strangers").axes[0].texts}
     assert set(networks) <= texts
     normed = sj.models.SmallCNN(channels=(4,), in_channels=1, num_classes=2, rngs=nnx.Rngs(0))
-    found = study.record(measured, error=0.1, family="own", best=normed, initial=normed)["stability"]
+    found = study.record(probe, error=0.1, family="own", best=normed, initial=normed)["stability"]
     assert found["initial"] != found["best"]
     with pytest.raises(ValueError, match="a share of the test images"):
-        study.record(measured, error=6.98, family="own", best=normed)
+        study.record(probe, error=6.98, family="own", best=normed)
     with pytest.raises(ValueError, match="expected size"):
         study.probe("cup")
     path.write_text(json.dumps({"networks": {"a": {"mean": 1}}}))
@@ -319,15 +329,15 @@ def test_networks_that_join_the_figure(tmp_path):
 def test_a_training_that_fails_at_once_is_reported():
     import jax
 
-    from experiments import _records, _zoo
+    from experiments import _networks, _probe, _records
 
-    given = _zoo.material("smoke", training=128)
-    measured = _zoo.probe(given, images=12, draws=1)
-    member = _zoo.Member("SmallCNN", "a", 1, 1e39, options={"channels": (4,)})
+    task = _networks.load_task("smoke", training=128)
+    probe = _probe.draw_probe(task, images=12, draws=1, seed=0)
+    architecture = _networks.Architecture("SmallCNN", "a", 1, 1e39, options={"channels": (4,)})
     with pytest.warns(RuntimeWarning, match="diverged"):
-        found = _records.member_record("d", member, given, measured, key=jax.random.key(0), seeds=1, path=None)
-    assert found["diverged"][0] >= 0
-    assert _records.learned(found) == []
+        record = _records.zoo_record("d", architecture, task, probe, key=jax.random.key(0), seeds=1, path=None)
+    assert record["diverged"][0] >= 0
+    assert _records.successes(record) == []
 
 
 def test_demo(tmp_path, capsys):
