@@ -7,6 +7,7 @@ behind it, a script) is copied to the same place below the output folder. `KeyEr
 that leads nowhere.
 """
 
+import inspect
 import re
 import shutil
 import sys
@@ -47,7 +48,19 @@ TYPES = "types.html"
 HIDDEN = ("tree_flatten", "tree_flatten_with_keys", "tree_unflatten")
 """What JAX calls, and no user."""
 
-ROOMS = {f"stabjax.{room}": room for room in stabjax.__all__}
+
+def find_rooms() -> dict[str, str]:
+    """Return the name that each public module goes by: the rooms, and the modules that a room lists as its own."""
+    rooms = {}
+    for room in stabjax.__all__:
+        rooms[f"stabjax.{room}"] = room
+        names = getattr(stabjax, room).__all__
+        inner = [name for name in names if inspect.ismodule(getattr(getattr(stabjax, room), name))]
+        rooms |= {f"stabjax.{room}.{name}": f"{room}.{name}" for name in inner}
+    return rooms
+
+
+ROOMS = find_rooms()
 
 
 def build(output: Path) -> None:
@@ -132,7 +145,7 @@ class Site:
         for name, module in self.modules.items():
             path = self.output / f"{name.replace('.', '/')}.html"
             path.parent.mkdir(parents=True, exist_ok=True)
-            self.names.room = ROOMS.get(name, "")
+            self.names.module = name
             path.write_text(pdoc.render.html_module(module, self.modules))
         (self.output / "search.js").write_text(pdoc.render.search_index(self.modules))
 
@@ -147,19 +160,17 @@ class Names:
     """Where the types in signatures are explained.
 
     Attributes:
-        room: the room whose page is being written.
+        module: the module whose page is being written.
+        public: the room of each public name.
         types: names that stand for types without being public, by their anchors on the page of types: ``Images`` is one
             of the whole library, ``probe.Radius`` one of a room. Each with its value and its docstring.
         used: anchors of those that a signature names.
     """
 
     def __init__(self) -> None:
-        self.room = ""
+        self.module = "stabjax"
         self.public = {name: room for room in reversed(stabjax.__all__) for name in getattr(stabjax, room).__all__}
-        self.types = {
-            **_signatures.constants(ROOT / "stabjax/_types"),
-            **_signatures.constants(ROOT / "stabjax/_images"),
-        }
+        self.types = _signatures.constants(ROOT / "stabjax/_types") | _signatures.constants(ROOT / "stabjax/_images")
         for room in stabjax.__all__:
             found = _signatures.constants(ROOT / "stabjax" / room)
             self.types |= {f"{room}.{name}": entry for name, entry in found.items() if name not in self.public}
@@ -177,13 +188,15 @@ class Names:
 
     def link(self, name: str) -> str:
         """Return the name of a type as a link to where it is explained, if it is."""
-        if name in getattr(getattr(stabjax, self.room, None), "__all__", ()):
+        if name in getattr(sys.modules[self.module], "__all__", ()):
             return f'<a href="#{name}">{name}</a>'
-        for anchor in (f"{self.room}.{name}", name):
+        top = "../" * self.module.count(".")
+        room = ROOMS.get(self.module, "").partition(".")[0]
+        for anchor in (f"{room}.{name}", name):
             if anchor in self.types:
                 self.used.add(anchor)
-                return f'<a href="../{TYPES}#{anchor}">{name}</a>'
-        return f'<a href="{self.public[name]}.html#{name}">{name}</a>' if name in self.public else name
+                return f'<a href="{top}{TYPES}#{anchor}">{name}</a>'
+        return f'<a href="{top}stabjax/{self.public[name]}.html#{name}">{name}</a>' if name in self.public else name
 
 
 def read_modules() -> dict[str, pdoc.doc.Module]:
