@@ -32,7 +32,7 @@ def write_json(file: Path, contents: Mapping[str, Any], *, allow_nan: bool = Fal
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """The contents written by `write_json`.
+    """Return the contents written by `write_json`.
 
     Raises:
         FileNotFoundError: no such file.

@@ -249,14 +249,14 @@ def check_plain(x: Any, name: str) -> None:
 
 
 def as_native(dtype: np.dtype) -> np.dtype:
-    """The same numbers in the byte order of this machine, and in double precision where they have more."""
+    """Return the same numbers in the byte order of this machine, and in double precision where they have more."""
     if dtype.kind in "fc" and dtype.itemsize > {"f": 8, "c": 16}[dtype.kind]:
         return np.dtype({"f": np.float64, "c": np.complex128}[dtype.kind])
     return dtype.newbyteorder("=")
 
 
 def _several_inputs(tree: Any) -> str:
-    """What a tuple, list or dictionary of arrays holds; nothing for what holds no array."""
+    """Describe what a tuple, list or dictionary of arrays holds; nothing for what holds no array."""
     named = jax.tree_util.tree_leaves_with_path(tree) if isinstance(tree, tuple | list | dict) else []
     if not any(isinstance(leaf, jax.Array | np.ndarray) for _, leaf in named):
         return ""
@@ -294,7 +294,7 @@ def _check_word(shape: tuple[int, ...], word: int | tuple[int, ...] | None, made
 
 
 def _looks_channels_first(shape: tuple[int, ...]) -> bool:
-    """Whether the first axis of ``(*spatial, channels)`` is short as channels are, and all others are longer."""
+    """Tell whether the first axis of ``(*spatial, channels)`` is short as channels are, and all others are longer."""
     return shape[0] <= MOST_CHANNELS and all(shape[0] < side for side in shape[1:])
 
 

@@ -21,7 +21,7 @@ def without_explicit_axes(tree: T) -> T:
 
 
 def is_explicit(x: jax.Array) -> bool:
-    """Whether the sharding over a mesh is part of an array's type."""
+    """Tell whether the sharding over a mesh is part of an array's type."""
     return AxisType.Explicit in jax.typeof(x).sharding.mesh.axis_types
 
 

@@ -38,7 +38,6 @@ def images():
     ("name", "seeds"),
     [
         ("LeNet", 8),
-        ("VGG11bn", 2),
         *[pytest.param(name, seeds, marks=SLOW) for name, seeds in (("VGG11", 4), ("VGG11bn", 3))],
     ],
 )

@@ -12,7 +12,6 @@ A rule sees a `Step` and never an equation of JAX. The loop over the equations i
 """
 
 from collections.abc import Callable, Sequence
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -55,20 +54,24 @@ class Step:
         self.name: str = equation.primitive.name if name is None else name
         self.params: dict[str, Any] = equation.params if params is None else params
         self._interpreter, self._equation, self._child = interpreter, equation, child
-        self._shapes, self._result = shapes, result
+        self._shapes = None if shapes is None else tuple(shapes)
+        self._results = None if result is None else (result,)
 
-    @cached_property
+    @property
     def shapes(self) -> tuple[tuple[int, ...], ...]:
         """Shapes of the operands."""
-        if self._shapes is not None:
-            return tuple(map(tuple, self._shapes))
-        return tuple(tuple(getattr(atom.aval, "shape", ())) for atom in self._equation.invars)
+        if self._shapes is None:
+            self._shapes = tuple([getattr(atom.aval, "shape", ()) for atom in self._equation.invars])
+        return self._shapes
 
-    @cached_property
+    @property
     def results(self) -> tuple[jax.ShapeDtypeStruct, ...]:
         """Shape and dtype of each output."""
-        avals = [var.aval for var in self._equation.outvars] if self._result is None else [self._result]
-        return tuple(jax.ShapeDtypeStruct(getattr(a, "shape", ()), getattr(a, "dtype", bool)) for a in avals)
+        if self._results is None:
+            avals = [var.aval for var in self._equation.outvars]
+            # The type of an array has both; that of anything else, as of a token, counts as a truth.
+            self._results = tuple([a if hasattr(a, "dtype") else jax.ShapeDtypeStruct((), bool) for a in avals])
+        return self._results
 
     @property
     def where(self) -> str:

@@ -1,10 +1,11 @@
 """Real image sets from disk or download, image folders, array pairs, and the scale-detection task.
 
-Images are channels-last. `load` and `folder` give float32 in [0, 1], not normalised; `load_bytes` and `folder_bytes`
+Images are channels-last. `load` and `folder` give float32 in [0, 1], not normalized; `load_bytes` and `folder_bytes`
 give the bytes themselves, which training keeps on the device; `normalize` takes either. Labels are int32.
 """
 
-from stabjax.data._arrays import STATISTICS, Statistics, arrays, normalize, statistics
+from stabjax._pixels import Statistics
+from stabjax.data._arrays import STATISTICS, arrays, normalize, statistics
 from stabjax.data._cache import cache_dir
 from stabjax.data._images import folder, folder_bytes, folder_classes, to_float
 from stabjax.data._named import Source, describe, load, load_bytes

@@ -1,46 +1,18 @@
 """Array pairs checked, and channel statistics."""
 
-from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 from jaxtyping import Float32, Int32, Num, Shaped
 
 from stabjax._images import Spatial, as_native, check_array, check_batch, check_plain
-from stabjax._numerics import extremes
+from stabjax._pixels import A, Statistics, are_of_unit_interval, normalize_channels, range_outside
 from stabjax._sharding import without_explicit_axes
 from stabjax._types import AnyArray
 from stabjax.data._images import to_float
 
 __all__ = ["STATISTICS", "Statistics", "arrays", "normalize", "statistics"]
-
-A = TypeVar("A", jax.Array, np.ndarray)
-
-
-@dataclass(frozen=True)
-class Statistics:
-    """Mean and standard deviation of each channel, of pixels in [0, 1].
-
-    Attributes:
-        mean: one number per channel.
-        deviation: one positive number per channel.
-    """
-
-    mean: tuple[float | int, ...]
-    deviation: tuple[float | int, ...]
-
-    def __post_init__(self) -> None:
-        if len(self.mean) != len(self.deviation) or not self.mean:
-            raise ValueError(
-                f"expected one mean and one deviation per channel, got {len(self.mean)} and {len(self.deviation)}"
-            )
-        if min(self.deviation) <= 0:
-            raise ValueError(f"expected positive deviations, got {self.deviation}")
-
 
 STATISTICS = MappingProxyType(
     {
@@ -54,17 +26,22 @@ STATISTICS = MappingProxyType(
 
 
 def normalize(
-    images: A, stats: str | Statistics, *, value_range: tuple[float | int, float | int] | None = (0.0, 1.0)
+    images: A, stats: str | Statistics | None, *, value_range: tuple[float | int, float | int] | None = (0.0, 1.0)
 ) -> A:
-    """``(images - mean) / deviation`` for each channel.
+    """Return ``(images - mean) / deviation`` for each channel, as training does it.
+
+    An array of JAX gives the bits that a call of the network in training would get; one of NumPy gives them to
+    rounding, since XLA multiplies bytes by 1 / 255.
 
     Args:
         images: ``(..., channels)``, NumPy or JAX: bytes, which are divided by 255 first, or floats in [0, 1].
-        stats: a name in `STATISTICS`, or the statistics.
+        stats: a name in `STATISTICS`; or statistics, of each channel or one for all, such as the ``statistics`` of a
+            `stabjax.train.Recipe`; or None, which makes floats of bytes and leaves floats as they are.
         value_range: smallest and largest value that floats may take; None allows all, as images need to which noise
             was added, or which were resized by an interpolation that overshoots. It is compared, never divided by.
             Beyond it passes a quarter of the step of a byte, 0.001, for rounding (in half precision the spacing of the
-            type). Inside `jax.jit` and other transformations values are not known and not compared.
+            type). Inside `jax.jit` and other transformations values are not known and not compared, nor are they where
+            the statistics cannot be those of images in [0, 1]: a mean outside of it, or a deviation above 1.
 
     Returns:
         The same shape and kind of array; bytes become float32, floats keep their dtype.
@@ -80,21 +57,18 @@ def normalize(
         stats = STATISTICS[stats]
     images = _native(images)
     check_array(images, "images", integers="bytes")
-    if images.ndim == 0 or images.shape[-1] != len(stats.mean):
+    mean, deviation = ((), ()) if stats is None else (stats.mean, stats.deviation)
+    if images.ndim == 0 or len(mean) not in (0, 1, images.shape[-1]):
         raise ValueError(
-            f"expected images with {len(stats.mean)} channels last, got shape {images.shape}: move the channels to the "
-            "end, gray images x[..., None], or take other statistics"
+            f"expected images with {len(mean)} channels last, got shape {images.shape}: move the channels to the end, "
+            "gray images x[..., None], or take other statistics"
         )
-    _check_range(images, value_range, slack=max(0.25 / 255, _spacing(images)))
+    if are_of_unit_interval(mean, deviation):
+        _check_range(images, value_range)
+    if images.dtype == np.uint8:
+        return normalize_channels(images, mean, deviation)
     wide = np.float64 if images.dtype == np.float64 else np.float32
-    dtype = np.float32 if images.dtype == np.uint8 else images.dtype
-    # One multiplication and one addition a pixel: x/255 and the statistics are folded into one scale and one shift.
-    unit = 255.0 if images.dtype == np.uint8 else 1.0
-    row = (1,) * (images.ndim - 1) + (-1,)
-    deviation = np.asarray(stats.deviation)
-    scale = (1 / (unit * deviation)).astype(wide).reshape(row)
-    shift = (-np.asarray(stats.mean) / deviation).astype(wide).reshape(row)
-    return (images.astype(wide) * scale + shift).astype(dtype)
+    return normalize_channels(images.astype(wide), mean, deviation).astype(images.dtype)
 
 
 def statistics(
@@ -103,7 +77,7 @@ def statistics(
     value_range: tuple[float | int, float | int] | None = (0.0, 1.0),
     spatial: Spatial = None,
 ) -> Statistics:
-    """Channel statistics of a set of images, in double precision, a few at a time.
+    """Return the channel statistics of a set of images, in double precision, a few at a time.
 
     Args:
         images: bytes, or floats in [0, 1], ``(n, *spatial, channels)``.
@@ -118,7 +92,7 @@ def statistics(
     images = _native(images)
     check_batch(images, spatial=spatial, integers="bytes")
     images = without_explicit_axes(images)
-    _check_range(images, value_range, slack=max(0.25 / 255, _spacing(images)))
+    _check_range(images, value_range)
     # Shifted by the first pixel, so that a channel of one value has a deviation of exactly zero.
     shift = np.asarray(images[:1]).astype(np.float64).reshape(-1, images.shape[-1])[0]
     total = square = np.zeros(images.shape[-1])
@@ -139,7 +113,7 @@ def arrays(
     value_range: tuple[float | int, float | int] | None = (0.0, 1.0),
     spatial: Spatial = None,
 ) -> tuple[Float32[np.ndarray, "n *spatial channels"], Int32[np.ndarray, " n"]]:
-    """A pair of your own arrays in the form of `load`.
+    """Bring a pair of your own arrays to the form of `load`.
 
     Args:
         images: ``(n, *spatial, channels)``, bytes or floats; a set of gray images needs its axis of one channel.
@@ -170,27 +144,22 @@ def arrays(
     if pixels.dtype == np.uint8:
         return to_float(pixels), classes.astype(np.int32)
     pixels = pixels.astype(np.float32)
-    _check_range(pixels, value_range)
+    _check_range(pixels, value_range, rounded=False)
     return pixels, classes.astype(np.int32)
 
 
-def _check_range(images: AnyArray, value_range: tuple[float | int, float | int] | None, *, slack: float = 0.0) -> None:
-    """Refuse concrete floats that lie more than ``slack`` outside of a range; bytes have theirs."""
-    if value_range is None or images.dtype == np.uint8 or isinstance(images, Tracer):
-        return
-    low, high = extremes(images)
-    if low < value_range[0] - slack or high > value_range[1] + slack:
+def _check_range(
+    images: AnyArray, value_range: tuple[float | int, float | int] | None, *, rounded: bool = True
+) -> None:
+    """Raise ``ValueError`` for concrete floats outside of a range."""
+    if found := range_outside(images, value_range, rounded=rounded):
         raise ValueError(
-            f"expected values in {value_range}, got {low:g} to {high:g}; divide by 255, or pass value_range=None"
+            f"expected values in {value_range}, got {found[0]:g} to {found[1]:g}; divide by 255, or pass "
+            "value_range=None"
         )
 
 
 def _native(images: Any) -> Any:
-    """An array of NumPy in the byte order of this machine, as arrays of JAX are; others, and what is none, as given."""
+    """Bring an array of NumPy to the byte order of this machine; return others, and what is none, as given."""
     known = type(images) in (np.ndarray, np.memmap) and images.dtype.kind in "fc"
     return images.astype(as_native(images.dtype), copy=False) if known else images
-
-
-def _spacing(images: AnyArray) -> float:
-    """Distance of the floats of this type above one."""
-    return 0.0 if images.dtype == np.uint8 else float(jnp.finfo(images.dtype).eps)

@@ -30,7 +30,7 @@ _DAY = 86_400
 
 
 def cache_dir() -> Path:
-    """Folder of downloads and decoded images: the variable ``STABJAX_CACHE``, or the user's cache folder."""
+    """Return the folder of downloads and decoded images: the variable ``STABJAX_CACHE``, or the user's cache folder."""
     chosen = os.environ.get("STABJAX_CACHE")
     if chosen:
         return Path(chosen).expanduser()
@@ -57,7 +57,7 @@ def fingerprint(paths: Iterable[Path], *options: object) -> str:
 
 
 def folder_fingerprint(folder: Path, names: Iterable[str], *options: object) -> str:
-    """The same for the files ``names`` of a folder, by place, size and time of change: they may be a million."""
+    """Fingerprint the files ``names`` of a folder, by place, size and time of change: they may be a million."""
     digest = hashlib.sha256(repr((FORMAT, str(folder.resolve()), options)).encode())
     for name in names:
         state = (folder / name).stat()
@@ -74,7 +74,7 @@ class Entry:
     arrays: dict[str, tuple[str, tuple[int, ...]]] = field(default_factory=dict)
 
     def open(self, name: str) -> BinaryIO:
-        """A file to write the bytes of the array ``name`` to, in C order; `declare` its shape afterwards."""
+        """Return a file to write the bytes of the array ``name`` to, in C order; `declare` its shape afterwards."""
         return (self.folder / f"{name}.bin").open("wb")
 
     def declare(self, name: str, dtype: str, shape: tuple[int, ...]) -> None:
@@ -110,7 +110,7 @@ class Decoded:
 
 
 def read(folder: Path) -> Decoded | None:
-    """The entry in ``folder``; None where there is none, or where it is not whole."""
+    """Return the entry in ``folder``; None where there is none, or where it is not whole."""
     try:
         record = json.loads((folder / "entry.json").read_text())
         arrays = {}
@@ -125,7 +125,7 @@ def read(folder: Path) -> Decoded | None:
 
 
 def decoded(label: str, key: str, build: Callable[[Entry], None], *, keep: bool = True) -> Decoded:
-    """The entry ``label-key`` of the cache, built by ``build`` where it is missing or damaged.
+    """Return the entry ``label-key`` of the cache, built by ``build`` where it is missing or damaged.
 
     Args:
         label: readable part of the folder's name.
@@ -156,7 +156,7 @@ def decoded(label: str, key: str, build: Callable[[Entry], None], *, keep: bool 
 
 
 def _workplace(shelf: Path) -> Path | None:
-    """A new folder beside the entries, or None where nothing can be written; clears what killed runs have left."""
+    """Make a folder beside the entries, None where nothing can be written; clear what killed runs have left."""
     try:
         shelf.mkdir(parents=True, exist_ok=True)
         for old in shelf.glob(".partial-*"):

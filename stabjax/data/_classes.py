@@ -19,14 +19,14 @@ _SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif",
 
 
 def is_wanted(name: str) -> bool:
-    """Whether a path of a listing is an image file or a folder, and not hidden."""
+    """Tell whether a path of a listing is an image file or a folder, and not hidden."""
     path = PurePosixPath(name)
     hidden = any(part.startswith(".") and part != "." for part in path.parts) or "__MACOSX" in path.parts
     return not hidden and (name.endswith("/") or path.suffix.lower() in _SUFFIXES)
 
 
 def listed(base: Path) -> list[str]:
-    """Images and folders below a folder, sorted by folder, then by name; links are followed.
+    """Return images and folders below a folder, sorted by folder, then by name; links are followed.
 
     Raises:
         OSError: a folder cannot be read.
@@ -45,13 +45,13 @@ def listed(base: Path) -> list[str]:
 
 
 def order(name: str) -> tuple[tuple[str, ...], str]:
-    """Sorts by folder, then by name, so that every folder is one block of rows."""
+    """Return a key that sorts by folder, then by name, so that every folder is one block of rows."""
     path = PurePosixPath(name.lstrip("/"))
     return path.parent.parts, path.name
 
 
 def grouped(names: Iterable[str]) -> list[list]:
-    """Folders of a listing in alphabetical order, ``[path, number of images directly in it]`` each."""
+    """Return the folders of a listing in alphabetical order, ``[path, number of images directly in it]`` each."""
     counts: dict[tuple[str, ...], int] = {}
     for name in names:
         path = PurePosixPath(name.lstrip("/"))
@@ -61,25 +61,25 @@ def grouped(names: Iterable[str]) -> list[list]:
 
 
 def beside(base: Path) -> list[set[str]]:
-    """Class names of each of the other splits: of the folders that lie beside ``base``."""
+    """Return the class names of each of the other splits: of the folders that lie beside ``base``."""
     return [_holding(each) for each in _visible(base.parent) if each != base]
 
 
 def _holding(split: Path) -> set[str]:
-    """Sub-folders with an image in them; where there is but one and it has none, those of that one."""
+    """Return sub-folders with an image in them; where there is but one and it has none, those of that one."""
     inside = _visible(split)
     found = {each.name for each in inside if _has_image(each)}
     return _holding(inside[0]) if len(inside) == 1 and not found else found
 
 
 def _has_image(folder: Path) -> bool:
-    """Whether an image lies directly in a folder; stops at the first one, which a large folder shows soon."""
+    """Tell whether an image lies directly in a folder; stops at the first one, which a large folder shows soon."""
     with os.scandir(folder) as entries:
         return any(is_wanted(entry.name) and entry.is_file() for entry in entries)
 
 
 def _visible(folder: Path) -> list[Path]:
-    """Sub-folders that are not hidden and can be read."""
+    """Return sub-folders that are not hidden and can be read."""
     return [
         path
         for path in sorted(folder.iterdir())
@@ -88,7 +88,7 @@ def _visible(folder: Path) -> list[Path]:
 
 
 def nothing(source: Path) -> FileNotFoundError:
-    """The error for a set without any image."""
+    """Return the error for a set without any image."""
     return FileNotFoundError(f"{source}: no image in it (looked for {', '.join(sorted(_SUFFIXES))})")
 
 
@@ -100,7 +100,7 @@ def select(
     classes: Sequence[str] | None = None,
     others: Iterable[set[str]] = (),
 ) -> tuple[slice, Int32[np.ndarray, " n"], tuple[str, ...]]:
-    """Rows, labels and class names of one split.
+    """Return the rows, labels and class names of one split.
 
     Args:
         groups: the folders of a listing, from `grouped`.
@@ -155,7 +155,7 @@ def select(
 
 
 def _split_of(paths: list[tuple[str, ...]], source: Path, split: str | None) -> tuple[tuple[str, ...], list[int]]:
-    """The folder above the classes, and which of the paths lie in it."""
+    """Return the folder above the classes, and which of the paths lie in it."""
     if split is None:
         shared = len(PurePosixPath(posixpath.commonpath(["/".join(path) for path in paths])).parts)
         return paths[0][: max(0, min(shared, max(map(len, paths)) - 1))], list(range(len(paths)))
@@ -173,7 +173,7 @@ def _split_of(paths: list[tuple[str, ...]], source: Path, split: str | None) -> 
 
 
 def _splits_beside(paths: list[tuple[str, ...]], top: tuple[str, ...]) -> list[set[str]]:
-    """Class names of the splits beside ``top`` in the same listing."""
+    """Return the class names of the splits beside ``top`` in the same listing."""
     found: dict[str, set[str]] = {}
     for path in paths:
         if len(path) == len(top) + 1 and path[: len(top) - 1] == top[:-1] and path[: len(top)] != top:
@@ -182,12 +182,12 @@ def _splits_beside(paths: list[tuple[str, ...]], top: tuple[str, ...]) -> list[s
 
 
 def _spelling(name: str) -> str:
-    """One spelling of a name: file systems keep an accented letter as one character or as two."""
+    """Return one spelling of a name: file systems keep an accented letter as one character or as two."""
     return unicodedata.normalize("NFC", name)
 
 
 def _numbered(splits: list[set[str]], source: Path) -> tuple[str, ...]:
-    """The class names of all splits in alphabetical order."""
+    """Return the class names of all splits in alphabetical order."""
     names = sorted(set().union(*splits))
     alike: dict[str, set[str]] = {}
     for name in names:
@@ -204,7 +204,7 @@ def _numbered(splits: list[set[str]], source: Path) -> tuple[str, ...]:
 
 
 def _given(classes: Sequence[str], own: list[str], source: Path) -> tuple[str, ...]:
-    """The names a caller gives, checked against those of the split."""
+    """Return the names a caller gives, checked against those of the split."""
     if isinstance(classes, str):
         raise TypeError(f"expected classes as a sequence of names, got the string {classes!r}; write ({classes!r},)")
     names = tuple(map(_spelling, classes))

@@ -35,7 +35,7 @@ _MAGIC: tuple[tuple[bytes, Callable[[Path], Any]], ...] = (
 
 
 def uncompressed(path: Path) -> io.BufferedIOBase:
-    """The file, decompressed on the way if its first bytes say so; its name does not matter."""
+    """Open a file, decompressed on the way if its first bytes say so; its name does not matter."""
     with path.open("rb") as file:
         head = file.read(6)
     for magic, opener in _MAGIC:
@@ -45,7 +45,7 @@ def uncompressed(path: Path) -> io.BufferedIOBase:
 
 
 def content(path: Path) -> bytes:
-    """All bytes of a file, decompressed."""
+    """Return all bytes of a file, decompressed."""
     try:
         with uncompressed(path) as file:
             return file.read()
@@ -121,7 +121,7 @@ class _Measured:
 
 
 def idx(path: Path, *, rank: int) -> np.ndarray:
-    """Array of bytes of an IDX file (the format of MNIST), plain or compressed, of the given rank."""
+    """Return the array of bytes of an IDX file (the format of MNIST), plain or compressed, of the given rank."""
     data = content(path)
     if len(data) < 4 or data[:2] != b"\0\0":
         raise ValueError(f"{path}: expected an IDX file, which starts with two zero bytes, got {data[:4]!r}. {REMEDY}")
@@ -161,7 +161,7 @@ class _ArrayUnpickler(pickle.Unpickler):
 
 
 def cifar_batch(data: bytes, where: str) -> tuple[np.ndarray, np.ndarray]:
-    """Images ``(n, 32, 32, 3)`` and labels of one batch of the official python archive."""
+    """Return images ``(n, 32, 32, 3)`` and labels of one batch of the official python archive."""
     try:
         batch = _ArrayUnpickler(io.BytesIO(data), encoding="latin1").load()
         flat = np.asarray(batch["data"])
@@ -175,7 +175,7 @@ def cifar_batch(data: bytes, where: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def cifar_binary(data: bytes, where: str) -> tuple[np.ndarray, np.ndarray]:
-    """Images ``(n, 32, 32, 3)`` and labels of one batch of the official binary archive.
+    """Return images ``(n, 32, 32, 3)`` and labels of one batch of the official binary archive.
 
     A record is one byte of label and 3072 of image, channel by channel.
     """
@@ -192,7 +192,7 @@ _MAT_CLASSES = range(6, 16)
 
 
 def mat(path: Path) -> dict[str, np.ndarray]:
-    """The numeric arrays of a MATLAB file of version 5 (also called 6 and 7), by name."""
+    """Return the numeric arrays of a MATLAB file of version 5 (also called 6 and 7), by name."""
     data = memoryview(path.read_bytes())
     if len(data) >= 128 and b"MATLAB 7.3" in bytes(data[:116]):
         raise ValueError(f"{path}: is a MATLAB 7.3 (HDF5) file, expected version 5: save it again with '-v7'")
@@ -217,7 +217,7 @@ def mat(path: Path) -> dict[str, np.ndarray]:
 
 
 def _mat_element(data: memoryview, position: int, order: Order, *, aligned: bool = True) -> tuple[int, memoryview, int]:
-    """Type, bytes and end of one element: a tag of eight bytes and its data, or both in eight bytes if it is small."""
+    """Return type, bytes and end of one element: a tag of eight bytes and its data, or both in eight if it is small."""
     kind, size = struct.unpack_from(f"{order}2I", data, position)
     start = position + 8
     end = start + size

@@ -33,7 +33,7 @@ def folder(
     fit: str = "crop",
     cache: bool = True,
 ) -> tuple[Float32[np.ndarray, "n h w c"], Int32[np.ndarray, " n"]]:
-    """`folder_bytes` with pixels as float32 in [0, 1]: four times the memory of the bytes."""
+    """Return `folder_bytes` with pixels as float32 in [0, 1]: four times the memory of the bytes."""
     images, labels = folder_bytes(
         path, split=split, classes=classes, size=size, channels=channels, fit=fit, cache=cache
     )
@@ -50,7 +50,7 @@ def folder_bytes(
     fit: str = "crop",
     cache: bool = True,
 ) -> tuple[UInt8[np.ndarray, "n h w c"], Int32[np.ndarray, " n"]]:
-    """Images and labels of a folder, or of a tar or zip archive of one, decoded once.
+    """Return the images and labels of a folder, or of a tar or zip archive of one, decoded once.
 
     The images are sorted by class folder: draw from them at random, do not take the first few. They come as a
     read-only map of a file, so they take no memory until they are used, and decoding holds one image at a time.
@@ -61,7 +61,7 @@ def folder_bytes(
     without images in other splits, and files that are no images do not count; links are followed.
 
     An image is turned upright where its EXIF orientation says so, before anything is asked of its size. Palettes, CMYK
-    (without a colour profile) and 1, 2 or 4 bits a pixel become 8-bit gray or RGB. Images of more than 8 bits per
+    (without a color profile) and 1, 2 or 4 bits a pixel become 8-bit gray or RGB. Images of more than 8 bits per
     channel and files with several frames or pages are refused; of a camera's MPO file the first picture is taken.
 
     Args:
@@ -71,7 +71,7 @@ def folder_bytes(
             split does not have keeps its number; a folder with images that is not named raises.
         size: height and width to bring every image to, an int for a square. None keeps the size, which then must be
             the same for all.
-        channels: 1, 3 or 4. Gray is repeated or colour turned to gray as needed, transparency laid over white. None
+        channels: 1, 3 or 4. Gray is repeated or color turned to gray as needed, transparency laid over white. None
             keeps what the first image has (with transparency: RGBA); another kind among the rest raises.
         fit: "crop" scales until the image covers ``size`` and cuts off what stands out on both sides; "stretch"
             changes the aspect ratio. Both average over the area of a pixel when they shrink (antialiased bilinear).
@@ -106,7 +106,7 @@ def folder_bytes(
 
 
 def folder_classes(path: str | os.PathLike[str], *, split: str | None = None) -> tuple[str, ...]:
-    """Names of the classes of an image folder or archive, in the order of the labels; no image is decoded.
+    """Return the names of the classes of an image folder or archive, in the order of the labels; no image is decoded.
 
     With ``split``, the classes of all splits beside it, as `folder_bytes` numbers them.
     """
@@ -120,7 +120,7 @@ def folder_classes(path: str | os.PathLike[str], *, split: str | None = None) ->
 
 
 def to_float(images: UInt8[np.ndarray, "*shape"]) -> Float32[np.ndarray, "*shape"]:
-    """Bytes as float32 in [0, 1], ``x / 255``; takes no more memory than its result."""
+    """Convert bytes to float32 in [0, 1], ``x / 255``; takes no more memory than its result."""
     return np.divide(images, np.float32(255), dtype=np.float32)
 
 
@@ -204,7 +204,7 @@ def _below(path: Path, split: str | None) -> Path:
 
 
 def _on_disk(place: Path, split: str | None) -> tuple[Path, list[str], list[set[str]]]:
-    """The folder of a split, its listing, and the class names of each of the other splits."""
+    """Return the folder of a split, its listing, and the class names of each of the other splits."""
     base = _below(place, split)
     return base, _classes.listed(base), [] if base == place else _classes.beside(base)
 
@@ -216,7 +216,7 @@ def _label(path: Path) -> str:
 def _pixels(
     data: bytes, source: Path, name: str, size: tuple[int, int] | None, channels: int | None, fit: str
 ) -> np.ndarray:
-    """One image as bytes ``(h, w, channels)``."""
+    """Return one image as bytes ``(h, w, channels)``."""
     try:
         with Image.open(io.BytesIO(data)) as image:
             refusal = _refusal(image)
@@ -233,9 +233,9 @@ def _pixels(
 
 
 def _refusal(image: Image.Image) -> str:
-    """What keeps an opened image from being one picture of bytes, and what to do; empty if nothing does.
+    """Say what keeps an opened image from being one picture of bytes, and what to do; empty if nothing does.
 
-    Pillow has no mode for colours of more than 8 bits and keeps the high byte of each. What the file holds stands in
+    Pillow has no mode for colors of more than 8 bits and keeps the high byte of each. What the file holds stands in
     the raw mode of its tiles (as "RGB;16B"), in the tags of a TIFF file and in the largest value of a PPM file.
     """
     # The arguments of a decoder: a raw mode, or a tuple of it and more.
@@ -257,7 +257,7 @@ def _refusal(image: Image.Image) -> str:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """The image turned and mirrored as its EXIF orientation says, in place."""
+    """Turn and mirror the image as its EXIF orientation says, in place."""
     image.load()  # what is wrong with the pixels raises here
     # An orientation that cannot be read is passed over, as viewers do.
     with contextlib.suppress(Exception):
@@ -266,7 +266,7 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def _converted(image: Image.Image, channels: int | None) -> Image.Image:
-    """The image in gray, RGB or RGBA: its own kind, or the one with that many channels."""
+    """Return the image in gray, RGB or RGBA: its own kind, or the one with that many channels."""
     transparent = "A" in image.getbands() or "a" in image.getbands() or "transparency" in image.info
     if channels is None:
         mode = "RGBA" if transparent else "L" if image.mode in ("1", "L") else "RGB"

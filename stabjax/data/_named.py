@@ -84,7 +84,7 @@ class Source:
 def load(
     name: str, split: str, *, root: str | os.PathLike[str] | None = None
 ) -> tuple[Float32[np.ndarray, "n h w c"], Int32[np.ndarray, " n"]]:
-    """Images and labels of a named set: `load_bytes` with pixels as float32 in [0, 1].
+    """Return the images and labels of a named set: `load_bytes` with pixels as float32 in [0, 1].
 
     Args:
         name: "mnist", "fashion-mnist", "cifar10" or "svhn".
@@ -92,7 +92,7 @@ def load(
         root: see `load_bytes`.
 
     Returns:
-        Images ``(n, h, w, c)`` float32, not normalised, and labels ``(n,)`` int32, in the order of the file.
+        Images ``(n, h, w, c)`` float32, not normalized, and labels ``(n,)`` int32, in the order of the file.
     """
     images, labels = load_bytes(name, split, root=root)
     return _images.to_float(images), labels
@@ -101,7 +101,7 @@ def load(
 def load_bytes(
     name: str, split: str, *, root: str | os.PathLike[str] | None = None
 ) -> tuple[UInt8[np.ndarray, "n h w c"], Int32[np.ndarray, " n"]]:
-    """Images as bytes and labels of a named set, found on disk or downloaded.
+    """Return images as bytes and labels of a named set, found on disk or downloaded.
 
     A set is looked for under ``root`` and in its own folder there, as it is published: the IDX files of MNIST and
     Fashion-MNIST, plain or compressed, with ``-idx`` or ``.idx`` in their names, in ``mnist/`` and ``fashion-mnist/``
@@ -141,7 +141,7 @@ def load_bytes(
 
 
 def describe(name: str, *, root: str | os.PathLike[str] | None = None) -> Source:
-    """Which copy of a named set `load` reads, and what to say beside numbers measured on it. Downloads nothing.
+    """Say which copy of a named set `load` reads, and what to note beside numbers measured on it; download nothing.
 
     Raises:
         FileNotFoundError: the set is not on disk.
@@ -153,7 +153,7 @@ def describe(name: str, *, root: str | os.PathLike[str] | None = None) -> Source
 
 
 def _roots(root: str | os.PathLike[str] | None) -> list[Path]:
-    """Folders to look in; a download goes into the last."""
+    """Return the folders to look in; a download goes into the last."""
     given = root if root is not None else os.environ.get("STABJAX_DATA") or None
     chosen = None if given is None else Path(given).expanduser()
     if chosen is not None and not chosen.is_dir():
@@ -171,7 +171,7 @@ def _missing(name: str, root: str | os.PathLike[str] | None) -> str:
 
 
 def _find(name: str, root: str | os.PathLike[str] | None) -> Source | None:
-    """The best copy of the set below the first folder that has one: the original before image files."""
+    """Return the best copy of the set below the first folder that has one: the original before image files."""
     if name not in CLASSES:
         raise ValueError(f"expected one of {', '.join(CLASSES)}, got {name!r}; other images come in by data.folder")
     for base in _roots(root):

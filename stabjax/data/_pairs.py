@@ -10,7 +10,7 @@ ROUNDS = 8
 
 
 def pair(number: Integer[np.ndarray, " n"]) -> Integer[np.ndarray, "n 2"]:
-    """The pairs ``(i, j)``, ``i < j``, with these numbers ``j (j - 1) / 2 + i``; the inverse of `pair_number`."""
+    """Return the pairs ``(i, j)``, ``i < j``, of these numbers ``j (j - 1) / 2 + i``; the inverse of `pair_number`."""
     number = np.asarray(number, np.int64)
     # The root of a number near 2^63 is good to one unit in double precision, and then corrected in integers.
     j = np.floor(0.5 + np.sqrt(0.25 + 2 * number.astype(np.float64))).astype(np.int64)
@@ -20,20 +20,20 @@ def pair(number: Integer[np.ndarray, " n"]) -> Integer[np.ndarray, "n 2"]:
 
 
 def pair_number(pairs: Integer[np.ndarray, "n 2"]) -> Integer[np.ndarray, " n"]:
-    """The number ``j (j - 1) / 2 + i`` of unordered pairs of two different non-negative integers ``i < j``."""
+    """Return the number ``j (j - 1) / 2 + i`` of unordered pairs of two different non-negative integers ``i < j``."""
     low, high = np.min(pairs, axis=-1).astype(np.int64), np.max(pairs, axis=-1).astype(np.int64)
     return _triangle(high) + low
 
 
 def _triangle(j: Integer[np.ndarray, " n"]) -> Integer[np.ndarray, " n"]:
-    """``j (j - 1) / 2`` without leaving 63 bits: the even one of the two factors is halved first."""
+    """Return ``j (j - 1) / 2`` without leaving 63 bits: the even one of the two factors is halved first."""
     return np.where(j % 2 == 0, j // 2 * (j - 1), (j - 1) // 2 * j)
 
 
 def shuffled(
     places: UInt64[np.ndarray, " n"], total: int, round_keys: UInt64[np.ndarray, " rounds"]
 ) -> UInt64[np.ndarray, " n"]:
-    """Values at some places of a random permutation of ``range(total)``.
+    """Return the values at some places of a random permutation of ``range(total)``.
 
     A Feistel network permutes the next power of four; values beyond ``total`` are sent through it again until they
     fall below, which keeps it a permutation.
@@ -54,7 +54,7 @@ def shuffled(
 
 
 def _mixed(x: UInt64[np.ndarray, " n"]) -> UInt64[np.ndarray, " n"]:
-    """A hash of 64 bits (the finaliser of SplitMix64, Steele et al. 2014)."""
+    """Hash 64 bits (the finaliser of SplitMix64, Steele et al. 2014)."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))

@@ -39,15 +39,15 @@ _ARCHIVES = tuple(f"cifar10{suffix}" for suffix in (".tar.xz", ".tar.gz", ".tar.
 
 
 def find(name: str, base: Path) -> tuple[Path, str] | None:
-    """File or folder of a set below ``base``, and its format; the original goes before copies."""
+    """Return the file or folder of a set below ``base``, and its format; the original goes before copies."""
     for place in places(name, base):
-        if place.is_dir() and (found := _recognise(name, place)) is not None:
+        if place.is_dir() and (found := _recognize(name, place)) is not None:
             return found
     return None
 
 
 def places(name: str, base: Path) -> list[Path]:
-    """Folders to look in: those of the set below ``base``, and ``base`` itself.
+    """Return the folders to look in: those of the set below ``base``, and ``base`` itself.
 
     IDX files that lie in ``base`` are left to the set they belong to, by the name of the folder or by their labels.
     """
@@ -59,7 +59,7 @@ def places(name: str, base: Path) -> list[Path]:
 
 
 def looked_for(name: str, base: Path) -> str:
-    """The names that `find` knows, and the folders it looks in."""
+    """Return the names that `find` knows, and the folders it looks in."""
     match name:
         case "cifar10":
             names = [*(original for original, _ in _BATCHES), "data_batch_1", "data_batch_1.bin", *_ARCHIVES]
@@ -72,12 +72,12 @@ def looked_for(name: str, base: Path) -> str:
 
 
 def idx_names(split: str, part: str) -> tuple[str, str]:
-    """The two names under which the "images" or "labels" of a split are published, as unpacked."""
+    """Return the two names under which the "images" or "labels" of a split are published, as unpacked."""
     return f"{_STEMS[split]}-{part}-idx{_RANKS[part]}-ubyte", f"{_STEMS[split]}-{part}.idx{_RANKS[part]}-ubyte"
 
 
 def idx_file(place: Path, split: str, part: str) -> Path | None:
-    """The file in ``place``, plain or compressed, or in a folder of its own name."""
+    """Return the file in ``place``, plain or compressed, or in a folder of its own name."""
     return next((path for path in _idx_paths(place, split, part) if path.is_file()), None)
 
 
@@ -96,7 +96,7 @@ def _idx_paths(place: Path, split: str, part: str) -> Iterator[Path]:
 
 
 def _is_other(name: str, place: Path) -> bool:
-    """Whether labels in ``place`` show another set: they begin as its own, or are as many but begin otherwise."""
+    """Tell whether labels in ``place`` show another set: they begin as its own, or are as many but begin otherwise."""
     for split, published in zip(SPLITS, (60_000, 10_000)):
         path = idx_file(place, split, "labels")
         if path is None:
@@ -111,7 +111,7 @@ def _is_other(name: str, place: Path) -> bool:
     return False
 
 
-def _recognise(name: str, place: Path) -> tuple[Path, str] | None:
+def _recognize(name: str, place: Path) -> tuple[Path, str] | None:
     if name == "svhn":
         return (place, "matlab 5") if any((place / f"{split}_32x32.mat").is_file() for split in SPLITS) else None
     if name != "cifar10":

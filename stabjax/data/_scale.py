@@ -77,12 +77,12 @@ class ScaleTask:
 
     @classmethod
     def line(cls, *, size: int = 128, xi: float | int = 32, gap: float | int = 0) -> "ScaleTask":
-        """Task 1 on a line: +1 if the periodic distance is below ``xi - gap``, -1 if it is at least ``xi + gap``."""
+        """Return task 1, on a line: +1 if the periodic distance is below ``xi - gap``, -1 if at least ``xi + gap``."""
         return cls((size,), near=xi - gap, far=xi + gap, periodic=True, positive="near")
 
     @classmethod
     def segments(cls, *, size: int = 128, xi: int = 32) -> "ScaleTask":
-        """Task 2 on a line: +1 if both points lie in the same segment ``r // xi``, else -1."""
+        """Return task 2 on a line: +1 if both points lie in the same segment ``r // xi``, else -1."""
         return cls((size,), rule="cell", cell=xi, positive="near")
 
     @classmethod
@@ -95,7 +95,7 @@ class ScaleTask:
         norm: str = "L2",
         periodic: bool = False,
     ) -> "ScaleTask":
-        """On a square: -1 if the distance is below ``xi - gap/2``, +1 if at least ``xi + gap/2``.
+        """Return the task on a square: -1 if the distance is below ``xi - gap/2``, +1 if at least ``xi + gap/2``.
 
         ``xi`` is half a side unless it is given.
         """
@@ -104,22 +104,25 @@ class ScaleTask:
 
     @classmethod
     def quadrants(cls, *, size: int = 28) -> "ScaleTask":
-        """On a square: +1 if both points lie in the same quadrant, else -1. Of an odd side the first half is larger."""
+        """Return the task on a square: +1 if both points lie in the same quadrant, else -1.
+
+        Of an odd side the first half is larger.
+        """
         return cls((size, size), rule="cell", cell=(size + 1) // 2, positive="near")
 
     @property
     def pixels(self) -> int:
-        """Number of pixels of the image."""
+        """Return the number of pixels of the image."""
         return math.prod(self.shape)
 
     @property
     def pairs(self) -> int:
-        """Number of unordered pairs of distinct pixels."""
+        """Return the number of unordered pairs of distinct pixels."""
         return self.pixels * (self.pixels - 1) // 2
 
     @property
     def value(self) -> float:
-        """Value of a lit pixel, as published: ``sqrt(n/2)`` on a line, half the number of pixels in a plane."""
+        """Return the value of a lit pixel as published: ``sqrt(n/2)`` on a line, half the pixels in a plane."""
         return math.sqrt(self.pixels / 2) if len(self.shape) == 1 else self.pixels / 2
 
 
@@ -191,7 +194,7 @@ def scale_detection(
 
 
 def scale_labels(points: Integer[AnyArray, "*batch 2 ndim"], task: ScaleTask) -> Int[AnyArray, "*batch"]:
-    """Labels +1, -1, and 0 in the gap, of pairs of points; NumPy in, NumPy out.
+    """Return the labels +1, -1, and 0 in the gap, of pairs of points; NumPy in, NumPy out.
 
     Exact in integers: a squared distance is compared with the next integer above the squared threshold.
     """
@@ -215,7 +218,7 @@ def scale_labels(points: Integer[AnyArray, "*batch 2 ndim"], task: ScaleTask) ->
 def scale_images(
     points: Integer[AnyArray, "*batch 2 ndim"], task: ScaleTask, *, value: Scalar | None = None
 ) -> Float[AnyArray, "..."]:
-    """Images ``(*batch, *shape, 1)`` float32 with two lit pixels each; NumPy in, NumPy out.
+    """Return images ``(*batch, *shape, 1)`` float32 with two lit pixels each; NumPy in, NumPy out.
 
     Where both points fall on one pixel they add up.
 
@@ -239,7 +242,7 @@ def scale_images(
 
 
 def translation_steps(key: PRNGKey, shape: tuple[int, ...], *, ndim: int = 2) -> Int[Array, "*shape ndim"]:
-    """Random steps of one pixel, ``(*shape, ndim)``: a unit vector in a random direction, rounded, never zero.
+    """Draw random steps of one pixel, ``(*shape, ndim)``: a unit vector in a random direction, rounded, never zero.
 
     On a line a step is -1 or +1.
     """
@@ -270,7 +273,7 @@ def translate_points(
 def label_changes(
     points: Integer[AnyArray, "*batch 2 ndim"], moved: Integer[AnyArray, "*batch 2 ndim"], task: ScaleTask
 ) -> Bool[AnyArray, "*batch"]:
-    """Pairs whose label the move has changed; falling into the gap, where there is no label, counts."""
+    """Return the pairs whose label the move has changed; falling into the gap, where there is no label, counts."""
     return scale_labels(points, task) != scale_labels(moved, task)
 
 
@@ -291,11 +294,11 @@ class LocalTranslation:
 
     @property
     def spatial(self) -> tuple[int, ...]:
-        """The sides of the images it is for."""
+        """Return the sides of the images it is for."""
         return self.task.shape
 
     def __call__(self, key: PRNGKey, image: Float[AnyArray, "*shape 1"]) -> Float[Array, "*shape 1"]:
-        """The image with its two points moved, same shape and dtype."""
+        """Return the image with its two points moved, same shape and dtype."""
         check_image(image, spatial=self.spatial, made_for="task")
         if image.shape[-1] != 1:
             raise ValueError(f"expected an image of one channel, got shape {image.shape}: give those of the task")
@@ -307,13 +310,13 @@ class LocalTranslation:
 
 
 def lit_points(image: Float[AnyArray, "*shape 1"]) -> Int[Array, "2 ndim"]:
-    """The two brightest pixels of an image."""
+    """Return the two brightest pixels of an image."""
     _, flat = jax.lax.top_k(jnp.ravel(jnp.asarray(image)), 2)
     return jnp.stack(jnp.unravel_index(flat, image.shape[:-1]), axis=-1).astype(jnp.int32)
 
 
 def _threshold(distance: float | int, norm: str) -> int:
-    """Smallest integer that the (squared) distance of two pixels must reach to be at least ``distance``."""
+    """Return the smallest integer that the (squared) distance of two pixels must reach to be at least ``distance``."""
     exact = max(Fraction(distance), Fraction(0))
     return math.ceil(exact if norm == "Linf" else exact * exact)
 
@@ -323,7 +326,7 @@ def _points(pairs: np.ndarray, task: ScaleTask) -> np.ndarray:
 
 
 def _first(task: ScaleTask, round_keys: UInt64[np.ndarray, " rounds"], count: int, balanced: bool) -> np.ndarray:
-    """Numbers of the first ``count`` pairs with a label, in the order of the key; alternating if ``balanced``."""
+    """Number the first ``count`` pairs with a label, in the order of the key; alternating if ``balanced``."""
     wanted = {1: (count + 1) // 2, -1: count // 2} if balanced else {0: count}
     found: dict[int, list[np.ndarray]] = {label: [] for label in wanted}
     have = dict.fromkeys(wanted, 0)

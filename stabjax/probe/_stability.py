@@ -5,12 +5,11 @@ from typing import Any, Literal, get_args
 import jax
 
 from stabjax import features, perturb
-from stabjax._arguments import as_key, whole
+from stabjax._arguments import as_argument, as_key, whole
 from stabjax._images import Spatial, check_batch
 from stabjax._numerics import permit_nan
 from stabjax._sharding import without_explicit_axes
 from stabjax._types import Images, Perturbation, PRNGKey
-from stabjax.features._ready import Watched
 from stabjax.probe._batching import divide
 from stabjax.probe._pass import Radius, measure
 from stabjax.stability import Stability
@@ -163,6 +162,4 @@ def as_tree(perturbation: Any, spatial: tuple[int, ...]) -> Any:
 
     A plain function is static, and compiles again if what it holds changes.
     """
-    perturbation = perturb.with_spatial(perturbation, spatial)
-    plain = callable(perturbation) and jax.tree_util.all_leaves([perturbation])
-    return Watched(perturbation) if plain else perturbation
+    return as_argument(perturb.with_spatial(perturbation, spatial))

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from stabjax.sweep._identity import text
+from stabjax._provenance import describe_shortly
 
 RESERVED = ("key", "seed", "valid")
 
@@ -30,23 +30,23 @@ class Grid:
 
     @property
     def block_shape(self) -> tuple[int, ...]:
-        """Lengths of the traced axes, and the number of seeds."""
+        """Return the lengths of the traced axes, and the number of seeds."""
         return (*map(len, self.traced.values()), self.seeds)
 
     def combinations(self) -> Iterator[dict[str, Any]]:
-        """The static part of every block."""
+        """Return the static part of every block."""
         for values in itertools.product(*self.static.values()):
             yield dict(zip(self.static, values))
 
     def where(self, row: int) -> str:
-        """The coordinates of one cell of the sweep, as text."""
+        """Return the coordinates of one cell of the sweep, as text."""
         index = np.unravel_index(row, (*map(len, self.static.values()), *self.block_shape))
         position = dict(zip([*self.static, *self.traced, "seed"], index))
         shown = {name: f"{self.labels[name][position[name]]!s:.40}" for name in self.names}
         return f"({', '.join(f'{k}={v}' for k, v in (shown | {'seed': str(position['seed'])}).items())})"
 
     def unflatten(self, flat: np.ndarray) -> np.ndarray:
-        """Rows of cells, block after block, to ``(*axes, seeds, ...)`` in the order the axes were given."""
+        """Reshape rows of cells, block after block, to ``(*axes, seeds, ...)`` in the order the axes were given."""
         outer = tuple(map(len, self.static.values()))
         array = flat.reshape(*outer, *self.block_shape, *flat.shape[1:])
         position = {name: k for k, name in enumerate([*self.static, *self.traced])}
@@ -54,13 +54,13 @@ class Grid:
         return np.ascontiguousarray(array.transpose(*order, *range(len(order), array.ndim)))
 
     def describe(self) -> dict[str, Any]:
-        """The axes as they are written down, so that two grids can be compared."""
+        """Describe the axes as they are written down, so that two grids can be compared."""
         traced = {name: {"dtype": str(axis.dtype), "values": axis.tolist()} for name, axis in self.traced.items()}
-        static = {name: {"static": [text(value) for value in axis]} for name, axis in self.static.items()}
+        static = {name: {"static": [describe_shortly(value) for value in axis]} for name, axis in self.static.items()}
         return {name: (traced | static)[name] for name in self.names}
 
 
-def grid(axes: Mapping[str, Any], static: Iterable[str], seeds: int) -> Grid:
+def check_grid(axes: Mapping[str, Any], static: Iterable[str], seeds: int) -> Grid:
     """Check what was asked for."""
     if not isinstance(axes, Mapping):
         raise TypeError(f"expected axes as a mapping from name to values, got {type(axes).__name__}")

@@ -24,28 +24,28 @@ class Outputs:
     """What a result says besides, by array."""
 
     def kinds(self) -> dict[str, str]:
-        """Dtype and shape of each, as text."""
+        """Return the dtype and shape of each, as text."""
         return {name: f"{leaf.dtype}{list(leaf.shape)}" for name, leaf in self.leaves.items()}
 
     def labels(self) -> dict[str, Any]:
-        """What stands beside the axes, to compare and to show."""
+        """Return the labels beside the axes, to compare and to show."""
         along = {name: (axes, values.tolist()) for name, (axes, values) in self.coordinates.items()}
         return {"dimensions": self.dimensions, **along}
 
 
 def is_result(node: Any) -> bool:
-    """Whether part of an output is a dataclass of arrays, such as a `stabjax.stability.Stability`."""
+    """Tell whether part of an output is a dataclass of arrays, such as a `stabjax.stability.Stability`."""
     return dataclasses.is_dataclass(node) and not isinstance(node, type)
 
 
-def outputs(out: Any, axes: tuple[str, ...]) -> Outputs:
+def name_outputs(out: Any, axes: tuple[str, ...]) -> Outputs:
     """Name what a function returns.
 
     Arrays are named by their path. What a result calls like an axis or like what a sweep uses itself takes the name of
     the result in front; so do dimensions in which several results differ.
     """
     nodes = jax.tree_util.tree_flatten_with_path(out, is_leaf=is_result)[0]
-    parts = [_Part(_joined(path), node) for path, node in nodes]
+    parts = [_Part(_dotted_path(path), node) for path, node in nodes]
     taken = {"seed": "a sweep", "valid": "a sweep"} | dict.fromkeys(axes, "an axis")
     leaves: dict[str, Any] = {}
     for part in parts:
@@ -88,20 +88,20 @@ class _Part:
             return
         import xarray
 
-        self.leaves = {_joined(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(node)[0]}
+        self.leaves = {_dotted_path(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(node)[0]}
         zeros = jax.tree.map(lambda leaf: np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape), node)
         self.labels = zeros.to_xarray() if hasattr(zeros, "to_xarray") else xarray.Dataset()
 
     def inside(self, name: str) -> str:
-        """The name of one of its arrays, or what it calls a dimension."""
+        """Return the name of one of its arrays, or what it calls a dimension."""
         return ".".join(filter(None, (self.path, name))) or "value"
 
     def beside(self, name: str) -> str:
-        """Another, where that one is taken."""
+        """Return another name, where that one is taken."""
         return self.inside(name) if self.path else f"{self.kind}_{name}"
 
     def along(self, name: str) -> Any:
-        """Length and labels of a dimension, or a coordinate beside it; None if it has none of this name."""
+        """Return the length and labels of a dimension, or a coordinate beside it; None if it has none of this name."""
         if name in self.labels.coords:
             return self.labels.coords[name].dims, self.labels.coords[name].to_numpy().tolist()
         return self.labels.sizes.get(name)
@@ -129,12 +129,12 @@ def _label(part: _Part, parts: list[_Part], taken: set[str], found: Outputs) -> 
         found.coordinates[named(str(own))] = (axes, labels.to_numpy())
 
 
-def _joined(path: Any) -> str:
+def _dotted_path(path: Any) -> str:
     # Files of labelled arrays keep "/" for groups.
     return jax.tree_util.keystr(path, simple=True, separator=".").replace("/", ".")
 
 
-def same_labels(found: Sequence[tuple[Any, Outputs]]) -> None:
+def check_same_labels(found: Sequence[tuple[Any, Outputs]]) -> None:
     """Raise unless the outputs for all static values are of one kind and labelled alike."""
     (first, one), *others = found
     for static, other in others:

@@ -26,37 +26,37 @@ class Lattice:
 
     @classmethod
     def of(cls, axes: Mapping[str, Any], order: Sequence[str], seeds: int) -> "Lattice":
-        """From axes as they are written down, which keep no order of their own."""
+        """Build the lattice from axes as they are written down, which keep no order of their own."""
         static = {name: axes[name]["static"] for name in order if "static" in axes[name]}
         traced = {name: np.asarray(axes[name]["values"], axes[name]["dtype"]) for name in order if name not in static}
         return cls(static, traced, seeds)
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Blocks (combinations of static values), points of each, seeds."""
+        """Return the numbers of blocks (combinations of static values), of points in each, and of seeds."""
         return math.prod(map(len, self.static.values())), math.prod(map(len, self.traced.values())), self.seeds
 
     @property
     def lengths(self) -> tuple[int, ...]:
-        """Of all axes, the seeds last."""
+        """Return the lengths of all axes, the seeds last."""
         return (*map(len, self.static.values()), *map(len, self.traced.values()), self.seeds)
 
     @functools.cached_property
     def combinations(self) -> list[str]:
-        """What is static in each block, as text that does not depend on the order of the axes."""
+        """Return the static values of each block as text that does not depend on the order of the axes."""
         names, found = sorted(self.static), []
         for index in np.ndindex(*map(len, self.static.values())):
             place = dict(zip(self.static, index))
             found.append("; ".join(f"{name}={self.static[name][place[name]]}" for name in names))
-        return list(_counted(found))
+        return list(_number_repeats(found))
 
     @functools.cached_property
     def blocks(self) -> dict[str, int]:
-        """The numbers of the blocks, by that text."""
+        """Return the numbers of the blocks, by that text."""
         return {text: k for k, text in enumerate(self.combinations)}
 
-    def places(self, other: "Lattice") -> list[np.ndarray]:
-        """For every axis of its own, where its values stand on the axis of another lattice; -1 if they do not."""
+    def positions_on(self, other: "Lattice") -> list[np.ndarray]:
+        """Return for every axis where its values stand on the axis of another lattice; -1 if they do not."""
         if other is self:
             return [np.arange(length) for length in self.lengths]
         found = []
@@ -67,30 +67,30 @@ class Lattice:
         seeds = np.arange(self.seeds)
         return [*found, np.where(seeds < other.seeds, seeds, -1)]
 
-    def held(self, other: "Lattice") -> np.ndarray:
-        """Which of its cells another lattice has too, ``(blocks, points, seeds)``."""
+    def cells_in(self, other: "Lattice") -> np.ndarray:
+        """Tell which of its cells another lattice has too, ``(blocks, points, seeds)``."""
         mask = np.zeros(self.lengths, bool)
-        mask[np.ix_(*(np.flatnonzero(places >= 0) for places in self.places(other)))] = True
+        mask[np.ix_(*(np.flatnonzero(places >= 0) for places in self.positions_on(other)))] = True
         return mask.reshape(self.shape)
 
     def coordinates(self, block: int, points: np.ndarray, seeds: np.ndarray) -> list[Any]:
-        """Where some of its cells stand on each of its axes."""
+        """Return where some of its cells stand on each of its axes."""
         blocks = np.unravel_index(block, tuple(map(len, self.static.values()))) if self.static else ()
         inner = np.unravel_index(points, tuple(map(len, self.traced.values()))) if self.traced else ()
         return [*blocks, *inner, seeds]
 
 
 def _identities(values: Any) -> list[tuple[Any, int]]:
-    """What a value is, bit by bit but for NaN, and how often it came before on the axis."""
+    """Return for each value its bits (one for all NaN), and how often it came before on the axis."""
     if isinstance(values, np.ndarray):
         values = np.array(values)
         if np.any(other := values != values):
             values[other] = np.nan
         values = values.view(f"V{values.dtype.itemsize}").tolist()
-    return list(_counted(values, join=False))
+    return list(_number_repeats(values, join=False))
 
 
-def _counted(values: Sequence[Any], *, join: bool = True) -> Iterator[Any]:
+def _number_repeats(values: Sequence[Any], *, join: bool = True) -> Iterator[Any]:
     seen: dict[Any, int] = {}
     for value in values:
         seen[value] = seen.get(value, -1) + 1
@@ -107,17 +107,26 @@ class Piece:
 
     @property
     def count(self) -> int:
-        """Number of cells."""
+        """Return the number of cells."""
         return len(self.points) * len(self.seeds)
 
     def cells(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Point and seed of some of its cells, all seeds of a point after each other."""
+        """Return the point and seed of some of its cells, all seeds of a point after each other."""
         point, seed = np.divmod(positions, len(self.seeds))
         return np.asarray(self.points)[point] if isinstance(self.points, np.ndarray) else point, self.seeds[seed]
 
 
 def pieces_of(new: np.ndarray) -> list[Piece]:
-    """Deal out new cells, ``(blocks, points, seeds)``, to as few pieces as can be."""
+    """Deal out new cells, ``(blocks, points, seeds)``, to as few pieces as can be.
+
+    A piece is a rectangle: some points of one block times the seeds that all of them lack. Here three seeds were there
+    for the points ``a`` and ``b``, and the call asks for a point and two seeds more (``x``: new cells)::
+
+               seed 0  1  2  3  4
+        a           .  .  .  x  x      piece of the points a, b and the seeds 3, 4
+        b           .  .  .  x  x
+        c           x  x  x  x  x      piece of the point c and all seeds
+    """
     found = []
     for block, rows in enumerate(new):
         if rows.all():
@@ -138,14 +147,14 @@ class Part:
     pieces: list[Piece]
     sizes: list[int]
     """Cells of a chunk, by piece."""
-    layouts: list[_program.Layout]
+    layouts: list[_program.ChunkLayout]
     """By piece."""
     first: int
     """Number of the first chunk."""
 
     @property
     def count(self) -> int:
-        """Number of chunks."""
+        """Return the number of chunks."""
         return sum(-(-piece.count // size) for piece, size in zip(self.pieces, self.sizes))
 
 
@@ -165,35 +174,35 @@ class Chunk:
 
     @property
     def count(self) -> int:
-        """How many cells they are."""
+        """Return the number of cells."""
         return self.stop - self.start
 
 
-def stored(manifests: Sequence[Mapping[str, Any]]) -> list[Part]:
-    """The parts that are written down in a folder."""
+def parts_of(manifests: Sequence[Mapping[str, Any]]) -> list[Part]:
+    """Return the parts that are written down in a folder."""
     parts: list[Part] = []
     for manifest in manifests:
         lattice = Lattice.of(manifest["axes"], manifest["order"], manifest["seeds"])
-        pieces = pieces_of(unheld(lattice, parts))
-        layouts = [_program.Layout(*layout) for layout in manifest["layouts"]]
+        pieces = pieces_of(missing_cells(lattice, parts))
+        layouts = [_program.ChunkLayout(*layout) for layout in manifest["layouts"]]
         parts.append(Part(lattice, pieces, manifest["sizes"], layouts, manifest["first"]))
     return parts
 
 
-def unheld(lattice: Lattice, parts: Sequence[Part]) -> np.ndarray:
-    """Which cells none of the parts has, ``(blocks, points, seeds)``."""
+def missing_cells(lattice: Lattice, parts: Sequence[Part]) -> np.ndarray:
+    """Tell which cells none of the parts has, ``(blocks, points, seeds)``."""
     new = np.ones(lattice.shape, bool)
     for part in parts:
-        new &= ~lattice.held(part.lattice)
+        new &= ~lattice.cells_in(part.lattice)
     return new
 
 
 def chunks_for(request: Lattice, parts: Sequence[Part]) -> list[Chunk]:
-    """The chunks that hold what is asked for."""
+    """Return the chunks that hold what is asked for."""
     found = []
     for part in parts:
         lattice, number = part.lattice, part.first
-        places = lattice.places(request)
+        places = lattice.positions_on(request)
         order = [*lattice.static, *lattice.traced, "seed"]
         axes = [order.index(name) for name in (*request.static, *request.traced, "seed")]
         for k, (piece, size) in enumerate(zip(part.pieces, part.sizes)):

@@ -18,7 +18,8 @@ import numpy as np
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from stabjax.sweep._identity import exact, exact_structure, token
+from stabjax._arguments import partial_as_tree
+from stabjax.sweep._cache_key import cache_key, intern, structure_key
 from stabjax.sweep._outputs import is_result
 
 MEMORY = 2**30
@@ -48,18 +49,18 @@ class Program:
         return f(key, **values, **self.static)
 
     def of(self, static: Mapping[str, Any]) -> "Program":
-        """The same with values for the static axes."""
-        identity = token((self.identity, tuple((name, exact(value)) for name, value in static.items())))
+        """Return the same program with values for the static axes."""
+        identity = intern((self.identity, tuple((name, cache_key(value)) for name, value in static.items())))
         return dataclasses.replace(self, identity=identity, static=static)
 
 
-def split(f: Any) -> tuple[Program, tuple[Any, ...]]:
-    """A function as a program and its arrays."""
-    leaves, treedef = jax.tree.flatten(_as_tree(f))
+def split_arrays(f: Any) -> tuple[Program, tuple[Any, ...]]:
+    """Return a function as a program and its arrays."""
+    leaves, treedef = jax.tree.flatten(partial_as_tree(f))
     arrays = tuple(leaf for leaf in leaves if _is_array(leaf))
     constants = tuple(None if _is_array(leaf) else leaf for leaf in leaves)
     try:
-        identity = token((exact_structure(treedef), exact(constants)))
+        identity = intern((structure_key(treedef), cache_key(constants)))
     except TypeError as error:
         raise TypeError(
             "expected a function whose parts are arrays or hashable, got one that holds something else: hand lists "
@@ -68,31 +69,12 @@ def split(f: Any) -> tuple[Program, tuple[Any, ...]]:
     return Program(treedef, constants, identity), arrays
 
 
-def _as_tree(f: Any) -> Any:
-    if isinstance(f, functools.partial) and not isinstance(f, jax.tree_util.Partial):
-        return _Bound(_as_tree(f.func), f.args, f.keywords)
-    return f
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Bound:
-    """A partial whose function is in sight too: it may be a registered pytree with arrays of its own."""
-
-    f: Any
-    args: tuple[Any, ...]
-    keywords: dict[str, Any]
-
-    def __call__(self, /, *args: Any, **keywords: Any) -> Any:
-        return self.f(*self.args, *args, **{**self.keywords, **keywords})
-
-
 def _is_array(leaf: Any) -> bool:
     return isinstance(leaf, jax.Array) or (isinstance(leaf, np.ndarray | np.generic) and leaf.dtype.kind not in "OSUMm")
 
 
 def check_names(f: Any, names: tuple[str, ...]) -> None:
-    """Every axis is a parameter of the function, and every parameter has a value."""
+    """Check that every axis is a parameter of the function, and that every parameter has a value."""
     if not callable(f):
         raise TypeError(f"expected a function (key, **cell) -> arrays, got {type(f).__name__}")
     inner, given = f, set()
@@ -115,7 +97,7 @@ def check_names(f: Any, names: tuple[str, ...]) -> None:
 
 
 def function_name(f: Any) -> str:
-    """Where a function was defined."""
+    """Return module and name of a function."""
     while isinstance(f, functools.partial):
         f = f.func
     f = f if hasattr(f, "__qualname__") else type(f)
@@ -126,17 +108,17 @@ def function_name(f: Any) -> str:
 def cell(
     arrays: tuple[Any, ...], key: jax.Array, seed: Any, values: dict[str, Any], *, program: Program
 ) -> tuple[Any, jax.Array]:
-    """Outputs of one cell, and whether all of them are finite, or as valid as a result says itself.
+    """Return outputs of one cell, and whether all of them are finite, or as valid as a result says itself.
 
     A function of its own under `jit`, so that it is traced once whatever the size of the chunks.
     """
-    out = jax.tree.map(_storable, program.cell(arrays, jax.random.fold_in(key, seed), values))
-    sound = map(_sound, jax.tree.leaves(out, is_leaf=is_result))
+    out = jax.tree.map(_as_storable, program.cell(arrays, jax.random.fold_in(key, seed), values))
+    sound = map(_is_valid, jax.tree.leaves(out, is_leaf=is_result))
     return out, functools.reduce(jnp.logical_and, sound, jnp.array(True))
 
 
-def _sound(part: Any) -> jax.Array:
-    """Whether all of an array is finite, or all of a result is valid."""
+def _is_valid(part: Any) -> jax.Array:
+    """Tell whether all of an array is finite, or all of a result is valid."""
     valid = getattr(part, "valid", None)
     if isinstance(valid, jax.Array) and valid.dtype == bool:
         return jnp.all(valid)
@@ -144,8 +126,8 @@ def _sound(part: Any) -> jax.Array:
     return functools.reduce(jnp.logical_and, [jnp.all(jnp.isfinite(leaf)) for leaf in leaves], jnp.array(True))
 
 
-def _storable(leaf: Any) -> jax.Array:
-    """Keys as their numbers, and the short types of accelerators widened to what files know; both lose nothing."""
+def _as_storable(leaf: Any) -> jax.Array:
+    """Convert keys to their numbers and short types of accelerators to what files know; both lose nothing."""
     try:
         leaf = jnp.asarray(leaf)
     except (TypeError, ValueError) as error:
@@ -163,7 +145,7 @@ def _storable(leaf: Any) -> jax.Array:
 
 
 @dataclasses.dataclass(frozen=True)
-class Layout:
+class ChunkLayout:
     """How the cells of a chunk are dealt out."""
 
     rows: int
@@ -175,17 +157,17 @@ class Layout:
 
 
 @functools.partial(jax.jit, static_argnames=("program", "layout", "mesh"))
-def chunk(
+def run_chunk(
     arrays: tuple[Any, ...],
     key: jax.Array,
     seeds: Any,
     values: dict[str, Any],
     *,
     program: Program,
-    layout: Layout,
+    layout: ChunkLayout,
     mesh: Mesh | None,
 ) -> tuple[list[jax.Array], jax.Array]:
-    """Outputs of some cells, ``(cells, ...)`` each, and which cells are finite."""
+    """Return outputs of some cells, ``(cells, ...)`` each, and which cells are finite."""
 
     def cells(arrays: Any, key: Any, seeds: Any, values: Any) -> Any:
         def one(seed: Any, values: Any) -> Any:
@@ -193,17 +175,18 @@ def chunk(
             return jax.tree.leaves(out), valid
 
         if not layout.seeds:
-            return _mapped(lambda x: one(*x), (seeds, values), layout.batch)
+            return _map_batches(lambda x: one(*x), (seeds, values), layout.batch)
 
         def point(values: Any) -> Any:
-            return _mapped(lambda seed: one(seed, values), seeds[: layout.seeds], layout.seeds)
+            return _map_batches(lambda seed: one(seed, values), seeds[: layout.seeds], layout.seeds)
 
+        # Row r is seed r % seeds of point r // seeds: the strengths of a point stand in its first row.
         points = jax.tree.map(lambda x: x[:: layout.seeds], values)
         if points:
-            found = _mapped(point, points, layout.batch // layout.seeds)
+            found = _map_batches(point, points, layout.batch // layout.seeds)
         else:
             found = jax.tree.map(lambda x: x[None], point(values))
-        return jax.tree.map(_joined, found)
+        return jax.tree.map(_merge_axes, found)
 
     if mesh is None:
         return cells(arrays, key, seeds, values)
@@ -212,8 +195,8 @@ def chunk(
     return jax.shard_map(cells, mesh=mesh, check_vma=False, **specs)(arrays, key, seeds, values)
 
 
-def _mapped(f: Any, xs: Any, batch: int) -> Any:
-    """``f`` of every row, ``batch`` of them side by side.
+def _map_batches(f: Any, xs: Any, batch: int) -> Any:
+    """Map ``f`` over all rows, ``batch`` of them side by side.
 
     One at a time is not batched: a convolution with kernels of its own would become a slow, grouped one.
     """
@@ -222,26 +205,26 @@ def _mapped(f: Any, xs: Any, batch: int) -> Any:
     if batch == len(jax.tree.leaves(xs)[0]):
         return jax.vmap(f)(xs)
     batches = jax.tree.map(lambda x: jnp.reshape(x, (-1, batch)), xs)
-    return jax.tree.map(_joined, jax.lax.map(jax.vmap(f), batches))
+    return jax.tree.map(_merge_axes, jax.lax.map(jax.vmap(f), batches))
 
 
-def _joined(x: jax.Array) -> jax.Array:
-    """The first two axes as one; -1 in its place is no length where an array has no elements."""
+def _merge_axes(x: jax.Array) -> jax.Array:
+    """Merge the first two axes; -1 for the new one would be no length where an array has no elements."""
     return jnp.reshape(x, (x.shape[0] * x.shape[1], *x.shape[2:]))
 
 
 def trace(program: Program, arrays: tuple[Any, ...], key: jax.Array, values: dict[str, Any]) -> Any:
-    """Shapes of the outputs of a cell; what is wrong with the function comes out here."""
+    """Trace a cell and return the shapes of its outputs; what is wrong with the function comes out here."""
     with _explained(program, values, "a cell was", "call the function with one cell"):
         return cell.eval_shape(arrays, key, np.uint32(0), values, program=program)[0]
 
 
-def lower(program: Program, arguments: tuple[Any, ...], layout: Layout, mesh: Mesh | None) -> Any:
-    """A chunk, traced and not compiled; what cannot be done with many cells at once comes out here."""
+def lower(program: Program, arguments: tuple[Any, ...], layout: ChunkLayout, mesh: Mesh | None) -> Any:
+    """Trace a chunk, not compiled; what cannot be done with many cells at once comes out here."""
     with _explained(
         program, arguments[-1], f"cells, {layout.batch} side by side, were", "call jax.vmap of the function"
     ):
-        return chunk.lower(*arguments, program=program, layout=layout, mesh=mesh)
+        return run_chunk.lower(*arguments, program=program, layout=layout, mesh=mesh)
 
 
 @contextlib.contextmanager
@@ -261,7 +244,7 @@ def _explained(program: Program, values: Mapping[str, Any], what: str, advice: s
 
 
 def chunk_size(total: int, bytes_per_cell: int, *, seeds: int, devices: int, pieces: int) -> int:
-    """Largest number of cells whose outputs keep to the memory, dealt out evenly.
+    """Return the largest number of cells whose outputs keep to the memory, dealt out evenly.
 
     Args:
         total: cells in all.
@@ -272,39 +255,50 @@ def chunk_size(total: int, bytes_per_cell: int, *, seeds: int, devices: int, pie
     """
     largest = max(1, min(devices * MEMORY // max(1, bytes_per_cell), -(-total // pieces)))
     together = seeds if seeds * devices <= largest else 1
-    return together * multiple(_evenly(total // together, largest // together), devices)
+    return together * round_up(_even_share(total // together, largest // together), devices)
 
 
-def layout(size: int, *, seeds: int, devices: int, largest: int) -> Layout:
-    """A chunk of ``size`` cells, at most ``largest`` side by side on a device.
+def choose_layout(size: int, *, seeds: int, devices: int, largest: int) -> ChunkLayout:
+    """Lay out a chunk of ``size`` cells, at most ``largest`` side by side on a device.
 
     Where all seeds of a point fit, points are computed as a whole: what depends on the key alone is then computed once
-    for all points of a batch, and what depends on the strengths alone once for all seeds.
+    for all points of a batch, and what depends on the strengths alone once for all seeds. Eight points of
+    three seeds on two devices, at most six cells side by side::
+
+        device 0   a a a b b b | c c c d d d        rows = 24, batch = 6, seeds = 3
+        device 1   e e e f f f | g g g h h h
+
+    Args:
+        size: cells.
+        seeds: cells of one point of the grid.
+        devices: that share the chunk.
+        largest: cells side by side on a device.
     """
     if size % seeds == 0 and seeds <= largest:
+        # Points of a device, rounded up; in batches of equal size they fill up a few rows more.
         each = -(-size // (seeds * devices))
-        batch = _evenly(each, largest // seeds)
-        rows = devices * multiple(each, batch) * seeds
+        batch = _even_share(each, largest // seeds)
+        rows = devices * round_up(each, batch) * seeds
         if 8 * rows <= 9 * size:  # else too many cells are padding
-            return Layout(rows, batch * seeds, seeds)
+            return ChunkLayout(rows, batch * seeds, seeds)
     each = -(-size // devices)
-    batch = _evenly(each, largest)
-    return Layout(devices * multiple(each, batch), batch, 0)
+    batch = _even_share(each, largest)
+    return ChunkLayout(devices * round_up(each, batch), batch, 0)
 
 
-def side_by_side(traffic: float, platform: str) -> int:
-    """Number of cells that may run side by side.
+def cells_side_by_side(traffic: float, platform: str) -> int:
+    """Estimate the number of cells that may run side by side.
 
     On the CPU, cells are fastest when what is under way stays in the cache: measured from cells of a microsecond to
     small convolutional networks, the optimum lies where the operations of a batch read and write 1 GiB in all, of
-    which a few MiB are alive at once. Other devices want large batches; `fits` guards their memory.
+    which a few MiB are alive at once. Other devices want large batches; `fits_memory` guards their memory.
     """
     return max(1, int((1 if platform == "cpu" else ACCELERATOR) * MEMORY / max(traffic, 1)))
 
 
 @functools.lru_cache(maxsize=256)
-def traffic(program: Program, treedef: Any, shapes: tuple[jax.ShapeDtypeStruct, ...], x64: bool) -> float:
-    """Bytes that the operations of one cell read and write, an upper bound on what it holds; nothing is compiled."""
+def bytes_accessed(program: Program, treedef: Any, shapes: tuple[jax.ShapeDtypeStruct, ...], x64: bool) -> float:
+    """Estimate the bytes that one cell reads and writes, an upper bound on what it holds; compile nothing."""
     del x64  # another answer, though the arguments are the same
     arrays, key, values = jax.tree.unflatten(treedef, shapes)
     lowered = cell.lower(arrays, key, jax.ShapeDtypeStruct((), np.uint32), values, program=program)
@@ -315,24 +309,24 @@ def traffic(program: Program, treedef: Any, shapes: tuple[jax.ShapeDtypeStruct, 
 
 
 @functools.lru_cache(maxsize=256)
-def digest(program: Program, treedef: Any, shapes: tuple[jax.ShapeDtypeStruct, ...], x64: bool) -> str:
-    """The program of one cell as a checksum: the same for any grid, and in every process."""
+def program_digest(program: Program, treedef: Any, shapes: tuple[jax.ShapeDtypeStruct, ...], x64: bool) -> str:
+    """Return the program of one cell as a checksum: the same for any grid, and in every process."""
     del x64
     arrays, key, values = jax.tree.unflatten(treedef, shapes)
     lowered = cell.lower(arrays, key, jax.ShapeDtypeStruct((), np.uint32), values, program=program)
     return hashlib.sha256(lowered.as_text().encode()).hexdigest()
 
 
-def fits(compiled: Any) -> bool:
-    """Whether what a compiled program holds besides its outputs keeps to the memory."""
+def fits_memory(compiled: Any) -> bool:
+    """Tell whether what a compiled program holds besides its outputs keeps to the memory."""
     stats = compiled.memory_analysis()
     return stats is None or stats.temp_size_in_bytes <= MEMORY
 
 
-def _evenly(total: int, largest: int) -> int:
+def _even_share(total: int, largest: int) -> int:
     return -(-total // -(-total // largest))
 
 
-def multiple(number: int, of: int) -> int:
-    """The next multiple of a number."""
+def round_up(number: int, of: int) -> int:
+    """Return the next multiple of a number."""
     return -(-number // of) * of

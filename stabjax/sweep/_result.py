@@ -30,12 +30,12 @@ def dataset(
 
 
 def key_numbers(key: jax.Array) -> dict[str, Any]:
-    """A key as what it can be made from again, by `jax.random.wrap_key_data`."""
+    """Return a key as what it can be made from again, by `jax.random.wrap_key_data`."""
     return {"impl": str(jax.random.key_impl(key)), "data": np.asarray(jax.random.key_data(key)).tolist()}
 
 
 def as_json(config: Mapping[str, Any] | None) -> str:
-    """A configuration as text, its arrays as lists."""
+    """Return a configuration as text, its arrays as lists."""
     if config is not None and not isinstance(config, Mapping):
         raise TypeError(f"expected config as a mapping, got {type(config).__name__}")
     try:
@@ -52,20 +52,20 @@ def _plain(value: Any) -> Any:
 
 
 def versions() -> dict[str, str]:
-    """Versions of what computes a cell."""
+    """Return versions of what computes a cell."""
     return versions_of("jax", "numpy", "python")
 
 
 def error_text(errors: Errors) -> str:
-    """What was raised in which cells. Kept short: an attribute of a netCDF file holds 64 kB."""
+    """Write down what was raised in which cells, shortly: an attribute of a netCDF file holds 64 kB."""
     cells: dict[str, list[str]] = {}
     for first, last, text in errors:
         short = text if len(text) <= 2000 else f"{text[:1000]} ... {text[-1000:]}"
         cells.setdefault(short, []).append(first if first == last else f"{first} to {last}")
-    lines = [f"cells {', '.join(_at_most(10, places, ''))}: {text}" for text, places in cells.items()]
-    return "\n".join(_at_most(10, lines, " kinds of errors"))
+    lines = [f"cells {', '.join(_truncate(10, places, ''))}: {text}" for text, places in cells.items()]
+    return "\n".join(_truncate(10, lines, " kinds of errors"))
 
 
-def _at_most(number: int, texts: list[str], what: str) -> list[str]:
+def _truncate(number: int, texts: list[str], what: str) -> list[str]:
     more = len(texts) - number
     return texts[:number] + ([f"and {more} more{what}"] if more > 0 else [])

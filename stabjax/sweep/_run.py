@@ -14,11 +14,11 @@ from stabjax._arguments import as_key
 from stabjax._numerics import permit_nan
 from stabjax._types import PRNGKey
 from stabjax.sweep import _program
-from stabjax.sweep._grid import grid
+from stabjax.sweep._grid import check_grid
+from stabjax.sweep._processes import Processes
 from stabjax.sweep._result import as_json
 from stabjax.sweep._store import Store
 from stabjax.sweep._sweep import Sweep
-from stabjax.sweep._team import Team
 
 
 def run(
@@ -116,18 +116,18 @@ def run(
     key = as_key(key)
     if chunk is not None and (isinstance(chunk, bool) or not isinstance(chunk, int | np.integer) or chunk < 1):
         raise ValueError(f"expected chunk=None or at least 1, got {chunk!r}")
-    cells = grid(axes, static, seeds)
+    cells = check_grid(axes, static, seeds)
     _program.check_names(f, cells.names)
     mesh = _row_of_devices(mesh)
-    team = Team(mesh)
+    processes = Processes(mesh)
     with permit_nan(), contextlib.nullcontext() if path is None else Store(path) as store:
         if store is not None:
-            team.lead(store.saved)  # what is no folder of a sweep is refused before the work
-        return Sweep(f, cells, key, mesh, team, store, as_json(config)).run(chunk)
+            processes.on_leader(store.saved)  # what is no folder of a sweep is refused before the work
+        return Sweep(f, cells, key, mesh, processes, store, as_json(config)).run(chunk)
 
 
 def _row_of_devices(mesh: Mesh | None) -> Mesh | None:
-    """All devices of a mesh in one row, in the same order whatever its shape."""
+    """Return all devices of a mesh in one row, in the same order whatever its shape."""
     if not isinstance(mesh, Mesh | None):
         raise TypeError(f"expected a jax.sharding.Mesh, got {mesh!r}: make it with jax.make_mesh")
     if mesh is None and jax.process_count() == 1:

@@ -6,7 +6,7 @@
     .*.draft                   whatever is being written
 
 A file is written as a draft, forced to disk and renamed in one step. The checksum of a chunk covers the manifest and
-the number of the chunk too: a file of another sweep is recognised like a damaged one. The chunks of a manifest are
+the number of the chunk too: a file of another sweep is recognized like a damaged one. The chunks of a manifest are
 numbered on from those of the one before.
 """
 
@@ -52,11 +52,11 @@ class Store:
         self._stack.close()
 
     def saved(self) -> dict[str, Any] | None:
-        """What is swept here, None if there is no folder or an empty one."""
+        """Return what is swept here; None if there is no folder or an empty one."""
         return next(iter(self.parts()), None)
 
     def parts(self) -> list[dict[str, Any]]:
-        """What every call that computed cells here has written down, in order; none if there is no folder."""
+        """Return the manifest of every call that computed cells here, in order; none if there is no folder."""
         if not self.path.exists():
             return []
         if not self.path.is_dir():
@@ -82,10 +82,10 @@ class Store:
     def open(self, *manifests: Mapping[str, Any]) -> None:
         """Write down what is swept, part by part, or refuse with the difference from what is swept here."""
         parts = [json.loads(json.dumps({"format": FORMAT, "order": list(m["axes"]), **m})) for m in manifests]
-        self._agreed(parts)
+        self._check_agreement(parts)
         self.path.mkdir(parents=True, exist_ok=True)
         self._stack.enter_context(_files.locked(self.path))
-        saved = self._agreed(parts)  # again: another process may have come before the lock
+        saved = self._check_agreement(parts)  # again: another process may have come before the lock
         for pattern in (".manifest*.json.draft", ".chunk-*.npz.draft"):
             for draft in self.path.glob(pattern):
                 draft.unlink()
@@ -97,8 +97,8 @@ class Store:
             if number := re.match(r"chunk-(\d+)-", file.name):
                 self._chunks.setdefault(int(number[1]), []).append(file)
 
-    def _agreed(self, parts: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        """What is swept here, which must be what is given, or the first parts of it."""
+    def _check_agreement(self, parts: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """Return the manifests here, which must be those that are given, or the first of them."""
         saved = self.parts()
         if len(saved) > len(parts):
             raise OSError(f"another process has added cells to the sweep in {self.path} meanwhile: call again")
@@ -108,7 +108,7 @@ class Store:
         return saved
 
     def read(self, number: int) -> dict[str, np.ndarray] | None:
-        """A finished chunk; None if it was not written, or is damaged and must be computed again."""
+        """Return a finished chunk; None if it was not written, or is damaged and must be computed again."""
         for file in self._chunks.get(number, []):
             try:
                 payload = file.read_bytes()
@@ -116,7 +116,7 @@ class Store:
                 raise OSError(f"the chunk {file} cannot be read ({error}): restore it, or move it elsewhere") from error
             if file.stem.endswith(f"-{self._checksum(number, payload)}"):
                 with contextlib.suppress(ValueError, OSError, zipfile.BadZipFile):
-                    return _unpacked(payload)
+                    return _unpack(payload)
             warnings.warn(
                 f"the file {file} is damaged: its chunk is computed again, and the file replaced",
                 RuntimeWarning,
@@ -127,7 +127,7 @@ class Store:
 
     def write(self, number: int, arrays: Mapping[str, np.ndarray]) -> None:
         """Keep a finished chunk."""
-        payload = _packed(arrays)
+        payload = _pack(arrays)
         name = f"chunk-{number:05d}-{self._checksum(number, payload)}.npz"
         self._write(name, lambda file: _files.write(file, payload))
 
@@ -152,8 +152,8 @@ def _name(number: int) -> str:
     return f"manifest-{number:05d}.json" if number else "manifest.json"
 
 
-def _packed(arrays: Mapping[str, np.ndarray]) -> bytes:
-    """As numpy.savez does, which does not take every name ("file"), nor numpy.load tell ``x`` from ``x.npy``."""
+def _pack(arrays: Mapping[str, np.ndarray]) -> bytes:
+    """Pack arrays of any name; numpy.savez does not take "file", nor does numpy.load tell ``x`` from ``x.npy``."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
         for name, array in arrays.items():
@@ -162,7 +162,7 @@ def _packed(arrays: Mapping[str, np.ndarray]) -> bytes:
     return buffer.getvalue()
 
 
-def _unpacked(payload: bytes) -> dict[str, np.ndarray]:
+def _unpack(payload: bytes) -> dict[str, np.ndarray]:
     arrays = {}
     with zipfile.ZipFile(io.BytesIO(payload)) as archive:
         for member in archive.namelist():

@@ -1,7 +1,6 @@
 """One call of `run`: the programs of all blocks, their chunks one after the other, and the rows of all cells."""
 
 import dataclasses
-import hashlib
 import json
 import math
 import re
@@ -20,23 +19,31 @@ from rich.console import Console
 
 from stabjax import _files
 from stabjax._progress import progress_bar
-from stabjax.sweep import _identity, _program
+from stabjax._provenance import describe_shortly, digest
+from stabjax.sweep import _program
 from stabjax.sweep._grid import Grid
-from stabjax.sweep._outputs import outputs, same_labels
-from stabjax.sweep._plan import Chunk, Lattice, Part, Piece, chunks_for, pieces_of, stored, unheld
+from stabjax.sweep._outputs import check_same_labels, name_outputs
+from stabjax.sweep._plan import Chunk, Lattice, Part, Piece, chunks_for, missing_cells, parts_of, pieces_of
+from stabjax.sweep._processes import Processes
 from stabjax.sweep._result import Errors, dataset, error_text, key_numbers, versions
 from stabjax.sweep._store import Store
-from stabjax.sweep._team import Team
 
 
 class Sweep:
     """A checked sweep: the function is traced, nothing is compiled yet."""
 
     def __init__(
-        self, f: Any, cells: Grid, key: jax.Array, mesh: Mesh | None, team: Team, store: Store | None, config: str
+        self,
+        f: Any,
+        cells: Grid,
+        key: jax.Array,
+        mesh: Mesh | None,
+        processes: Processes,
+        store: Store | None,
+        config: str,
     ) -> None:
-        self.cells, self.mesh, self.team, self.store = cells, mesh, team, store
-        program, arrays = _program.split(f)
+        self.cells, self.mesh, self.processes, self.store = cells, mesh, processes, store
+        program, arrays = _program.split_arrays(f)
         probe = jax.device_put(np.zeros(()))  # under jit, a tracer too
         if any(isinstance(x, Tracer) for x in (probe, key, *arrays)):
             raise TypeError(
@@ -46,22 +53,22 @@ class Sweep:
         self.devices = 1 if mesh is None else mesh.size
         self.device = next(iter(probe.devices())) if mesh is None else mesh.devices.flat[0]
         self.about = {"function": _program.function_name(f), "key": key_numbers(key), "config": json.loads(config)}
-        self.key, self.arrays = self._everywhere((key, arrays))
+        self.key, self.arrays = self._replicate((key, arrays))
         self.programs = [program.of(combination) for combination in cells.combinations()]
         one = {name: axis[0] for name, axis in cells.traced.items()}
         traced = [_program.trace(program, self.arrays, self.key, one) for program in self.programs]
-        self.outputs = [outputs(out, cells.names) for out in traced]
+        self.outputs = [name_outputs(out, cells.names) for out in traced]
         """Of every program, in the order it returns them."""
-        same_labels(list(zip([program.static for program in self.programs], self.outputs)))
+        check_same_labels(list(zip([program.static for program in self.programs], self.outputs)))
         shapes, treedef = jax.tree.flatten(jax.tree.map(_shape, (self.arrays, self.key, one)))
         x64 = jax.dtypes.canonicalize_dtype(np.float64) == np.float64
         self.shapes = treedef, tuple(shapes), x64
-        self.traffic = [_program.traffic(program, *self.shapes) for program in self.programs]
-        static = {name: [_identity.text(value) for value in values] for name, values in cells.static.items()}
+        self.traffic = [_program.bytes_accessed(program, *self.shapes) for program in self.programs]
+        static = {name: [describe_shortly(value) for value in values] for name, values in cells.static.items()}
         self.request = Lattice(static, cells.traced, cells.seeds)
 
-    def _everywhere(self, tree: Any) -> Any:
-        """Arrays as a whole on every device."""
+    def _replicate(self, tree: Any) -> Any:
+        """Copy arrays, as a whole, to every device."""
         if self.mesh is None:
             return jax.device_put(tree)
         whole = NamedSharding(self.mesh, P())
@@ -75,15 +82,15 @@ class Sweep:
         return jax.tree.map(place, tree)
 
     def run(self, chunk: int | None) -> xarray.Dataset:
-        """All cells, ``chunk`` of them at once."""
-        manifests = [] if self.store is None else self._written(chunk)
-        parts = stored(manifests)
+        """Compute all cells, ``chunk`` of them at once."""
+        manifests = [] if self.store is None else self._saved_manifests(chunk)
+        parts = parts_of(manifests)
         old = set(parts)
-        if (new := unheld(self.request, parts)).any():
-            parts.append(self._added(pieces_of(new), chunk, sum(part.count for part in parts)))
+        if (new := missing_cells(self.request, parts)).any():
+            parts.append(self._new_part(pieces_of(new), chunk, sum(part.count for part in parts)))
             # Before any chunk runs: a function that cannot be batched is no failure of a chunk.
             for piece, layout in zip(parts[-1].pieces, parts[-1].layouts):
-                self._lowered(parts[-1], piece, layout)
+                self._lower(parts[-1], piece, layout)
             manifests.append(self._manifest(parts[-1]) if self.store is not None else {})
         chunks = chunks_for(self.request, parts)
         total = math.prod(self.request.lengths)
@@ -92,11 +99,11 @@ class Sweep:
         rows["valid"] = np.zeros(total, bool)
         left = chunks if self.store is None else self._resume(self.store, manifests, chunks, rows)
         for part, k in dict.fromkeys((c.part, c.piece) for c in left if c.part in old):
-            self._lowered(part, part.pieces[k], part.layouts[k])
+            self._lower(part, part.pieces[k], part.layouts[k])
         errors: Errors = []
         total, done = sum(c.count for c in left), 0
         console = Console(stderr=True)
-        with progress_bar(total, shown=self.team.leads and console.is_terminal, console=console) as update:
+        with progress_bar(total, shown=self.processes.is_leader and console.is_terminal, console=console) as update:
             for c in left:
                 if text := self._compute(c, rows):
                     there = c.rows[c.rows >= 0].tolist()
@@ -111,8 +118,8 @@ class Sweep:
         about = {"device": device, **attributes, "chunk": parts[0].sizes[0]}
         return dataset(self.cells, rows, self.outputs[0], about, errors)
 
-    def _added(self, pieces: list[Piece], chunk: int | None, first: int) -> Part:
-        """A part of these pieces, dealt out to chunks."""
+    def _new_part(self, pieces: list[Piece], chunk: int | None, first: int) -> Part:
+        """Return a part of these pieces, dealt out to chunks."""
         per_cell = sum(leaf.size * leaf.dtype.itemsize for leaf in self.outputs[0].leaves.values())
         least = 1 if self.store is None else max(1, _program.PIECES // len(pieces))
         sizes, layouts = [], []
@@ -121,31 +128,31 @@ class Sweep:
             if chunk is None:
                 sizes.append(_program.chunk_size(piece.count, per_cell, pieces=least, **options))
             else:
-                sizes.append(_program.multiple(min(int(chunk), piece.count), self.devices))
+                sizes.append(_program.round_up(min(int(chunk), piece.count), self.devices))
             layouts.append(self._layout(Part(self.request, [piece], [], [], 0), piece, sizes[-1]))
         return Part(self.request, pieces, sizes, layouts, first)
 
-    def _layout(self, part: Part, piece: Piece, size: int) -> _program.Layout:
+    def _layout(self, part: Part, piece: Piece, size: int) -> _program.ChunkLayout:
         block = self._block(part, piece)
-        largest = _program.side_by_side(self.traffic[block], self.device.platform)
+        largest = _program.cells_side_by_side(self.traffic[block], self.device.platform)
         # Under vmap, XLA's generator takes one key for a whole batch.
         if "rbg" in str(jax.random.key_impl(self.key)):
             largest = 1
         options = {"seeds": len(piece.seeds), "devices": self.devices}
-        layout = _program.layout(size, largest=largest, **options)
+        layout = _program.choose_layout(size, largest=largest, **options)
         # What a cell reads and writes bounds what it holds; only where that bound is too large the program is asked.
         while layout.batch * self.traffic[block] > _program.MEMORY and layout.batch > 1:
-            if _program.fits(self._lowered(part, piece, layout).compile()):
+            if _program.fits_memory(self._lower(part, piece, layout).compile()):
                 break
-            layout = _program.layout(size, largest=layout.batch // 2, **options)
+            layout = _program.choose_layout(size, largest=layout.batch // 2, **options)
         return layout
 
     def _block(self, part: Part, piece: Piece) -> int:
-        """The static values of a piece among those that are asked for."""
+        """Return the static values of a piece among those that are asked for."""
         return self.request.blocks[part.lattice.combinations[piece.block]]
 
     def _arguments(self, part: Part, piece: Piece, start: int, rows: int) -> tuple[Any, ...]:
-        """Arguments for the cells from ``start`` on; beyond the end the last one is repeated."""
+        """Return arguments for the cells from ``start`` on; beyond the end the last one is repeated."""
         points, seeds = piece.cells(np.minimum(np.arange(start, start + rows), piece.count - 1))
         inner = part.lattice.coordinates(piece.block, points, seeds)[len(part.lattice.static) :]
         values = {name: axis[index] for (name, axis), index in zip(part.lattice.traced.items(), inner)}
@@ -154,7 +161,7 @@ class Sweep:
             seeds, values = jax.device_put((seeds, values), NamedSharding(self.mesh, P(self.mesh.axis_names)))
         return self.arrays, self.key, seeds, values
 
-    def _lowered(self, part: Part, piece: Piece, layout: _program.Layout) -> Any:
+    def _lower(self, part: Part, piece: Piece, layout: _program.ChunkLayout) -> Any:
         arguments = self._arguments(part, piece, 0, layout.rows)
         return _program.lower(self.programs[self._block(part, piece)], arguments, layout, self.mesh)
 
@@ -165,23 +172,23 @@ class Sweep:
         text, results = "", None
         try:
             arguments = self._arguments(c.part, piece, c.start, layout.rows)
-            results = _program.chunk(*arguments, program=self.programs[block], layout=layout, mesh=self.mesh)
+            results = _program.run_chunk(*arguments, program=self.programs[block], layout=layout, mesh=self.mesh)
             jax.block_until_ready(results)
         except Exception as error:
             text = f"{type(error).__name__}: {error}"
             # Raised inside of a callback, an interrupt comes back as an error of the runtime.
             if re.search(r"^KeyboardInterrupt\b", text, re.MULTILINE):
                 raise KeyboardInterrupt from error
-        if text := self.team.errors(text):
+        if text := self.processes.first_error(text):
             for array in rows.values():
                 array[c.rows[there]] = np.nan if np.issubdtype(array.dtype, np.inexact) else 0
             return text
-        leaves, valid = self.team.whole(results)
+        leaves, valid = self.processes.gather(results)
         found = dict(zip([*self.outputs[block].leaves, "valid"], (array[: c.count] for array in [*leaves, valid])))
         for name, array in rows.items():
             array[c.rows[there]] = found[name][there]
         if (store := self.store) is not None:
-            self.team.lead(lambda: store.write(c.number, {name: found[name] for name in rows}))
+            self.processes.on_leader(lambda: store.write(c.number, {name: found[name] for name in rows}))
         return ""
 
     def _resume(
@@ -199,12 +206,12 @@ class Sweep:
                         array[c.rows[there]] = found[name][there]
                     done[k] = True
 
-        self.team.lead(read)
-        self.team.share([done, *rows.values()])
+        self.processes.on_leader(read)
+        self.processes.broadcast([done, *rows.values()])
         return [c for k, c in enumerate(chunks) if not done[k]]
 
-    def _written(self, chunk: int | None) -> list[dict[str, Any]]:
-        """What is written down in the folder, which must be of this function and key, whatever its grid."""
+    def _saved_manifests(self, chunk: int | None) -> list[dict[str, Any]]:
+        """Return the manifests of the folder, which must be of this function and key, whatever its grid."""
         found: list[dict[str, Any]] = []
 
         def look() -> None:
@@ -213,42 +220,42 @@ class Sweep:
                 if found:
                     self._check(found, chunk, f"the sweep in {self.store.path}")
 
-        self.team.lead(look)
-        return json.loads(self.team.told(json.dumps(found)))
+        self.processes.on_leader(look)
+        return json.loads(self.processes.broadcast_text(json.dumps(found)))
 
     def _check(self, manifests: list[dict[str, Any]], chunk: int | None, what: str) -> None:
         """Raise ``ValueError`` for any difference but in the values on the axes and the number of seeds."""
-        saved, given = manifests[0], {**self._about(), "axes": _kinds_of_axes(self.cells.describe())}
-        kept = {name: saved[name] for name in given} | {"axes": _kinds_of_axes(saved["axes"])}
+        saved, given = manifests[0], {**self._about(), "axes": _axis_kinds(self.cells.describe())}
+        kept = {name: saved[name] for name in given} | {"axes": _axis_kinds(saved["axes"])}
         if chunk is not None:
-            [first, *_] = stored(manifests[:1])
-            given["chunk"] = _program.multiple(min(int(chunk), first.pieces[0].count), self.devices)
+            [first, *_] = parts_of(manifests[:1])
+            given["chunk"] = _program.round_up(min(int(chunk), first.pieces[0].count), self.devices)
             kept["chunk"] = saved["sizes"][0]
         programs = self._digests()
         for manifest in manifests:
-            for static, digest in manifest["program"].items():
-                if programs.get(static, digest) != digest:
-                    kept["program"], given["program"] = digest, programs[static]
+            for static, saved_program in manifest["program"].items():
+                if programs.get(static, saved_program) != saved_program:
+                    kept["program"], given["program"] = saved_program, programs[static]
         _files.refuse_difference(kept, given, what)
 
     def _digests(self) -> dict[str, str]:
-        """The program of every block, by its static values."""
-        digests = (_program.digest(program, *self.shapes) for program in self.programs)
+        """Return the program of every block, by its static values."""
+        digests = (_program.program_digest(program, *self.shapes) for program in self.programs)
         return dict(zip(self.request.combinations, digests))
 
     def _about(self) -> dict[str, Any]:
-        """What has to be the same for the same numbers, beside the program."""
+        """Describe what has to be the same for the same numbers, beside the program."""
         return {
             **self.about,
             "outputs": self.outputs[0].kinds(),
             "devices": self.devices,
             "device": f"{self.device.platform} {self.device.device_kind}",
             "jax": jax.__version__,
-            "arrays": _fingerprint(self.arrays),
+            "arrays": digest(self.arrays),
         }
 
     def _manifest(self, part: Part) -> dict[str, Any]:
-        """What is written down of a part."""
+        """Describe a part, as it is written down."""
         return {
             **self._about(),
             "axes": self.cells.describe(),
@@ -261,8 +268,8 @@ class Sweep:
         }
 
 
-def _kinds_of_axes(axes: Mapping[str, Any]) -> dict[str, Any]:
-    """Which axes there are, and what their values are of; in the order of the names."""
+def _axis_kinds(axes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return which axes there are, and the type of their values, in the order of the names."""
     return {name: "static" if "static" in axes[name] else {"dtype": axes[name]["dtype"]} for name in sorted(axes)}
 
 
@@ -270,13 +277,3 @@ def _shape(x: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(
         x.shape, x.dtype if isinstance(x, jax.Array) else jax.dtypes.canonicalize_dtype(x.dtype)
     )
-
-
-def _fingerprint(tree: Any) -> str:
-    digest = hashlib.sha256()
-    for leaf in jax.tree.leaves(tree):
-        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            leaf = jax.random.key_data(leaf)
-        array = np.ascontiguousarray(leaf)
-        digest.update(f"{array.dtype}{array.shape}".encode() + array.tobytes())
-    return digest.hexdigest()

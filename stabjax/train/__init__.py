@@ -5,13 +5,13 @@ a `Recipe` says how to train, `published` and `fast` are two of them.
 Images are ``(n, *spatial, channels)``, integers 0..255 (kept as bytes on the device) or floats; labels are integers.
 """
 
+from stabjax.train._augment import crop, flip
 from stabjax.train._calibrate import calibrate
 from stabjax.train._evaluate import Evaluation, evaluate
 from stabjax.train._files import checkpoints, load, recipe
 from stabjax.train._fit import Run, fit
 from stabjax.train._history import History, history
-from stabjax.train._prepare import crop, flip, normalise
-from stabjax.train._recipe import Recipe, log_spaced, loss, optimiser, schedule
+from stabjax.train._recipe import Recipe, log_spaced, loss, optimizer, schedule
 from stabjax.train._recipes import fast, published
 
 __all__ = [
@@ -30,8 +30,7 @@ __all__ = [
     "load",
     "log_spaced",
     "loss",
-    "normalise",
-    "optimiser",
+    "optimizer",
     "published",
     "recipe",
     "schedule",

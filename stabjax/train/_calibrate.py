@@ -12,9 +12,9 @@ from jaxtyping import Num
 from stabjax._images import Spatial, check_batch, explain_batch
 from stabjax._sharding import without_explicit_axes
 from stabjax._types import AnyArray
-from stabjax.train._layout import in_mode
-from stabjax.train._prepare import check_values, normalise
-from stabjax.train._recipe import Real, whole
+from stabjax.train._augment import check_values, normalize
+from stabjax.train._recipe import Real, as_count
+from stabjax.train._state_dict import in_mode
 
 
 def calibrate(
@@ -26,23 +26,23 @@ def calibrate(
     deviation: tuple[Real, ...] = (),
     spatial: Spatial = None,
 ) -> nnx.Module:
-    """A copy of ``model``, in evaluation mode, whose batch normalisations use the exact statistics of these images.
+    """Copy ``model``, in evaluation mode, with the exact statistics of these images in its batch normalizations.
 
-    Each normalisation gets the mean and the (biased) variance of its own input over all the images, those before it
+    Each normalization gets the mean and the (biased) variance of its own input over all the images, those before it
     being calibrated already: on these images, evaluation then equals one training pass over them as a single batch.
 
     Args:
         model: any NNX module with `flax.nnx.BatchNorm` inside; without one, the copy is returned.
         images: as in `fit`.
         batch_size: None takes all images as one batch, in one pass. A number bounds the memory: as many passes as there
-            are normalisations, each settling one more of them; the same result to rounding.
-        mean: see `normalise`.
-        deviation: see `normalise`.
+            are normalizations, each settling one more of them; the same result to rounding.
+        mean: see `Recipe`.
+        deviation: see `Recipe`.
         spatial: number of spatial axes of the images, or their sides, as in `fit`.
 
     Raises:
-        ValueError: no images, or images that do not go with ``mean`` and ``deviation`` (see `normalise`); or a
-            normalisation is used more than once in a pass, or with a mask.
+        ValueError: no images, or images that do not go with ``mean`` and ``deviation``; or a
+            normalization is used more than once in a pass, or with a mask.
     """
     check_batch(images, spatial=spatial, vectors=True, integers="any")
     images = without_explicit_axes(images)
@@ -55,16 +55,16 @@ def calibrate(
     @jax.jit
     def moments(state: Any, batch: jax.Array) -> list[tuple[jax.Array, jax.Array, jax.Array]]:
         probe = nnx.merge(graphdef, state, copy=True)
-        probe(normalise(batch, mean=mean, deviation=deviation))
-        return [(node.mean[...], node.var[...], node.calls[...]) for _, node in _listeners(probe)]
+        probe(normalize(batch, mean=mean, deviation=deviation))
+        return [(node.mean[...], node.var[...], node.calls[...]) for _, node in _find_listeners(probe)]
 
-    size = len(images) if batch_size is None else min(whole("batch_size", batch_size), len(images))
+    size = len(images) if batch_size is None else min(as_count("batch_size", batch_size), len(images))
     parts = [images[i : i + size] for i in range(0, len(images), size)]
-    probe = _listening(nnx.clone(model), list(norms), settle=len(parts) == 1)
+    probe = _insert_listeners(nnx.clone(model), list(norms), settle=len(parts) == 1)
     graphdef = nnx.graphdef(probe)
-    names, listeners = zip(*_listeners(probe))
+    names, listeners = zip(*_find_listeners(probe))
 
-    # The statistics of layers run by one scan are stacked, and settle one after the other too.
+    # The statistics of layers run by one scan are stack_seeds, and settle one after the other too.
     passes = 1 if len(parts) == 1 else sum(math.prod(norm.mean.shape[:-1]) for norm in norms.values())
     for _ in range(passes):
         with explain_batch(images):
@@ -73,10 +73,10 @@ def calibrate(
             calls = int(np.max(found[0][k][2]))
             if calls > 1:
                 raise ValueError(
-                    f"expected every batch normalisation to be used once in a pass, got {name} used {calls} times: "
+                    f"expected every batch normalization to be used once in a pass, got {name} used {calls} times: "
                     "its one mean and variance cannot be those of several inputs; give each place its own"
                 )
-            listener.norm.mean[...], listener.norm.var[...] = _pooled(
+            listener.norm.mean[...], listener.norm.var[...] = _pool_moments(
                 [f[k][:2] for f in found], [len(p) for p in parts]
             )
     for norm, listener in zip(norms.values(), listeners):
@@ -85,9 +85,9 @@ def calibrate(
 
 
 class _Listener(nnx.Module):
-    """A batch normalisation in evaluation mode, whose ``mean`` and ``var`` are those of its last input.
+    """A batch normalization in evaluation mode, whose ``mean`` and ``var`` are those of its last input.
 
-    One that is to ``settle`` normalises by them at once.
+    One that is to ``settle`` normalizes by them at once.
     """
 
     def __init__(self, norm: nnx.BatchNorm, *, settle: bool) -> None:
@@ -100,7 +100,7 @@ class _Listener(nnx.Module):
 
     def __call__(self, x: jax.Array, *arguments: Any, mask: jax.Array | None = None, **options: Any) -> jax.Array:
         if mask is not None:
-            raise ValueError("expected batch normalisations without a mask to calibrate, got one with a mask")
+            raise ValueError("expected batch normalizations without a mask to calibrate, got one with a mask")
         rows = jnp.moveaxis(x, self.norm.axis, -1).reshape(-1, x.shape[self.norm.axis]).astype(self.mean.dtype)
         self.mean[...], self.var[...] = jnp.mean(rows, axis=0), jnp.var(rows, axis=0)
         self.calls[...] += 1
@@ -109,27 +109,27 @@ class _Listener(nnx.Module):
         return self.norm(x, *arguments, **options)
 
 
-def _listening(root: Any, paths: list[tuple[Any, ...]], *, settle: bool) -> Any:
-    """The graph with a listener in every place of its normalisations, the same for the same."""
+def _insert_listeners(root: Any, paths: list[tuple[Any, ...]], *, settle: bool) -> Any:
+    """Put a listener in every place of a normalization, the same for the same, and return the graph."""
     nodes, shared = dict(nnx.iter_graph(root)), nnx.find_duplicates(root)
     for path in paths:
         listener = _Listener(nodes[path], settle=settle)
         for place in next((places for places in shared if path in places), [path]):
-            root = _with(root, place, listener)
+            root = _replace_node(root, place, listener)
     return root
 
 
-def _listeners(probe: Any) -> list[tuple[str, _Listener]]:
+def _find_listeners(probe: Any) -> list[tuple[str, _Listener]]:
     return [("/".join(map(str, path)), node) for path, node in nnx.iter_graph(probe) if isinstance(node, _Listener)]
 
 
-def _with(node: Any, path: tuple[Any, ...], new: nnx.Module) -> Any:
-    """A graph with ``new`` at a path: changed in place, but for tuples, which are made anew."""
+def _replace_node(node: Any, path: tuple[Any, ...], new: nnx.Module) -> Any:
+    """Put ``new`` at a path of a graph: changed in place, but for tuples, which are made anew."""
     if not path:
         return new
     name, item = path[0], isinstance(path[0], int) or isinstance(node, dict)
     old = node[name] if item else getattr(node, name)
-    child = _with(old, path[1:], new)
+    child = _replace_node(old, path[1:], new)
     if isinstance(node, tuple):
         named: Any = node
         return named._replace(**{name: child}) if isinstance(name, str) else (*node[:name], child, *node[name + 1 :])
@@ -141,8 +141,8 @@ def _with(node: Any, path: tuple[Any, ...], new: nnx.Module) -> Any:
     return node
 
 
-def _pooled(parts: list[tuple[jax.Array, ...]], counts: list[int]) -> tuple[jax.Array, jax.Array]:
-    """Mean and variance of the union of groups, summed in double precision."""
+def _pool_moments(parts: list[tuple[jax.Array, ...]], counts: list[int]) -> tuple[jax.Array, jax.Array]:
+    """Return the mean and variance of the union of groups, summed in double precision."""
     share = np.reshape(np.array(counts) / sum(counts), (-1,) + (1,) * parts[0][0].ndim)
     means, variances = (np.array([np.asarray(p[i], np.float64) for p in parts]) for i in (0, 1))
     with np.errstate(all="ignore"):  # what has not settled yet may be infinite further down

@@ -16,10 +16,10 @@ from jaxtyping import Int, Num
 from stabjax._images import Spatial, check_batch, check_plain, explain_batch
 from stabjax._sharding import without_explicit_axes
 from stabjax._types import AnyArray
-from stabjax.train._layout import Layout, Weights
-from stabjax.train._prepare import check_values, normalise
-from stabjax.train._recipe import Loss, Real, whole
+from stabjax.train._augment import check_values, normalize
+from stabjax.train._recipe import Loss, Real, as_count
 from stabjax.train._recipe import loss as loss_of
+from stabjax.train._state_dict import Layout, Weights
 
 
 @jax.tree_util.register_dataclass
@@ -45,7 +45,7 @@ def evaluate(
     flip: bool = False,
     spatial: Spatial = None,
 ) -> Evaluation:
-    """Mean loss and accuracy of ``model`` in evaluation mode; the model itself is left as it is.
+    """Return the mean loss and accuracy of ``model`` in evaluation mode; the model itself is left as it is.
 
     Every image counts once: a last partial batch is filled up with images of weight zero, so one program serves all.
 
@@ -55,27 +55,27 @@ def evaluate(
         labels: class numbers, or -1 and +1 for the hinge loss.
         batch_size: images at a time.
         loss: see `Recipe`.
-        mean: see `normalise`.
-        deviation: see `normalise`.
+        mean: see `Recipe`.
+        deviation: see `Recipe`.
         flip: score the mean of the outputs for each image and its mirror image along the last spatial axis.
         spatial: number of spatial axes of the images, or their sides, as in `fit`.
 
     Raises:
         TypeError: images or labels are no arrays.
         ValueError: model, images, labels and loss do not fit together, an image is not finite, or images do not go
-            with ``mean`` and ``deviation`` (see `normalise`).
+            with ``mean`` and ``deviation``.
     """
-    batch_size = whole("batch_size", batch_size)
+    batch_size = as_count("batch_size", batch_size)
     layout, weights = Layout.of(model)
-    images, labels = on_device(images, labels, loss, spatial=spatial)
+    images, labels = check_data(images, labels, loss, spatial=spatial)
     check_outputs(layout, weights, images, labels, loss, mean, deviation)
     if images.ndim < 3 and flip:
         raise ValueError(f"expected images with spatial axes for flip, got shape {images.shape}")
-    total = total_of(batched(layout, loss, mean, deviation, flip), weights, images, labels, size=batch_size)
+    total = total_score(compile_score(layout, loss, mean, deviation, flip), weights, images, labels, size=batch_size)
     return Evaluation(*(float(x) for x in total / len(images)))
 
 
-def on_device(
+def check_data(
     images: AnyArray,
     labels: AnyArray,
     loss: Loss,
@@ -83,7 +83,7 @@ def on_device(
     spatial: Spatial = None,
     made_for: Mapping[str, Spatial] = MappingProxyType({}),
 ) -> tuple[jax.Array, jax.Array]:
-    """Both on the device, checked: byte images stay bytes, labels become int32."""
+    """Check images and labels and put them on the device: byte images stay bytes, labels become int32."""
     check_batch(images, spatial=spatial, made_for=made_for, vectors=True, integers="any")
     if not isinstance(labels, (np.ndarray, jax.Array)):
         raise TypeError(f"expected labels as an array, got {type(labels).__name__}: give np.asarray(...) of it")
@@ -123,26 +123,26 @@ def check_outputs(
     mean: tuple[Real, ...],
     deviation: tuple[Real, ...],
 ) -> int:
-    """The number of outputs, from a trace of two images, so that misfits are named before anything is computed.
+    """Return the number of outputs, from a trace of two images: misfits are named before anything is computed.
 
     So are values that do not go with the statistics.
     """
     check_values(images, mean=mean, deviation=deviation)
     two = jax.ShapeDtypeStruct((2, *images.shape[1:]), images.dtype)
     with explain_batch(two):
-        shape = _tried(layout, loss, mean, deviation).eval_shape(weights, two).shape
+        shape = _compile_outputs(layout, loss, mean, deviation).eval_shape(weights, two).shape
     if loss == "cross-entropy" and np.max(labels) >= shape[1]:
         raise ValueError(f"expected labels below {shape[1]}, the number of outputs, got {np.max(labels)}")
     return math.prod(shape[1:])
 
 
 @functools.lru_cache(maxsize=16)
-def _tried(layout: Layout, loss: Loss, mean: tuple[Real, ...], deviation: tuple[Real, ...]) -> Any:
-    """The jitted outputs, taken by the loss; cached so that images of one shape are traced once."""
+def _compile_outputs(layout: Layout, loss: Loss, mean: tuple[Real, ...], deviation: tuple[Real, ...]) -> Any:
+    """Jit the outputs, taken by the loss; cached so that images of one shape are traced once."""
 
     @jax.jit
     def outputs(weights: Weights, images: jax.Array) -> jax.Array:
-        found = layout.model(weights, training=False)(normalise(images, mean=mean, deviation=deviation))
+        found = layout.model(weights, training=False)(normalize(images, mean=mean, deviation=deviation))
         loss_of(found, jnp.zeros(len(images), jnp.int32), kind=loss)
         return found
 
@@ -150,17 +150,17 @@ def _tried(layout: Layout, loss: Loss, mean: tuple[Real, ...], deviation: tuple[
 
 
 @functools.lru_cache(maxsize=16)
-def batched(
+def compile_score(
     layout: Layout, loss: Loss, mean: tuple[Real, ...], deviation: tuple[Real, ...], flip: bool
 ) -> Callable[..., jax.Array]:
-    """The jitted sum of (loss, hits) over one batch, cached so that models of one architecture share it."""
+    """Jit the sum of (loss, hits) over one batch, cached so that models of one architecture share it."""
 
     @functools.partial(jax.jit, static_argnames="size")
     def batch(weights: Weights, images: jax.Array, labels: jax.Array, start: jax.Array, *, size: int) -> jax.Array:
         index = start + jnp.arange(size, dtype=jnp.int32)
         counted = index < len(images)
         index = jnp.minimum(index, len(images) - 1)
-        inputs = normalise(images[index], mean=mean, deviation=deviation)
+        inputs = normalize(images[index], mean=mean, deviation=deviation)
         if flip:
             inputs = jnp.concatenate([inputs, jnp.flip(inputs, axis=-2)])
         outputs = layout.model(weights, training=False)(inputs)
@@ -172,10 +172,10 @@ def batched(
     return batch
 
 
-def total_of(
+def total_score(
     batch: Callable[..., jax.Array], weights: Weights, images: jax.Array, labels: jax.Array, *, size: int
 ) -> np.ndarray:
-    """Sum of (loss, hits) over all images.
+    """Sum (loss, hits) over all images.
 
     The loop over batches is in Python: on the CPU, XLA runs convolutions of most layouts many times slower inside a
     compiled loop, and a batch takes far longer than its dispatch.

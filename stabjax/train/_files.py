@@ -14,20 +14,22 @@ import contextlib
 import dataclasses
 import operator
 import shutil
-import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal, SupportsIndex
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from flax import nnx
 
 from stabjax._files import check_empty, force_to_disk, locked, read_json, refuse_difference, write_json
-from stabjax.train._further import check_further, differs_in_length
-from stabjax.train._layout import Layout, to_host
+from stabjax._provenance import checksum, describe, leaves_by_path, without_addresses
+from stabjax.train._more_epochs import check_more_epochs, differs_in_length
 from stabjax.train._recipe import Recipe
+from stabjax.train._state_dict import Layout, to_host
 
 FORMAT = 1
 KEPT = 2
@@ -43,7 +45,7 @@ def load(
     step: SupportsIndex | Stage = "last",
     seed: SupportsIndex = 0,
 ) -> nnx.Module:
-    """A copy of ``model``, in evaluation mode, with the weights of the run in the folder ``path``.
+    """Copy ``model``, in evaluation mode, with the weights of the run in the folder ``path``.
 
     Args:
         path: the folder given to `fit`; the run may be unfinished.
@@ -57,7 +59,7 @@ def load(
         ValueError: the run is of another model, format or number of seeds.
         OSError: a file is damaged; the error names it.
     """
-    path, step, seed = Path(path), stage(step), operator.index(seed)
+    path, step, seed = Path(path), as_stage(step), operator.index(seed)
     run = manifest(path)
     layout, template = Layout.of(model)
     refuse_difference({"model": run["weights"]}, {"model": layout.signature(template)}, f"the weights in {path}")
@@ -67,19 +69,19 @@ def load(
         saved = states(path)
         if not saved:
             raise FileNotFoundError(f"no saved state in {path}: the run was killed before the first; start it again")
-        arrays, _ = read_arrays(path / "state" / number(saved[-1]))
+        arrays, _ = read_arrays(path / "state" / step_name(saved[-1]))
         prefixes = ("best/",) * (step == "best") + ("average/", "params/", "rest/")
     else:
         wanted = step if isinstance(step, int) else 0
-        arrays, _ = read_arrays(path / "steps" / number(wanted), known=checkpoints(path))
+        arrays, _ = read_arrays(path / "steps" / step_name(wanted), known=checkpoints(path))
         prefixes = ("",)
     found = {k: next((arrays[p + k] for p in prefixes if p + k in arrays), None) for k in template}
     chosen = {k: v if (a := found[k]) is None else np.array(a[seed]) for k, v in to_host(template).items()}
-    return layout.model(layout.on_device(chosen), training=False)
+    return layout.model(layout.to_device(chosen), training=False)
 
 
-def stage(step: SupportsIndex | Stage) -> int | Stage:
-    """A step as a whole number, or one of the three words."""
+def as_stage(step: SupportsIndex | Stage) -> int | Stage:
+    """Return a step as a whole number, or one of the three words."""
     if isinstance(step, str):
         if step not in ("initial", "best", "last"):
             raise ValueError(f"expected 'initial', 'best', 'last' or the number of a step, got {step!r}")
@@ -91,18 +93,18 @@ def stage(step: SupportsIndex | Stage) -> int | Stage:
 
 
 def checkpoints(path: str | PathLike[str]) -> dict[int, float]:
-    """Step and epoch of the weights kept in the folder of a run, in order."""
+    """Return the step and epoch of the weights kept in the folder of a run, in order."""
     run = manifest(path)
-    return {s: s / run["steps_per_epoch"] for s in numbered(Path(path) / "steps")}
+    return {s: s / run["steps_per_epoch"] for s in list_steps(Path(path) / "steps")}
 
 
 def recipe(path: str | PathLike[str]) -> Recipe:
-    """The recipe of the run in the folder ``path``."""
+    """Return the recipe of the run in the folder ``path``."""
     return Recipe.from_json(manifest(path)["recipe"])
 
 
 def manifest(path: str | PathLike[str]) -> dict[str, Any]:
-    """The contents of ``run.json``, of this format."""
+    """Return the contents of ``run.json``, of this format."""
     file = Path(path) / "run.json"
     if not file.exists():
         raise FileNotFoundError(
@@ -118,23 +120,23 @@ def manifest(path: str | PathLike[str]) -> dict[str, Any]:
 
 
 def states(path: Path) -> list[int]:
-    """Steps of the complete states, oldest first."""
-    return numbered(path / "state")
+    """Return the steps of the complete states, oldest first."""
+    return list_steps(path / "state")
 
 
-def number(step: int) -> str:
+def step_name(step: int) -> str:
     """Name of a step's folder; sorts like the numbers."""
     return f"{step:08d}"
 
 
-def numbered(folder: Path) -> list[int]:
-    """The steps that have a folder here."""
+def list_steps(folder: Path) -> list[int]:
+    """Return the steps that have a folder here."""
     return sorted(int(f.name) for f in folder.iterdir() if f.name.isdecimal()) if folder.exists() else []
 
 
 @contextlib.contextmanager
-def opened(path: Path, given: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """The folder of a run, held by this process alone, with its ``run.json`` written or agreeing with the given one."""
+def open_run(path: Path, given: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Hold the folder of a run, its ``run.json`` written or in agreement with the given one."""
     if path.exists() and not path.is_dir():
         raise ValueError(f"expected a folder for the run at {path}, found a file: choose another path")
     path.mkdir(parents=True, exist_ok=True)
@@ -168,32 +170,33 @@ def _check_same(path: Path, saved: Mapping[str, Any], given: Mapping[str, Any]) 
     refuse_difference({**old, "recipe": {}}, {**new, "recipe": {}}, f"the run in {path}")
     taken = next(reversed(states(path)), 0)
     begun, asked = map(Recipe.from_json, recipes)
-    check_further(path, begun, asked, saved["steps_per_epoch"], taken, checkpoints(path))
+    own = given["optimizer"] is None
+    check_more_epochs(path, begun, asked, saved["steps_per_epoch"], taken, checkpoints(path), rate_of_recipe=own)
 
 
 def save_weights(path: Path, step: int, weights: Arrays) -> None:
     """Keep the weights of a step."""
-    if not (path / "steps" / number(step)).exists():
-        _write_arrays(path, "steps", number(step), weights, {"step": step})
+    if not (path / "steps" / step_name(step)).exists():
+        _write_arrays(path, "steps", step_name(step), weights, {"step": step})
 
 
 def save_state(path: Path, step: int, arrays: Arrays, meta: Mapping[str, Any]) -> None:
     """Keep the state of a step, and drop all but the newest ones before it."""
-    if not (path / "state" / number(step)).exists():
-        _write_arrays(path, "state", number(step), arrays, {**meta, "step": step})
+    if not (path / "state" / step_name(step)).exists():
+        _write_arrays(path, "state", step_name(step), arrays, {**meta, "step": step})
     write_json(path / "history.json", meta["history"])
     for old in states(path)[:-KEPT]:
         # Renamed first: a folder half-removed must not keep its good name.
         grave = path / ".writing" / f"old-{old}"
         grave.parent.mkdir(exist_ok=True)
-        (path / "state" / number(old)).rename(grave)
+        (path / "state" / step_name(old)).rename(grave)
         shutil.rmtree(grave)
 
 
 def newest_state(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
-    """Arrays and notes of the newest state, or None."""
+    """Return the arrays and notes of the newest state, or None."""
     found = states(path)
-    return read_arrays(path / "state" / number(found[-1])) if found else None
+    return read_arrays(path / "state" / step_name(found[-1])) if found else None
 
 
 def _write_arrays(path: Path, folder: str, name: str, arrays: Arrays, meta: Mapping[str, Any]) -> None:
@@ -204,7 +207,7 @@ def _write_arrays(path: Path, folder: str, name: str, arrays: Arrays, meta: Mapp
     kept = {k: np.ascontiguousarray(v).reshape(np.shape(v)) for k, v in arrays.items() if np.size(v)}
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
         checkpointer.save(draft.absolute() / "arrays", args=ocp.args.PyTreeSave(kept))
-    write_json(draft / "meta.json", {**meta, "format": FORMAT, "checksums": {k: _checksum(v) for k, v in kept.items()}})
+    write_json(draft / "meta.json", {**meta, "format": FORMAT, "checksums": {k: checksum(v) for k, v in kept.items()}})
     for file in [*draft.rglob("*"), draft]:
         force_to_disk(file)
     (path / folder).mkdir(exist_ok=True)
@@ -215,7 +218,7 @@ def _write_arrays(path: Path, folder: str, name: str, arrays: Arrays, meta: Mapp
 def read_arrays(
     folder: Path, *, known: Mapping[int, float] | None = None
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Arrays and notes of one checkpoint, checked."""
+    """Return the arrays and notes of one checkpoint, checked."""
     if not folder.exists():
         raise FileNotFoundError(f"no checkpoint {folder}: expected one of the steps {list(known or {})}")
     damaged = f"the checkpoint {folder} is damaged (%s): remove that folder and train again with the same path to go on"
@@ -227,17 +230,19 @@ def read_arrays(
             arrays = {k: np.asarray(v) for k, v in checkpointer.restore((folder / "arrays").absolute()).items()}
     except Exception as error:
         raise OSError(damaged % f"{type(error).__name__}: {str(error).splitlines()[0][:200]}") from error
-    for name, checksum in meta["checksums"].items():
-        if name not in arrays or _checksum(arrays[name]) != checksum:
+    for name, written in meta["checksums"].items():
+        if name not in arrays or checksum(arrays[name]) != written:
             raise OSError(damaged % f"the array {name} is not what was written")
     return arrays, meta
 
 
-def fingerprint(array: Any) -> str:
-    """Dtype, shape and checksum of an array, as text."""
-    array = np.asarray(array)
-    return f"{array.dtype}{list(array.shape)} crc {_checksum(array)}"
-
-
-def _checksum(array: np.ndarray) -> int:
-    return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+def describe_perturbation(perturbation: Callable[..., Any] | None) -> Any:
+    """Return what ``run.json`` says of a perturbation: of one that is a tree, its kind and its strengths by name."""
+    tree = not isinstance(perturbation, jax.tree_util.Partial) and not jax.tree_util.all_leaves([perturbation])
+    if perturbation is None or not tree:
+        return None if perturbation is None else describe(perturbation)
+    return {
+        "kind": type(perturbation).__name__,
+        "structure": without_addresses(str(jax.tree.structure(perturbation))),
+        **{k: np.asarray(jnp.asarray(v)).tolist() for k, v in leaves_by_path(perturbation).items()},
+    }

@@ -26,7 +26,7 @@ class History:
     step: Int[np.ndarray, " epochs"]
     """``(epochs,)``: steps done."""
     rate: Rows
-    """``(epochs,)``: learning rate of the epoch's last step."""
+    """``(epochs,)``: learning rate of the epoch's last step; NaN where `fit` was given an ``optimizer``."""
     seconds: Rows
     """``(epochs,)``: seconds since the start, compilation and evaluation included, the pauses of a killed run not."""
     train_loss: Table
@@ -39,14 +39,14 @@ class History:
     """``(epochs, seeds)``: share of hits over the test images."""
 
     def to_xarray(self) -> xr.Dataset:
-        """A dataset over ``epoch`` and ``seed``."""
+        """Return a dataset over ``epoch`` and ``seed``."""
         table = ("epoch", "seed")
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         coords = {"epoch": fields.pop("epoch"), "seed": np.arange(self.train_loss.shape[1])}
         return xr.Dataset({k: (table[: v.ndim], v) for k, v in fields.items()}, coords=coords)
 
     def to_json(self) -> dict[str, Any]:
-        """Lists of numbers; null where NaN or infinite."""
+        """Return lists of numbers, null where NaN or infinite."""
 
         def plain(x: np.ndarray) -> list[Any]:
             return [plain(v) if np.ndim(v) else v.item() if np.isfinite(v) else None for v in x]
@@ -55,7 +55,7 @@ class History:
 
     @classmethod
     def from_json(cls, values: dict[str, Any], *, seeds: int) -> "History":
-        """The history written by `to_json`."""
+        """Return the history written by `to_json`."""
         rows = len(values["epoch"])
         arrays = {k: np.array(v, np.int64 if k == "step" else np.float64) for k, v in values.items()}
         wide = {k: v.reshape(rows, seeds) if k.startswith(("train", "test")) else v for k, v in arrays.items()}
@@ -63,11 +63,11 @@ class History:
 
     @classmethod
     def empty(cls, seeds: int) -> "History":
-        """No epoch yet."""
+        """Return a history without an epoch."""
         return cls.from_json({f.name: [] for f in dataclasses.fields(cls)}, seeds=seeds)
 
     def with_row(self, **row: Any) -> "History":
-        """One epoch more."""
+        """Append one epoch."""
         grown = {}
         for f in dataclasses.fields(self):
             old = getattr(self, f.name)
@@ -86,19 +86,19 @@ class History:
 
 
 def seeds_left(train_loss: Float[np.ndarray, " seeds"]) -> str:
-    """How many seeds the means of an epoch are over, in words; nothing where it is all of them."""
+    """Say how many seeds the means of an epoch are over; nothing where it is all of them."""
     count = int(np.sum(~np.isnan(train_loss)))
     return "" if count == len(train_loss) else f"  ({count} of {len(train_loss)} seeds)"
 
 
 def mean_over_seeds(values: Float[np.ndarray, " seeds"]) -> float:
-    """The mean over the seeds that have not diverged; NaN where there is none, or nothing was measured."""
+    """Return the mean over the seeds that have not diverged; NaN where there is none, or nothing was measured."""
     known = values[~np.isnan(values)]
     return float(np.mean(known)) if len(known) else float("nan")
 
 
 def history(path: str | PathLike[str]) -> History:
-    """The history of the run in the folder ``path``, finished or not.
+    """Return the history of the run in the folder ``path``, finished or not.
 
     Raises:
         FileNotFoundError: no run there, or no epoch of it finished.

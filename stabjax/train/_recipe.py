@@ -1,4 +1,4 @@
-"""What a training consists of, besides model, data and key: loss, optimiser, learning rate, augmentation."""
+"""What a training consists of, besides model, data and key: loss, optimizer, learning rate, augmentation."""
 
 import dataclasses
 import functools
@@ -13,6 +13,7 @@ import optax
 import optax.contrib
 from jaxtyping import Array, Float, Int
 
+from stabjax._pixels import Statistics
 from stabjax._types import AnyArray, Scalar
 
 Loss = Literal["cross-entropy", "hinge"]
@@ -41,8 +42,8 @@ class Recipe:
     """``cross-entropy`` (labels 0, 1, ...), or ``hinge``: ``mean relu(1 - y o)`` (labels -1 and +1, one output)."""
     smoothing: Real = 0.0
     """Label smoothing of the cross-entropy: this share of each target is spread evenly over the classes."""
-    optimiser: Literal["sgd", "adam", "muon"] = "sgd"
-    """``muon``: orthogonalised momentum for the matrices and kernels, Adam for the rest; see `optimiser`."""
+    optimizer: Literal["sgd", "adam", "muon"] = "sgd"
+    """``muon``: orthogonalized momentum for the matrices and kernels, Adam for the rest; see `optimizer`."""
     rate: Real = 0.1
     """Peak learning rate. That of Muon is as small as that of Adam."""
     schedule: Literal["constant", "cosine", "triangular"] = "cosine"
@@ -58,7 +59,7 @@ class Recipe:
     """Weight decay, added to the gradient before momentum or Adam (so it counts ``decay * weight``); with Muon added
     to the finished update of all parameters alike, as in AdamW, where 0.1 is a usual number."""
     decay_on: Literal["matrices", "all"] = "matrices"
-    """``matrices``: parameters of two axes or more, so neither biases nor the scales of normalisations."""
+    """``matrices``: parameters of two axes or more, so neither biases nor the scales of normalizations."""
     crop: int = 0
     """Random crop after padding with so many zero pixels on each side; 0: none."""
     flip: bool = False
@@ -69,7 +70,7 @@ class Recipe:
     """Channel deviations each image is divided by, likewise."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """``bfloat16``: the network's forward and backward pass in training are computed in it, faster on accelerators.
-    Weights, batch statistics, the loss, the optimiser and all scores stay as they are without."""
+    Weights, batch statistics, the loss, the optimizer and all scores stay as they are without."""
     averaging: Real = 0.0
     """Decay of the moving average of weights and batch statistics over the steps, which then takes their place in test
     scores and in everything that is given back or kept; 0: none. After ``t`` steps the decay is at most
@@ -79,7 +80,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         for f in dataclasses.fields(self):
-            object.__setattr__(self, f.name, _plain(f.name, getattr(self, f.name), f.type))
+            object.__setattr__(self, f.name, _as_json_type(f.name, getattr(self, f.name), f.type))
 
         def require(good: bool, name: str, expected: str) -> None:
             if not good:
@@ -102,13 +103,22 @@ class Recipe:
         if self.smoothing and self.loss == "hinge":
             raise ValueError(f"expected smoothing 0 with the hinge loss, got {self.smoothing}")
 
+    @property
+    def statistics(self) -> Statistics | None:
+        """Return ``mean`` and ``deviation`` as `stabjax.data.normalize` takes them; None where both are empty."""
+        if not self.mean and not self.deviation:
+            return None
+        mean, deviation = self.mean or (0.0,), self.deviation or (1.0,)
+        channels = max(len(mean), len(deviation))
+        return Statistics(*(values * channels if len(values) == 1 else values for values in (mean, deviation)))
+
     def to_json(self) -> dict[str, Any]:
-        """The fields as plain JSON values."""
+        """Return the fields as plain JSON values."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "Recipe":
-        """The recipe written by `to_json`; a missing field has its default, an unknown one raises ``ValueError``."""
+        """Read what `to_json` wrote; a missing field has its default; raise ``ValueError`` for an unknown one."""
         unknown = set(values) - {f.name for f in dataclasses.fields(cls)}
         if unknown:
             raise ValueError(
@@ -118,12 +128,12 @@ class Recipe:
         return cls(**fields)
 
 
-def _plain(name: str, value: Any, kind: Any) -> Any:
-    """The value of a field as the type that it has when it comes back from JSON."""
+def _as_json_type(name: str, value: Any, kind: Any) -> Any:
+    """Convert the value of a field to the type that it has when it comes back from JSON."""
     if kind == tuple[Real, ...]:
         if isinstance(value, str) or not hasattr(value, "__iter__"):
             raise TypeError(f"expected {name} as a tuple of numbers, got {value!r}")
-        return tuple(_plain(name, each, Real) for each in value)
+        return tuple(_as_json_type(name, each, Real) for each in value)
     given = value.item() if hasattr(value, "item") and np.ndim(value) == 0 else value
     if kind is bool:
         if not isinstance(given, bool):
@@ -139,22 +149,22 @@ def _plain(name: str, value: Any, kind: Any) -> Any:
 
 _CHOICES = {
     "loss": ("cross-entropy", "hinge"),
-    "optimiser": ("sgd", "adam", "muon"),
+    "optimizer": ("sgd", "adam", "muon"),
     "schedule": ("constant", "cosine", "triangular"),
     "decay_on": ("matrices", "all"),
     "precision": ("float32", "bfloat16"),
 }
 
 
-def whole(name: str, value: Any, *, least: int = 1) -> int:
-    """A number of images or networks: whole, and so many at least."""
+def as_count(name: str, value: Any, *, least: int = 1) -> int:
+    """Return a number of images or networks, checked: whole, and so many at least."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
         raise ValueError(f"expected {name} as a whole number of at least {least}, got {value!r}")
     return int(value)
 
 
-def steps(recipe: Recipe, images: int) -> tuple[int, int]:
-    """Steps per epoch and in all, for so many training images."""
+def count_steps(recipe: Recipe, images: int) -> tuple[int, int]:
+    """Return steps per epoch and in all, for so many training images."""
     per_epoch = images // recipe.batch_size
     if per_epoch == 0:
         raise ValueError(f"expected at least one batch of {recipe.batch_size} images, got {images}: lower batch_size")
@@ -162,7 +172,7 @@ def steps(recipe: Recipe, images: int) -> tuple[int, int]:
 
 
 def schedule(recipe: Recipe, steps_per_epoch: int) -> Callable[[Scalar], Float[Array, ""]]:
-    """The learning rate as a function of the step, counted from 0.
+    """Return the learning rate as a function of the step, counted from 0.
 
     ``cosine``: ``rate/2 (1 + cos(pi e / (turn epochs)))``, constant within epoch ``e``: with the published turn of 0.8
     it is zero at 80 % of the epochs and has risen to 0.146 times the peak at the end. ``triangular``: straight up over
@@ -189,8 +199,13 @@ def schedule(recipe: Recipe, steps_per_epoch: int) -> Callable[[Scalar], Float[A
     return rate
 
 
-def optimiser(recipe: Recipe, *, outputs: int | None = None) -> optax.GradientTransformation:
-    """The Optax transformation of gradients, before the factor ``-rate``: decay, then momentum or Adam's moments.
+def optimizer(
+    recipe: Recipe, steps_per_epoch: int, *, outputs: int | None = None
+) -> optax.GradientTransformationExtraArgs:
+    """Return the Optax transformation of a recipe: decay, then momentum or Adam's moments, then the factor ``-rate``.
+
+    It is what `fit` uses, and may be a link of another chain: ``optax.chain(train.optimizer(recipe, steps),
+    lipschitz.keep(1.0))``.
 
     ``muon`` (Jordan et al. 2024): the momentum of a parameter of two axes or more, as a matrix of fan-in (all axes but
     the last) times out, is replaced by a nearly orthogonal matrix with the same singular vectors, times
@@ -199,31 +214,39 @@ def optimiser(recipe: Recipe, *, outputs: int | None = None) -> optax.GradientTr
     decay comes last, untouched by either.
 
     Args:
-        recipe: its ``optimiser``, ``momentum``, ``nesterov``, ``decay`` and ``decay_on`` are used.
+        recipe: its ``optimizer``, ``momentum``, ``nesterov``, ``decay`` and ``decay_on`` are used, and what `schedule`
+            takes.
+        steps_per_epoch: batches in one epoch, ``len(images) // recipe.batch_size``.
         outputs: number of outputs of the network: for Muon, a parameter with so many columns is of the output layer.
             None: there is no such layer among the parameters.
     """
+    rate: Any = schedule(recipe, steps_per_epoch)
+    return optax.chain(_direction(recipe, outputs), optax.scale_by_learning_rate(rate))
+
+
+def _direction(recipe: Recipe, outputs: int | None) -> optax.GradientTransformation:
+    """Return the transformation before the factor ``-rate``."""
     matrices = recipe.decay_on == "matrices"
     mask = (lambda params: jax.tree.map(lambda p: p.ndim > 1, params)) if matrices else None
     decay = optax.add_decayed_weights(recipe.decay, mask=mask) if recipe.decay else optax.identity()
-    if recipe.optimiser == "muon":
+    if recipe.optimizer == "muon":
         muon = optax.contrib.scale_by_muon(
-            beta=recipe.momentum, nesterov=recipe.nesterov, weight_dimension_numbers=_as_matrices
+            beta=recipe.momentum, nesterov=recipe.nesterov, weight_dimension_numbers=_matrix_axes
         )
         rules: dict[Hashable, optax.GradientTransformation] = {
-            "muon": optax.chain(muon, optax.stateless(_as_large_as_adam)),
+            "muon": optax.chain(muon, optax.stateless(_scale_to_adam)),
             "adam": optax.scale_by_adam(),
         }
-        return _in_single(optax.chain(optax.partition(rules, functools.partial(_rule_of_each, outputs=outputs)), decay))
-    if recipe.optimiser == "adam":
-        return _in_single(optax.chain(decay, optax.scale_by_adam()))
+        return _in_float32(optax.chain(optax.partition(rules, functools.partial(_label_rules, outputs=outputs)), decay))
+    if recipe.optimizer == "adam":
+        return _in_float32(optax.chain(decay, optax.scale_by_adam()))
     if recipe.momentum:
         return optax.chain(decay, optax.trace(recipe.momentum, nesterov=recipe.nesterov))
     return decay
 
 
-def _in_single(rule: optax.GradientTransformation) -> optax.GradientTransformation:
-    """The rule with its moments in float32 at least: in float16 the ``epsilon`` that it divides by is zero."""
+def _in_float32(rule: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Keep the moments of a rule in float32 at least: in float16 the ``epsilon`` that it divides by is zero."""
 
     def widened(tree: Any) -> Any:
         return jax.tree.map(lambda p: p.astype(jnp.promote_types(p.dtype, jnp.float32)), tree)
@@ -235,15 +258,15 @@ def _in_single(rule: optax.GradientTransformation) -> optax.GradientTransformati
     return optax.GradientTransformation(lambda params: rule.init(widened(params)), update)
 
 
-def _rule_of_each(params: Any, outputs: int | None) -> Any:
+def _label_rules(params: Any, outputs: int | None) -> Any:
     return jax.tree.map(lambda p: "muon" if p.ndim > 1 and p.shape[-1] != outputs else "adam", params)
 
 
-def _as_matrices(params: Any) -> Any:
+def _matrix_axes(params: Any) -> Any:
     return jax.tree.map(lambda p: optax.contrib.MuonDimensionNumbers(tuple(range(p.ndim - 1)), p.ndim - 1), params)
 
 
-def _as_large_as_adam(updates: Any, params: Any) -> Any:
+def _scale_to_adam(updates: Any, params: Any) -> Any:
     del params
     return jax.tree.map(lambda u: 0.2 * max(math.prod(u.shape[:-1]), u.shape[-1]) ** 0.5 * u, updates)
 
@@ -255,7 +278,7 @@ def loss(
     kind: Loss = "cross-entropy",
     smoothing: Real = 0.0,
 ) -> tuple[Float[Array, " n"], Float[Array, " n"]]:
-    """Loss and hit (1 or 0) of each example.
+    """Return loss and hit (1 or 0) of each example.
 
     ``cross-entropy``: ``outputs`` are logits, ``(n, classes)``; the target is ``1 - smoothing`` on the label plus
     ``smoothing / classes`` everywhere. ``hinge``: ``outputs`` are ``(n,)`` or ``(n, 1)``, labels -1 or +1, and the loss
@@ -282,7 +305,7 @@ def loss(
 
 
 def log_spaced(epochs: Real, *, count: int = 30) -> tuple[int, ...]:
-    """Epochs ``int(10^linspace(-1, log10(epochs), count))``, without duplicates, and 0 and the last."""
+    """Return epochs ``int(10^linspace(-1, log10(epochs), count))``, without duplicates, and 0 and the last."""
     if epochs < 1:
         return (0,)
     # The small excess keeps int() from cutting 10^log10(250) = 249.99999999999997 to 249.

@@ -15,10 +15,10 @@ def published(
     mean: tuple[Real, ...] = (),
     deviation: tuple[Real, ...] = (),
 ) -> Recipe:
-    """The recipe of Petrini et al. 2021 for CIFAR-10, with the decay of their later code (none on vectors).
+    """Return the recipe of Petrini et al. 2021 for CIFAR-10, with the decay of their later code (none on vectors).
 
     SGD of rate 0.1 and momentum 0.9 on batches of 128, a cosine that is zero at 80 % of the epochs and rises again,
-    crops with four pixels of padding and flips. Networks without batch normalisation may fail to start at this rate.
+    crops with four pixels of padding and flips. Networks without batch normalization may fail to start at this rate.
 
     Args:
         epochs: 250 in the later code, 350 for the figure of the paper.
@@ -29,19 +29,19 @@ def published(
     """
     recipe = Recipe(epochs=epochs, crop=4, flip=True, mean=mean, deviation=deviation)
     if fully_connected:
-        return dataclasses.replace(recipe, optimiser="adam", schedule="constant", decay=0.0)
+        return dataclasses.replace(recipe, optimizer="adam", schedule="constant", decay=0.0)
     return recipe
 
 
 def fast(
     *,
     epochs: Real = 20,
-    optimiser: Literal["sgd", "muon"] = "sgd",
+    optimizer: Literal["sgd", "muon"] = "sgd",
     precision: Literal["float32", "bfloat16"] | None = None,
     mean: tuple[Real, ...] = (),
     deviation: tuple[Real, ...] = (),
 ) -> Recipe:
-    """What gets far in few epochs, for networks with batch normalisation.
+    """Return a recipe that gets far in few epochs, for networks with batch normalization.
 
     Batches of 512, a triangular rate, Nesterov momentum, label smoothing of 0.2, crops and flips, a moving average of
     the weights over about a hundred steps, scores with the mirror image. The numbers with SGD are those of Page 2019,
@@ -49,20 +49,20 @@ def fast(
 
     Args:
         epochs: 10 to 30 are usual.
-        optimiser: see `Recipe`; ``muon`` comes with its own rate and decay.
+        optimizer: see `Recipe`; ``muon`` comes with its own rate and decay.
         precision: see `Recipe`. None: bfloat16 where the default device is an accelerator, else float32; name it where
             a run may be continued on another device.
         mean: of the channels; see `Recipe`.
         deviation: likewise.
     """
-    muon = optimiser == "muon"
+    muon = optimizer == "muon"
     if precision is None:
         precision = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     return Recipe(
         epochs=epochs,
         batch_size=512,
         smoothing=0.2,
-        optimiser=optimiser,
+        optimizer=optimizer,
         rate=0.02 if muon else 0.4,
         schedule="triangular",
         nesterov=True,

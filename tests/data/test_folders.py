@@ -229,7 +229,7 @@ def turned(upright, orientation, form):
 
 @pytest.mark.parametrize("form", FORMS)
 def test_exif_orientation(tmp_path, form):
-    upright = np.zeros((16, 40, 3), np.uint8)  # one quarter of each colour, so that no turn leaves it as it is
+    upright = np.zeros((16, 40, 3), np.uint8)  # one quarter of each color, so that no turn leaves it as it is
     upright[:8, :20], upright[:8, 20:], upright[8:, :20] = (250, 250, 250), (200, 0, 0), (0, 0, 200)
     write(tmp_path, {f"set/x/{k}.{form.lower()}": turned(upright, k, form) for k in STORED})
     images, _ = data.folder_bytes(tmp_path / "set")

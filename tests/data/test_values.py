@@ -10,6 +10,7 @@ from flax import nnx
 
 from stabjax import _numerics, data, train
 from stabjax._numerics import extremes
+from stabjax.train._augment import normalize as prepared
 
 IMAGES = np.random.default_rng(11).random((6, 4, 4, 3), dtype=np.float32)
 IMAGES[0, 0, 0], IMAGES[0, 0, 1] = 0, 1
@@ -78,7 +79,7 @@ def test_nan_passes_and_hides_nothing(convert):
 def test_values_are_not_known_inside_transformations():
     traced = jax.jit(lambda x: data.normalize(x, "cifar10"))(255 * jnp.asarray(IMAGES))
     np.testing.assert_allclose(traced, expected(255 * IMAGES), rtol=1e-5)
-    jax.vmap(lambda x: train.normalise(x, mean=STATS.mean, deviation=STATS.deviation))(255 * jnp.asarray(IMAGES))
+    jax.vmap(lambda x: prepared(x, mean=STATS.mean, deviation=STATS.deviation))(255 * jnp.asarray(IMAGES))
 
 
 @pytest.mark.parametrize("convert", CONVERSIONS)
@@ -106,7 +107,7 @@ def test_statistics_of_floats_and_integers(unchecked, convert):
     assert np.isnan(data.statistics(convert(holes)).mean).tolist() == [True, False, False]
 
 
-# Training
+# TrainLoop
 
 
 WITH = {"mean": STATS.mean, "deviation": STATS.deviation}
@@ -122,31 +123,57 @@ class Dense(nnx.Module):
 
 
 @pytest.mark.parametrize("convert", CONVERSIONS)
-def test_normalise_for_training(unchecked, convert):
-    np.testing.assert_allclose(train.normalise(convert(IMAGES), **WITH), expected(IMAGES), atol=1e-5)
+def test_images_for_training(unchecked, convert):
+    np.testing.assert_allclose(prepared(convert(IMAGES), **WITH), expected(IMAGES), atol=1e-5)
     for wrong in (255 * IMAGES, 2 * IMAGES - 1, expected(IMAGES).astype(np.float32)):
         with pytest.raises(ValueError, match=r"which mean \(0.4914, .* are statistics of, got .* divide by 255"):
-            train.normalise(convert(wrong), **WITH)
+            prepared(convert(wrong), **WITH)
         with pytest.raises(ValueError, match="divide by 255"):
-            train.normalise(convert(wrong), deviation=(0.25,))
-        np.testing.assert_array_equal(train.normalise(convert(wrong)), wrong)
-        np.testing.assert_allclose(
-            train.normalise(convert(wrong), **WITH, value_range=None), expected(wrong), rtol=1e-4
-        )
+            prepared(convert(wrong), deviation=(0.25,))
+        np.testing.assert_array_equal(prepared(convert(wrong)), wrong)
+        np.testing.assert_allclose(data.normalize(convert(wrong), STATS, value_range=None), expected(wrong), rtol=1e-4)
         # Statistics that cannot be those of images in [0, 1] go with images of any values.
-        train.normalise(convert(wrong), mean=(120.0,), deviation=(60.0,))
+        prepared(convert(wrong), mean=(120.0,), deviation=(60.0,))
     whole = np.round(255 * IMAGES)
     for dtype in (np.uint8, np.int16, np.int32, np.uint16):
-        np.testing.assert_allclose(
-            train.normalise(convert(whole.astype(dtype)), **WITH), expected(whole / 255), atol=1e-5
-        )
+        np.testing.assert_allclose(prepared(convert(whole.astype(dtype)), **WITH), expected(whole / 255), atol=1e-5)
     for wrong in (256 * whole.astype(np.uint16), whole.astype(np.int16) - 1):
         with pytest.raises(ValueError, match=r"expected integer images in 0\.\.255, got"):
-            train.normalise(convert(wrong))
+            prepared(convert(wrong))
     with pytest.raises(TypeError, match="got bool"):
-        train.normalise(convert(IMAGES > 0.5))
+        prepared(convert(IMAGES > 0.5))
     with pytest.raises(TypeError, match="got bool"):
-        jax.jit(train.normalise)(convert(IMAGES > 0.5))
+        jax.jit(prepared)(convert(IMAGES > 0.5))
+
+
+@pytest.mark.parametrize("convert", CONVERSIONS)
+@pytest.mark.parametrize(
+    "fields",
+    [WITH, {"mean": (0.4,)}, {"deviation": STATS.deviation}, {"mean": (0.4,), "deviation": STATS.deviation}, {}],
+)
+def test_normalized_as_for_training(convert, fields):
+    """By the statistics of a recipe: to the bit on the device, where 255 divides as XLA has it, else to rounding."""
+    statistics = train.Recipe(**fields).statistics
+    for images in (IMAGES, np.round(255 * IMAGES).astype(np.uint8)):
+        found = data.normalize(convert(images), statistics)
+        assert isinstance(found, type(convert(images)))
+        if convert is jnp.asarray:
+            np.testing.assert_array_equal(found, prepared(images, **fields))
+        np.testing.assert_allclose(found, prepared(images, **fields), rtol=1e-6, atol=1e-6)
+    beyond = convert(100 * IMAGES)
+    if fields:
+        with pytest.raises(ValueError, match="divide by 255"):
+            data.normalize(beyond, statistics)
+    else:
+        np.testing.assert_array_equal(data.normalize(beyond, statistics), beyond)
+
+
+@pytest.mark.parametrize("convert", CONVERSIONS)
+def test_statistics_of_other_images(convert):
+    """What cannot be of images in [0, 1] goes with images of any values."""
+    of_bytes = data.Statistics((120.0,), (60.0,))
+    images = (255 * IMAGES).astype(np.float32)
+    np.testing.assert_allclose(data.normalize(convert(images), of_bytes), (images - 120) / 60, atol=1e-5)
 
 
 def test_fit_evaluate_and_calibrate_refuse_them_too():

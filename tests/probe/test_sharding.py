@@ -12,7 +12,9 @@ from tests import ROOT
 @pytest.mark.parametrize("arguments", [("brief",), pytest.param((), marks=pytest.mark.slow)])
 def test_arrays_over_explicit_axes_give_the_numbers_of_one_device(arguments):
     """In a process of its own: the number of devices is fixed when JAX starts."""
-    flags = "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"
+    flags = (
+        f"--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0 {os.environ.get('XLA_FLAGS', '')}"
+    )
     found = subprocess.run(
         [sys.executable, "-m", "tests.probe.sharding_worker", *arguments],
         cwd=ROOT,

@@ -12,7 +12,7 @@ from stabjax._jaxpr import in_double
 from tests.receptive.pixels import conv, max_pool, shape_of
 from tests.receptive.test_boxes import doubled
 from tests.sample_networks import normal
-from tests.sweep.test_sweep import compilations
+from tests.sweep.helpers import compilations
 
 SHAPE = shape_of(2, 8, 8, 2)
 UNITS = np.indices((8, 8)).reshape(2, -1).T

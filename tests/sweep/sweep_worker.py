@@ -2,7 +2,7 @@
 
 python tests/sweep/sweep_worker.py kill PATH          one sweep of many chunks; prints a line when it starts
 python tests/sweep/sweep_worker.py devices OUT        eight virtual devices against one
-python tests/sweep/sweep_worker.py team PORT K OUT    process K of two
+python tests/sweep/sweep_worker.py processes PORT K OUT    process K of two
 """
 
 import functools
@@ -66,7 +66,7 @@ def devices(out):
     sweep(mesh=mesh).to_netcdf(f"{out}/spread.nc", engine="scipy")
 
 
-def team(port, k, out):
+def processes(port, k, out):
     import jax
     import pytest
     import xarray
@@ -91,7 +91,7 @@ def team(port, k, out):
 
 
 def main(command, *arguments):
-    {"kill": kill, "devices": devices, "team": team}[command](*arguments)
+    {"kill": kill, "devices": devices, "processes": processes}[command](*arguments)
 
 
 if __name__ == "__main__":

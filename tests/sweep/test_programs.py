@@ -11,8 +11,8 @@ import pytest
 import xarray
 
 from stabjax import sweep
-from stabjax.sweep import _identity, _program
-from tests.sweep.test_sweep import compilations, product
+from stabjax.sweep import _cache_key, _program
+from tests.sweep.helpers import compilations, product
 
 AXES = {"a": [1.0, 2.0]}
 FACTOR = 2.0
@@ -64,12 +64,12 @@ def value(f, *args, **options):
 @pytest.mark.parametrize("wrap", [lambda v: (v,), lambda v: ((v,), "x"), Options, Cached, lambda v: Pair(v, 0)])
 def test_equal_values_are_told_apart_and_others_not(wrap):
     values = [1, 1.0, True, np.float32(1), np.float64(1), 1 + 0j, 0.0, -0.0, np.float32(0), np.float32(-0.0), 0j, -0j]
-    keys = [_identity.exact(wrap(v)) for v in values]
+    keys = [_cache_key.cache_key(wrap(v)) for v in values]
     assert len(set(keys)) == len(values)
-    assert keys == [_identity.exact(wrap(v)) for v in values]
-    assert _identity.exact(wrap(float("nan"))) == _identity.exact(wrap(float("nan")))
-    assert _identity.exact(wrap(frozenset({1, 2}))) == _identity.exact(wrap(frozenset({2, 1})))
-    assert _identity.exact(wrap(frozenset({1}))) != _identity.exact(wrap(frozenset({True})))
+    assert keys == [_cache_key.cache_key(wrap(v)) for v in values]
+    assert _cache_key.cache_key(wrap(float("nan"))) == _cache_key.cache_key(wrap(float("nan")))
+    assert _cache_key.cache_key(wrap(frozenset({1, 2}))) == _cache_key.cache_key(wrap(frozenset({2, 1})))
+    assert _cache_key.cache_key(wrap(frozenset({1}))) != _cache_key.cache_key(wrap(frozenset({True})))
 
 
 def test_every_static_value_has_its_own_program():
@@ -204,14 +204,14 @@ def test_cells_of_the_generator_of_xla_are_paired(impl):
         np.testing.assert_array_equal(found.value, np.broadcast_to(np.float32(expected), (3, 4)))
 
 
-def outputs(**values):
+def name_outputs(**values):
     """In the order they are named in, which a dictionary does not keep in JAX."""
     return collections.namedtuple("Outputs", values)(**values)
 
 
 def test_outputs_are_known_by_name_and_weak_types_are_no_difference():
     def f(key, k):
-        return outputs(x=1.0, y=2.0) if k == "a" else outputs(y=jnp.float32(2), x=jnp.float32(1))
+        return name_outputs(x=1.0, y=2.0) if k == "a" else name_outputs(y=jnp.float32(2), x=jnp.float32(1))
 
     found = sweep.run(f, {"k": ["a", "b"]}, key=jax.random.key(0), static="k")
     assert found.x.values.ravel().tolist() == [1, 1]
@@ -220,7 +220,7 @@ def test_outputs_are_known_by_name_and_weak_types_are_no_difference():
 
 @pytest.mark.parametrize("traffic", [1.0, 2.0**28, 2.0**30])
 def test_outputs_without_elements(monkeypatch, tmp_path, traffic):
-    monkeypatch.setattr(_program, "traffic", lambda *args: traffic)
+    monkeypatch.setattr(_program, "bytes_accessed", lambda *args: traffic)
 
     def f(key, a):
         return {"double": 2 * a, "none": jnp.zeros((3, 0))}
@@ -235,7 +235,7 @@ def test_outputs_without_elements(monkeypatch, tmp_path, traffic):
 
 def test_arrays_go_to_the_device_once(monkeypatch):
     seen = []
-    original = _program.chunk
+    original = _program.run_chunk
 
     class Spy:
         lower = original.lower
@@ -244,7 +244,7 @@ def test_arrays_go_to_the_device_once(monkeypatch):
             seen.extend(arrays)
             return original(arrays, *args, **kwargs)
 
-    monkeypatch.setattr(_program, "chunk", Spy())
+    monkeypatch.setattr(_program, "run_chunk", Spy())
     sweep.run(functools.partial(product, weights=np.ones(3), size=1), AXES, key=jax.random.key(0), chunk=1)
     assert len(seen) == 2
     assert seen[0] is seen[1]

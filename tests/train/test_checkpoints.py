@@ -65,7 +65,7 @@ def same(run, other):
 
 
 @pytest.fixture(scope="module")
-def whole():
+def as_count():
     return go()
 
 
@@ -117,7 +117,7 @@ def _counted(name, original, n, done):
 @pytest.fixture
 def every_step(monkeypatch):
     """Look at the clock after every step."""
-    monkeypatch.setattr("stabjax.train._training.PATIENCE", 0.0)
+    monkeypatch.setattr("stabjax.train._loop.PATIENCE", 0.0)
 
 
 def test_saving_changes_nothing(whole, finished):
@@ -152,7 +152,7 @@ def operations(path):
 
 
 def test_killed_before_a_file_operation(whole, tmp_path, monkeypatch):
-    monkeypatch.setattr("stabjax.train._training.PATIENCE", 1e6)  # the operations must not depend on the clock
+    monkeypatch.setattr("stabjax.train._loop.PATIENCE", 1e6)  # the operations must not depend on the clock
     count = operations(tmp_path / "count")
     assert count > 100
     for n in range(0, count - SPARE, 41):
@@ -188,8 +188,8 @@ CHILD = f"""
 import sys
 sys.path.insert(0, {str(ROOT)!r})
 from tests.train.test_checkpoints import go
-from stabjax.train import _training
-_training.PATIENCE = 0.0
+from stabjax.train import _loop
+_loop.PATIENCE = 0.0
 go(path=sys.argv[1], save_every=0.0)
 """
 
@@ -259,9 +259,9 @@ def test_chosen_checkpoints_and_no_test_images(tmp_path):
     assert np.all(np.isnan(train.history(tmp_path).test_accuracy))
 
 
-def test_vectorised_runs_resume(tmp_path, every_step):
-    assert crash(tmp_path, 70, vectorised=True)
-    same(go(path=tmp_path, vectorised=True), go(vectorised=True))
+def test_vectorized_runs_resume(tmp_path, every_step):
+    assert crash(tmp_path, 70, vectorized=True)
+    same(go(path=tmp_path, vectorized=True), go(vectorized=True))
 
 
 def test_a_diverged_run_keeps_what_was_good(tmp_path):
@@ -291,7 +291,7 @@ def test_a_diverged_run_keeps_what_was_good(tmp_path):
         ({"test": None}, "test"),
         ({"perturbation": lambda key, image: image}, "perturbation"),
         ({"trainable": nnx.All(nnx.Param, nnx.PathContains("out"))}, "trained"),
-        ({"vectorised": True}, "vectorised: False there, True here"),
+        ({"vectorized": True}, "vectorized: False there, True here"),
     ],
 )
 def test_another_configuration_is_refused_and_named(finished, change, named):
@@ -322,7 +322,7 @@ class Held:
 
 
 def test_perturbations_are_told_apart_without_their_addresses():
-    from stabjax.train._perturbation import as_pytree
+    from stabjax.train._files import describe_perturbation
 
     kinds = [
         lambda: shifted,
@@ -345,20 +345,20 @@ def test_perturbations_are_told_apart_without_their_addresses():
         lambda: perturb.Diffeomorphism(1e-3, 3),
         lambda: perturb.Diffeomorphism(2e-3, 3),
     ]
-    found = [json.dumps(as_pytree(kind())[1]) for kind in kinds]
-    assert found == [json.dumps(as_pytree(kind())[1]) for kind in kinds]
+    found = [json.dumps(describe_perturbation(kind())) for kind in kinds]
+    assert found == [json.dumps(describe_perturbation(kind())) for kind in kinds]
     assert len(set(found)) == len(kinds)
     assert not any("0x" in text for text in found)
 
 
 def test_descriptions_of_perturbations_are_those_of_older_runs():
-    from stabjax.train._perturbation import as_pytree
+    from stabjax.train._files import describe_perturbation
 
     rule = perturb.Diffeomorphism(1e-3, 3)
     leaves = {"temperature": rule.temperature.item(), "cutoff": rule.cutoff.item()}
-    assert as_pytree(shifted)[1] == as_pytree(jax.jit(shifted))[1] == "shifted"
+    assert describe_perturbation(shifted) == describe_perturbation(jax.jit(shifted)) == "shifted"
     old = {"kind": "Diffeomorphism", "structure": str(jax.tree.structure(rule)), **leaves}
-    assert as_pytree(rule)[1] == old
+    assert describe_perturbation(rule) == old
 
 
 def test_a_run_knows_its_perturbation_again(tmp_path):

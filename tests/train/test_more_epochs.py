@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from stabjax import train
-from stabjax.train import _files, _training
+from stabjax.train import _files, _loop
 from tests.train.test_checkpoints import DATA, TEST, Net, same
 
 CONSTANT = train.Recipe(epochs=2, batch_size=16, rate=0.05, schedule="constant", averaging=0.9)
@@ -22,7 +22,7 @@ def longer(recipe, epochs, **fields):
 
 
 @pytest.fixture(scope="module")
-def whole():
+def as_count():
     return go(recipe=longer(CONSTANT, 4))
 
 
@@ -34,7 +34,7 @@ def test_more_epochs_at_a_constant_rate_are_those_of_one_run(whole, tmp_path, mo
     assert train.recipe(tmp_path) == longer(CONSTANT, 4)
     assert list(train.checkpoints(tmp_path).values()) == [0, 1, 2, 3, 4]
     # The whole run is there now: nothing is trained.
-    monkeypatch.setattr(_training.Training, "_close_epoch", None)
+    monkeypatch.setattr(_loop.TrainLoop, "_close_epoch", None)
     same(go(recipe=longer(CONSTANT, 4), path=tmp_path), whole)
 
 
@@ -42,14 +42,14 @@ def test_more_epochs_for_a_run_that_was_killed(whole, tmp_path, monkeypatch):
     class Killed(Exception):
         pass
 
-    def save(self, path, best, original=_training.Training._save):
+    def save(self, path, best, original=_loop.TrainLoop._save):
         original(self, path, best)
         if self.step == 5:  # of four steps in an epoch
             raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(_training, "PATIENCE", 0)
-        patch.setattr(_training.Training, "_save", save)
+        patch.setattr(_loop, "PATIENCE", 0)
+        patch.setattr(_loop.TrainLoop, "_save", save)
         with pytest.raises(Killed):
             go(recipe=longer(CONSTANT, 2.5), path=tmp_path, save_every=0)
     same(go(recipe=longer(CONSTANT, 4), path=tmp_path), whole)

@@ -1,22 +1,23 @@
-"""What a static value is: exactly, for the compiled program, and as text, for files.
+"""Keys of static values and functions in the cache of compiled programs.
 
 Python calls 1, 1.0 and True equal, -0.0 and 0.0 too, and NaN unequal to itself. A program compiled for one of them is
-wrong for another, so programs are told apart by `exact`.
+wrong for another, so programs are told apart by `cache_key`.
 """
 
 import dataclasses
 import dis
 import functools
-import re
 from collections.abc import Hashable, Iterator
 from types import CodeType, FunctionType, MethodType
 from typing import Any
 
 import numpy as np
 
+from stabjax._provenance import compared_fields, is_compared_by_fields
 
-def exact(value: Any) -> Hashable:
-    """What is equal if and only if a function cannot tell the values apart, as far as their parts are known."""
+
+def cache_key(value: Any) -> Hashable:
+    """Return the key of a static value: like ``==``, but it tells 1 from 1.0 and 0.0 from -0.0."""
     kind, parts = type(value), value
     if isinstance(value, float):
         parts = value.hex()
@@ -25,33 +26,33 @@ def exact(value: Any) -> Hashable:
     elif isinstance(value, np.generic):
         parts = value.tobytes()
     elif kind.__eq__ in (tuple.__eq__, list.__eq__):
-        parts = tuple(map(exact, value))
+        parts = tuple(map(cache_key, value))
     elif kind.__eq__ is frozenset.__eq__:
-        parts = frozenset(map(exact, value))
-    elif _compared_by_fields(value):
-        fields = tuple(exact(getattr(value, name)) for name in _fields(value))
+        parts = frozenset(map(cache_key, value))
+    elif is_compared_by_fields(value):
+        fields = tuple(cache_key(getattr(value, name)) for name in compared_fields(value))
         parts = fields if _hashable(fields) else value
-    return kind, parts, reads(value) if callable(value) else ()
+    return kind, parts, read_values(value) if callable(value) else ()
 
 
-def exact_structure(treedef: Any) -> Hashable:
-    """The same for the structure of a pytree, and for what its nodes hold besides their leaves."""
+def structure_key(treedef: Any) -> Hashable:
+    """Return the key of the structure of a pytree, and of what its nodes hold besides their leaves."""
     kind, held = treedef.node_data() or (object, None)
-    code = reads(kind.__call__) if isinstance(kind.__call__, FunctionType) else ()
-    return kind, code, exact(held), tuple(map(exact_structure, treedef.children()))
+    code = read_values(kind.__call__) if isinstance(kind.__call__, FunctionType) else ()
+    return kind, code, cache_key(held), tuple(map(structure_key, treedef.children()))
 
 
 @functools.lru_cache(maxsize=256)
-def token(identity: Hashable) -> object:
-    """One object for all identities that are equal: hashed and compared at once, which every call of a program does.
+def intern(identity: Hashable) -> object:
+    """Return one object for all equal keys: every call of a program hashes and compares it, at once.
 
     The cache holds what the identities refer to, so it forgets the oldest; those compile again.
     """
     return object()
 
 
-def reads(f: Any) -> Hashable:
-    """What the code of a callable finds outside of its arguments, by identity: what is bound anew is seen.
+def read_values(f: Any) -> Hashable:
+    """Return what the code of a callable reads besides its arguments, by identity: what is bound anew is seen.
 
     That is the code itself, its defaults, the variables it closes over, the globals it names, and the attributes of the
     object it belongs to, unless that is compared by value.
@@ -71,43 +72,20 @@ def reads(f: Any) -> Hashable:
             continue
     found |= {f"global {name}": f.__globals__[name] for name in _globals(f.__code__) if name in f.__globals__}
     found |= {f"attribute {name}": value for name, value in getattr(owner, "__dict__", {}).items()}
-    return tuple((name, Itself(value)) for name, value in found.items())
+    return tuple((name, SameObject(value)) for name, value in found.items())
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Itself:
+class SameObject:
     """A reference, equal to those to the same object; held, so that no other object takes its place."""
 
     value: Any
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Itself) and other.value is self.value
+        return isinstance(other, SameObject) and other.value is self.value
 
     def __hash__(self) -> int:
         return id(self.value)
-
-
-def text(value: Any) -> str:
-    """A static value as it is written down, the same in every process."""
-    if isinstance(value, frozenset):
-        return f"frozenset({{{', '.join(sorted(map(text, value)))}}})"
-    if isinstance(value, tuple):
-        name = "" if type(value) is tuple else type(value).__qualname__
-        return f"{name}({', '.join(map(text, value))}{',' if len(value) == 1 else ''})"
-    if _compared_by_fields(value):
-        return f"{type(value).__qualname__}({', '.join(f'{k}={text(getattr(value, k))}' for k in _fields(value))})"
-    if hasattr(value, "__qualname__"):
-        return f"{value.__module__}.{value.__qualname__}"
-    return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
-
-
-def _compared_by_fields(value: Any) -> bool:
-    kind = type(value)
-    return dataclasses.is_dataclass(kind) and kind.__eq__ is not object.__eq__
-
-
-def _fields(value: Any) -> list[str]:
-    return [field.name for field in dataclasses.fields(value) if field.compare]
 
 
 def _hashable(value: Any) -> bool:
@@ -120,7 +98,7 @@ def _hashable(value: Any) -> bool:
 
 @functools.lru_cache(maxsize=1024)
 def _globals(code: CodeType) -> tuple[str, ...]:
-    """Names of globals in some code, and in the functions written inside of it."""
+    """Return the names of globals in some code, and in the functions written inside of it."""
 
     def names(code: CodeType) -> Iterator[str]:
         for step in dis.get_instructions(code):

@@ -14,13 +14,20 @@ FREE = ("epochs", "turn")
 
 
 def differs_in_length(saved: Mapping[str, Any], given: Mapping[str, Any]) -> bool:
-    """Whether two recipes, as JSON has them, differ, and in the fields that are free alone."""
+    """Tell whether two recipes, as JSON has them, differ, and in the fields that are free alone."""
     names = [name for name in {*saved, *given} if saved.get(name) != given.get(name)]
     return bool(names) and set(names) <= set(FREE)
 
 
-def check_further(
-    path: Path, begun: Recipe, asked: Recipe, per_epoch: int, taken: int, kept: Mapping[int, float]
+def check_more_epochs(
+    path: Path,
+    begun: Recipe,
+    asked: Recipe,
+    per_epoch: int,
+    taken: int,
+    kept: Mapping[int, float],
+    *,
+    rate_of_recipe: bool = True,
 ) -> None:
     """Raise unless the steps that a run has taken are the first ones of the training that is asked for.
 
@@ -31,6 +38,8 @@ def check_further(
         per_epoch: steps of an epoch.
         taken: steps of the newest state.
         kept: epochs of the weights that were kept, by step.
+        rate_of_recipe: whether the learning rate is the recipe's; that of another optimizer is the same for any number
+            of epochs.
     """
     so_far, total = taken / per_epoch, max(1, round(asked.epochs * per_epoch))
     what = f"the run in {path} has taken {so_far:g} epochs of {begun.epochs:g} that were asked for"
@@ -44,7 +53,7 @@ def check_further(
             f"step=...) gives the weights of the epochs {[round(e, 6) for e in kept.values()]} (steps {list(kept)}); "
             "or use another path"
         )
-    if taken and np.any(_rates(begun, per_epoch, taken) != _rates(asked, per_epoch, taken)):
+    if taken and rate_of_recipe and np.any(_rates(begun, per_epoch, taken) != _rates(asked, per_epoch, taken)):
         raise ValueError(
             f"expected the {begun.epochs:g} epochs of the run, got {asked.epochs:g}: {what}, and the {begun.schedule} "
             f"rate of those steps depends on the number of epochs, so they are not the first of {asked.epochs:g}; "

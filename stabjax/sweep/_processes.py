@@ -12,7 +12,7 @@ LONGEST = 2000
 """Bytes of an error message that the others get to see."""
 
 
-class Team:
+class Processes:
     """Alone, everything is what it seems; in several processes every method is called by all of them together."""
 
     def __init__(self, mesh: Mesh | None) -> None:
@@ -24,53 +24,55 @@ class Team:
                     f"expected a mesh over the devices of all {jax.process_count()} processes, or of this one alone, "
                     f"got one over the processes {sorted(members)}"
                 )
-        self.leads = not self.several or jax.process_index() == 0
+        self.is_leader = not self.several or jax.process_index() == 0
 
-    def errors(self, mine: str) -> str:
-        """The first message that is not empty."""
+    def first_error(self, mine: str) -> str:
+        """Return the first message of a process that is not empty."""
         if not self.several:
             return mine
-        texts = [row.tobytes().rstrip(b"\0") for row in self._gather(mine.encode()[:LONGEST].ljust(LONGEST, b"\0"))]
+        texts = [
+            row.tobytes().rstrip(b"\0") for row in self._gather_bytes(mine.encode()[:LONGEST].ljust(LONGEST, b"\0"))
+        ]
         return next((f"process {k}: {t.decode(errors='replace')}" for k, t in enumerate(texts) if t), "")
 
-    def lead(self, work: Callable[[], object]) -> None:
-        """The leader does it; what it raises, all raise."""
+    def on_leader(self, work: Callable[[], object]) -> None:
+        """Do work in the first process alone; what it raises, all raise."""
         failure = None
-        if self.leads:
+        if self.is_leader:
             try:
                 work()
             except Exception as error:
                 if not self.several:
                     raise
                 failure = error
-        text = self.errors(f"{type(failure).__name__}: {failure}" if failure else "")
+        text = self.first_error(f"{type(failure).__name__}: {failure}" if failure else "")
         if failure is not None:
             raise failure
         if text:
             raise RuntimeError(text)
 
-    def share(self, arrays: Sequence[np.ndarray]) -> None:
+    def broadcast(self, arrays: Sequence[np.ndarray]) -> None:
         """Overwrite arrays with those of the leader, bit by bit (a sum over processes would lose -0 and NaN)."""
         if self.several:
             for array in arrays:
-                array[...] = self._gather(array.tobytes())[0].view(array.dtype).reshape(array.shape)
+                array[...] = self._gather_bytes(array.tobytes())[0].view(array.dtype).reshape(array.shape)
 
-    def told(self, text: str) -> str:
-        """The text of the leader."""
+    def broadcast_text(self, text: str) -> str:
+        """Return the text of the first process."""
         payload = np.frombuffer(text.encode(), np.uint8)
         length = np.array([len(payload)])
-        self.share([length])
+        self.broadcast([length])
         found = np.zeros(length[0], np.uint8)
         if len(payload) == len(found):
             found[:] = payload
-        self.share([found])
+        self.broadcast([found])
         return found.tobytes().decode()
 
-    def whole(self, arrays: Any) -> Any:
-        """Arrays spread over devices, as a whole in the memory of every process."""
+    def gather(self, arrays: Any) -> Any:
+        """Return the arrays spread over devices, as a whole in the memory of every process."""
         if self.several:
             return multihost_utils.process_allgather(arrays, tiled=True)
         return jax.tree.map(np.asarray, arrays)
 
-    def _gather(self, payload: bytes) -> np.ndarray:
+    def _gather_bytes(self, payload: bytes) -> np.ndarray:
         return np.asarray(multihost_utils.process_allgather(np.frombuffer(payload, np.uint8)))

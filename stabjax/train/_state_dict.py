@@ -1,4 +1,4 @@
-"""A model's variables as one flat ``{name: array}``, the form in which they are trained, stacked and saved."""
+"""A model's variables as one flat ``{name: array}``, the form in which they are trained, stack_seeds and saved."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from stabjax._arguments import is_key, mutable_contents
+from stabjax._provenance import leaves_by_path
 from stabjax._types import AnyArray
-from stabjax.features._ready import held
 
 Weights = Mapping[str, AnyArray]
 
@@ -33,7 +34,7 @@ class Layout:
     """Path of every variable (``blocks/0/conv/kernel``), in the order of the tree's leaves."""
     keys: tuple[tuple[str, str], ...]
     """Name and implementation of the variables that are random keys (of dropout)."""
-    held: object = None
+    contents: object = None
     """What the model holds that can change in place besides its variables: a layout of another program."""
 
     def __hash__(self) -> int:
@@ -42,37 +43,37 @@ class Layout:
 
     @classmethod
     def of(cls, model: nnx.Module) -> tuple["Layout", dict[str, jax.Array]]:
-        """The layout of a model, and a copy of its weights."""
+        """Return the layout of a model, and a copy of its weights."""
         training, state = nnx.split(in_mode(model, training=True))
         evaluation = nnx.split(in_mode(model, training=False))[0]
-        weights = {name: jnp.array(leaf, copy=True) for name, leaf in named(state).items()}
+        weights = {name: jnp.array(leaf, copy=True) for name, leaf in leaves_by_path(state).items()}
         keys = tuple((k, str(jax.random.key_impl(v))) for k, v in weights.items() if is_key(v))
-        hidden = held(model, jax.tree.leaves(nnx.state(model)))
-        return cls(training, evaluation, jax.tree.structure(state), tuple(weights), keys, hidden), weights
+        contents = mutable_contents(model, jax.tree.leaves(nnx.state(model)))
+        return cls(training, evaluation, jax.tree.structure(state), tuple(weights), keys, contents), weights
 
     def model(self, weights: Weights, *, training: bool) -> nnx.Module:
-        """The module with these weights."""
+        """Return the module with these weights."""
         state = jax.tree.unflatten(self.tree, [weights[name] for name in self.names])
         return nnx.merge(self.training if training else self.evaluation, state, copy=True)
 
     def weights(self, model: nnx.Module) -> dict[str, jax.Array]:
-        """The variables of a module of this layout, as they are; without those it made while it was called."""
-        found = named(nnx.state(model))
+        """Return the variables of a module of this layout, without those that it made while it was called."""
+        found = leaves_by_path(nnx.state(model))
         return {name: found[name] for name in self.names}
 
-    def on_device(self, host: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
-        """The weights that `to_host` brought here."""
+    def to_device(self, host: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
+        """Bring the weights back to the device that `to_host` took from it."""
         impl = dict(self.keys)
         arrays = {k: jnp.asarray(host[k]) for k in self.names}
         return {k: jax.random.wrap_key_data(v, impl=impl[k]) if k in impl else v for k, v in arrays.items()}
 
     def signature(self, weights: Weights) -> dict[str, str]:
-        """Dtype and shape of every variable, as text."""
+        """Return the dtype and shape of every variable, as text."""
         return {k: f"{v.dtype}{list(v.shape)}" for k, v in to_host(weights).items()}
 
 
 def in_mode(model: nnx.Module, *, training: bool) -> Any:
-    """A copy of the model in training or evaluation mode."""
+    """Copy the model in training or evaluation mode."""
     model = nnx.clone(model)
     if training:
         model.train()
@@ -81,22 +82,16 @@ def in_mode(model: nnx.Module, *, training: bool) -> Any:
     return model
 
 
-def named(tree: Any) -> dict[str, Any]:
-    """Path and leaf of a tree; the ``value`` inside an NNX variable is left out of the path."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {jax.tree_util.keystr(k, simple=True, separator="/").removesuffix("/value"): v for k, v in leaves}
-
-
 def to_host(tree: Any) -> dict[str, np.ndarray]:
-    """``{name: array}`` of copies of the same bits; random keys as their integers.
+    """Copy a tree to ``{name: array}`` on the host, the same bits; random keys as their integers.
 
     Copies, because NumPy may look straight into a buffer that is donated later.
     """
-    return {k: np.array(jax.random.key_data(v) if is_key(v) else v) for k, v in named(tree).items()}
+    return {k: np.array(jax.random.key_data(v) if is_key(v) else v) for k, v in leaves_by_path(tree).items()}
 
 
 def from_host(host: Mapping[str, np.ndarray], template: Any) -> Any:
-    """The tree like ``template`` with the values that `to_host` brought here; what is missing stays as it is."""
+    """Build the tree like ``template`` from what `to_host` returned; what is missing stays as it is."""
 
     def one(name: str, old: Any) -> Any:
         if name not in host:
@@ -105,10 +100,5 @@ def from_host(host: Mapping[str, np.ndarray], template: Any) -> Any:
             return jax.random.wrap_key_data(jnp.asarray(host[name]), impl=str(jax.random.key_impl(old)))
         return jnp.array(host[name], old.dtype)
 
-    leaves = [one(name, old) for name, old in named(template).items()]
+    leaves = [one(name, old) for name, old in leaves_by_path(template).items()]
     return jax.tree.unflatten(jax.tree.structure(template), leaves)
-
-
-def is_key(x: Any) -> bool:
-    """Whether ``x`` is an array of typed random keys."""
-    return jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
