@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 import stabjax as sj
@@ -50,7 +51,7 @@ class Task:
 
     def normalize(self, images: Any) -> jax.Array:
         """Return images less the mean and divided by the deviation of each channel."""
-        return sj.train.normalise(images, mean=self.recipe.mean, deviation=self.recipe.deviation)
+        return jnp.asarray(sj.data.normalize(images, self.recipe.statistics))
 
     def draw_test_images(self, count: int, *, seed: int) -> tuple[np.ndarray, jax.Array]:
         """Draw a fixed random choice of test images: ascending positions ``(count,)``, and the images, normalized."""

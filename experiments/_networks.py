@@ -63,7 +63,7 @@ class Architecture:
             recipe = sj.train.published(epochs=self.epochs, fully_connected=self.adam, **statistics)
             return replace(recipe, rate=self.rate)
         recipe = replace(task.recipe, epochs=self.epochs, rate=self.rate)
-        return replace(recipe, optimiser="adam", schedule="constant", decay=0.0) if self.adam else recipe
+        return replace(recipe, optimizer="adam", schedule="constant", decay=0.0) if self.adam else recipe
 
 
 def _scaled(model: str, width: float, family: str, **training: Any) -> Architecture:

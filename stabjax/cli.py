@@ -118,7 +118,7 @@ def _demo(demo: Demo, console: Console) -> None:
     console.print(f"test accuracy {accuracy:.3f} after {demo.epochs} epochs, {run.history.seconds[-1]:.0f} s")
 
     images = task.test[0][data.subset(len(task.test[0]), demo.probed, seed=demo.seed)]
-    images = train.normalise(images, mean=task.recipe.mean, deviation=task.recipe.deviation)
+    images = data.normalize(images, task.recipe.statistics)
     options = {"key": probe_key, "deformation": task.deformation, "draws": demo.draws}
     with console.status("probing before and after training"):
         initial = networks.wrap(run.model("initial"), mode="batch_statistics")
