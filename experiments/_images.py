@@ -51,7 +51,7 @@ class Task:
 
     def normalize(self, images: Any) -> jax.Array:
         """Return images less the mean and divided by the deviation of each channel."""
-        return jnp.asarray(sj.data.normalize(images, self.recipe.statistics))
+        return sj.data.normalize(jnp.asarray(images), self.recipe.statistics)
 
     def draw_test_images(self, count: int, *, seed: int) -> tuple[np.ndarray, jax.Array]:
         """Draw a fixed random choice of test images: ascending positions ``(count,)``, and the images, normalized."""

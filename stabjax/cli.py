@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import tyro
 from flax import nnx
@@ -118,7 +119,7 @@ def _demo(demo: Demo, console: Console) -> None:
     console.print(f"test accuracy {accuracy:.3f} after {demo.epochs} epochs, {run.history.seconds[-1]:.0f} s")
 
     images = task.test[0][data.subset(len(task.test[0]), demo.probed, seed=demo.seed)]
-    images = data.normalize(images, task.recipe.statistics)
+    images = data.normalize(jnp.asarray(images), task.recipe.statistics)
     options = {"key": probe_key, "deformation": task.deformation, "draws": demo.draws}
     with console.status("probing before and after training"):
         initial = networks.wrap(run.model("initial"), mode="batch_statistics")
