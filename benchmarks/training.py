@@ -1,4 +1,4 @@
-"""Steps of `stabjax.train.fit` against the same steps in torch: crop, flip, normalise, SGD with Nesterov momentum.
+"""Steps of `stabjax.train.fit` against the same steps in torch: crop, flip, normalize, SGD with Nesterov momentum.
 
 In one run, batches of 128 images 32 x 32 that lie in memory as bytes, float32, two threads. The time of a step is that
 of an epoch after the first, divided; so that what a user gets is measured, dispatch and bookkeeping included. An epoch

@@ -78,7 +78,7 @@ ZOO: Mapping[Size, Mapping[str, Architecture]] = {
         f"SmallCNN {channels}": Architecture(
             "SmallCNN", f"depth {len(channels)}", 1, 0.05, options={"channels": channels}
         )
-        for channels in ((4,), (4, 4), (8, 8))
+        for channels in ((4,), (8,), (4, 4))
     },
     "cpu": {
         **_FULLY_CONNECTED,

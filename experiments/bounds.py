@@ -11,6 +11,8 @@ on the spectral norm of each kernel (`stabjax.lipschitz.keep`)::
 Draws one figure with its numbers beside it, ``bounds``::
 
     python -m experiments.bounds
+
+Finished trainings are read, others go on where they were.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,7 +29,7 @@ from rich.console import Console
 
 import stabjax as sj
 from experiments import _images
-from experiments._study import Drawing, Study, run
+from experiments._study import Drawing, ResumableStudy, run
 
 LABELS = {
     "certified": "certified, all images",
@@ -39,7 +41,7 @@ LABELS = {
 
 
 @dataclass(frozen=True)
-class Config(Study):
+class Config(ResumableStudy):
     """How steep the layers of a network are, from below and from above."""
 
     SMOKE: ClassVar[Mapping[str, Any]] = {"training": 256, "epochs": 1, "images": 8, "ascents": 4, "steps": 5}
@@ -77,17 +79,17 @@ def draw_figures(config: Config, console: Console) -> dict[str, Drawing]:
         cutoff=config.cutoff,
         displacement=config.displacement,
     )
-    training, test = ((task.normalize(images), labels) for images, labels in (task.training, task.test))
-    chosen = sj.data.subset(len(test[0]), config.images, seed=config.seed)
+    chosen, images = task.draw_test_images(config.images, seed=config.seed)
     network = partial(sj.models.SmallCNN, channels=(4,) if config.smoke else (32, 64, 128), norm=False)
     initial = network(in_channels=task.channels, rngs=nnx.Rngs(config.seed))
+    statistics: dict[str, Any] = {"mean": task.recipe.mean, "deviation": task.recipe.deviation}
     stages: dict[str, dict[str, Any]] = {}
     for stage in ("at initialisation", "trained", f"trained, norms <= {config.bound:g}"):
         model, history = initial, []
         if stage != "at initialisation":
-            model, history = train(config, initial, training, constrain=stage != "trained")
-        slopes = measure(config, model, test[0][chosen], task.deformation)
-        slopes["test_error"] = float(1 - sj.train.evaluate(model, *test).accuracy)
+            model, history = train(config, initial, task, constrain=stage != "trained", progress=console.is_terminal)
+        slopes = measure(config, model, images, task.deformation)
+        slopes["test_error"] = float(1 - sj.train.evaluate(model, *task.test, **statistics).accuracy)
         slopes["largest_norm_of_a_kernel_after_each_epoch"] = history
         stages[stage] = slopes
         console.print(stage, f"test error {100 * slopes['test_error']:.1f} %, certified {slopes['certified'][-1]:.4g}")
@@ -96,37 +98,36 @@ def draw_figures(config: Config, console: Console) -> dict[str, Drawing]:
     return {"bounds": (draw(stages, name, config), numbers)}
 
 
-def train(config: Config, initial: nnx.Module, training: Any, *, constrain: bool) -> tuple[nnx.Module, list[float]]:
+def train(
+    config: Config, initial: nnx.Module, task: _images.Task, *, constrain: bool, progress: bool
+) -> tuple[nnx.Module, list[float]]:
     """Train the network; return it and the largest norm of its kernels after each epoch, by `norms`."""
     descent = optax.sgd(0.02, momentum=0.9, nesterov=True)
-    optimizer = optax.chain(descent, sj.lipschitz.keep(config.bound)) if constrain else descent
-    graph, params, rest = nnx.split(initial, nnx.Param, ...)
-    images, labels = map(jnp.asarray, training)
-    batch = min(128, len(images))
-
-    def loss(params: Any, x: Any, y: Any) -> Any:
-        return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(nnx.merge(graph, params, rest)(x), y))
-
-    def step(carry: Any, chosen: Any) -> tuple[Any, None]:
-        params, state = carry
-        updates, state = optimizer.update(jax.grad(loss)(params, images[chosen], labels[chosen]), state, params)
-        return (optax.apply_updates(params, updates), state), None
-
-    @jax.jit
-    def epoch(carry: Any, key: Any) -> Any:
-        order = jax.random.permutation(key, len(images))[: len(images) // batch * batch]
-        return jax.lax.scan(step, carry, jnp.reshape(order, (-1, batch)))[0]
-
-    carry, history = (params, optimizer.init(params)), []
-    for number in range(config.epochs):
-        carry = epoch(carry, jax.random.fold_in(jax.random.key(config.seed), number))
-        history.append(max(norms(carry[0])))
-    return nnx.merge(graph, carry[0], rest), history
+    bound = f"{config.bound:g}" if constrain else "none"
+    settings = f"p{config.training}_e{config.epochs}_s{config.seed}"
+    recipe = sj.train.Recipe(
+        epochs=config.epochs,
+        batch_size=min(128, config.training),
+        mean=task.recipe.mean,
+        deviation=task.recipe.deviation,
+    )
+    trained = sj.train.fit(
+        initial,
+        task.training,
+        key=jax.random.key(config.seed),
+        recipe=recipe,
+        optimizer=optax.chain(descent, sj.lipschitz.keep(config.bound)) if constrain else descent,
+        path=config.runs / f"bounds_{'smoke' if config.smoke else 'cifar10'}_{bound}_{settings}",
+        checkpoints=tuple(range(config.epochs + 1)),
+        progress=progress,
+    )
+    history = [max(norms(trained.model(step))) for step in trained.history.step]
+    return trained.model(), history
 
 
-def norms(params: Any) -> list[float]:
+def norms(model: nnx.Module) -> list[float]:
     """Return the norm of each dense kernel, and a bound on that of each convolution for images of any size."""
-    kernels = [leaf for leaf in jax.tree.leaves(params) if leaf.ndim > 1]
+    kernels = [leaf for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)) if leaf.ndim > 1]
     bounds = [sj.lipschitz.dense(k, method="exact") if k.ndim == 2 else sj.lipschitz.conv(k, None) for k in kernels]
     return [float(bound.value) for bound in bounds]
 

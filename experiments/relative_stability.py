@@ -62,7 +62,7 @@ AlexNet, VGG11 and VGG11bn, one of the others.
 class Config(ZooStudy):
     """Test error against relative stability, over architectures."""
 
-    SMOKE: ClassVar[Mapping[str, Any]] = {"draws": 2, "images": 64, "initial_seeds": 0}
+    SMOKE: ClassVar[Mapping[str, Any]] = {"draws": 2, "images": 16, "initial_seeds": 0}
 
     networks: tuple[str, ...] = ()
     """Names of the zoo of that size; all of them if not given."""

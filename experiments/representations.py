@@ -38,7 +38,7 @@ class Config(ResumableStudy):
 
     SMOKE: ClassVar[Mapping[str, Any]] = {
         "data": "scale-detection",
-        "epochs": 2.0,
+        "epochs": 1.0,
         "training": 256,
         "channels": (4, 6),
         "hidden": 8,

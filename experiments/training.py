@@ -44,7 +44,7 @@ RULES = ("equal epochs", "equal steps")
 class Config(ZooStudy):
     """R, D, G and the test error along training, and against the size of the training set."""
 
-    SMOKE: ClassVar[Mapping[str, Any]] = {"draws": 1, "images": 64, "seeds": 1}
+    SMOKE: ClassVar[Mapping[str, Any]] = {"draws": 1, "images": 16, "seeds": 1}
 
     networks: tuple[str, ...] = ()
     """Names of the zoo; a few of different kinds if not given."""

@@ -256,8 +256,7 @@ def from_features(
         return jnp.asarray(perturbed if perturbed.ndim == clean[name].ndim + 1 else perturbed[None])
 
     def numerators(name: str, perturbed: AnyArray) -> Array:
-        base = jnp.asarray(clean[name])
-        return jax.lax.map(lambda draw: squared_change(base, draw), with_draws(name, perturbed))
+        return _squared_changes(jnp.asarray(clean[name]), with_draws(name, perturbed))
 
     def spread(name: str) -> Array:
         n = clean[name].shape[0]
@@ -292,6 +291,16 @@ def from_features(
         measured=jnp.ones(deformation_numerators.shape[-1], bool),
         **numbers,
     )
+
+
+@jax.jit
+def _squared_changes(clean: Array, perturbed: Array) -> Array:
+    """Return the squared change of every image in every draw, ``(draws, n)``, draw by draw to hold one at a time.
+
+    A function of the module, so that it compiles once for features of one shape; `jax.lax.map` of a new function
+    compiles at every call.
+    """
+    return jax.lax.map(lambda draw: squared_change(clean, draw), perturbed)
 
 
 def _table(result: Any) -> str:
