@@ -14,68 +14,77 @@ from stabjax import similarity
 from stabjax.similarity import streaming
 from tests.similarity.sets import SEEDS, drawn
 
-N = 60
-CUTS = (slice(0, 17), slice(17, 18), slice(18, 60))
-"""Batches of 17, 1 and 42 samples."""
 X_SIZES, Y_SIZES = (5, 3), (4, 5)
+STARTS = (0, 20, 40)
+COUNTED = np.arange(60) % 20 < np.repeat([17, 1, 20], 20)
+"""Three batches of 20 rows, of which 17, 1 and 20 count; what the others hold must not matter."""
 TOLERANCE = {np.float32: 2e-5, np.float64: 1e-10}
 PRECISIONS = pytest.mark.parametrize("dtype", [np.float32, np.float64])
 
 
 def layers(seed, dtype, offset):
-    """Two layers of two networks each, far from zero by as much as half the digits allow; one unit is dead."""
-    sets = [z + offset for z in drawn(seed, N, (*X_SIZES, *Y_SIZES))]
+    """Two layers of two networks each, away from zero; one unit is dead, and rows that do not count are NaN."""
+    sets = [z + offset for z in drawn(seed, 60, (*X_SIZES, *Y_SIZES))]
     sets[0][:, 1] = 0.1
-    return tuple(z.astype(dtype) for z in sets[:2]), tuple(z.astype(dtype) for z in sets[2:])
+    sets = [np.where(COUNTED[:, None], z, np.nan).astype(dtype) for z in sets]
+    return tuple(sets[:2]), tuple(sets[2:])
 
 
-def cut(z, batch):
-    return [layer[batch] for layer in z]
+def kept(network):
+    return tuple(z[COUNTED] for z in network)
 
 
-def grouped(empty, update):
-    """One stream, and the same batches merged to the left, to the right, and around an empty stream."""
-    parts = [update(empty, batch) for batch in CUTS]
+def grouped(empty, update, x, y):
+    """One stream, and the same batches merged to the left, to the right, and around empty streams."""
+    batches = []
+    for start in STARTS:
+        rows = slice(start, start + 20)
+        batches.append((start, [z[rows] for z in x], [z[rows] for z in y], COUNTED[rows]))
+    a, b, c = (update(empty, *batch) for batch in batches)
     stream = empty
-    for batch in CUTS:
-        stream = update(stream, batch)
-    a, b, c = parts
-    return [stream, a.merge(b).merge(c), a.merge(b.merge(c)), c.merge(empty.merge(a)).merge(b.merge(empty))]
+    for batch in batches:
+        stream = update(stream, *batch)
+    around = merge(merge(c, merge(empty, a)), merge(b, empty))
+    return [stream, merge(merge(a, b), c), merge(a, merge(b, c)), around]
 
 
-def first_passes(x, y, dtype):
+@jax.jit
+def merge(streams, others):
+    return jax.tree.map(lambda a, b: a.merge(b), streams, others, is_leaf=lambda z: hasattr(z, "merge"))
+
+
+def first_pass(dtype):
     products = streaming.UnitProducts.init(X_SIZES, Y_SIZES, dtype=dtype)
-    products = grouped(products, lambda stream, batch: stream.update(cut(x, batch), cut(y, batch)))
-
-    def factors(z):
-        empty = streaming.QRFactor.init(z.shape[1], dtype=dtype)
-        return grouped(empty, lambda stream, batch: stream.update(z[batch]))
-
-    return products, [list(map(factors, z)) for z in (x, y)]
+    return products, [[streaming.QRFactor.init(size, dtype=dtype) for size in sizes] for sizes in (X_SIZES, Y_SIZES)]
 
 
-@partial(jax.jit, static_argnames="dtype")
-def streamed(x, y, dtype):
-    """Every measure by every grouping of the batches."""
-    products, (x_factors, y_factors) = first_passes(x, y, dtype)
-    results = []
-    for grouping, moments in enumerate(products):
-        terms = grouped(
-            streaming.ProductTerms.init(moments, N),
-            lambda stream, batch: stream.update(batch.start, cut(x, batch), cut(y, batch)),
-        )[grouping]
-        row = {"plain": moments.finish()}
-        for name, debiased in (("cka", False), ("cka_debiased", True)):
-            row[name], row[f"{name} interval"] = terms.finish(debiased=debiased).alignment(debiased=debiased)
-        for standardize, measures in ((True, ("cca", "pwcca")), (False, ("svcca",))):
-            bases = ([f[grouping].finish(standardize=standardize) for f in each] for each in (x_factors, y_factors))
-            whitened = grouped(
-                streaming.WhitenedProducts.init(*bases),
-                lambda stream, batch: stream.update(cut(x, batch), cut(y, batch)),
-            )[grouping]
-            row |= {measure: whitened.finish(measure) for measure in measures}
-        results.append(row)
-    return jax.tree.map(lambda *rows: jnp.stack(rows), *results)
+@jax.jit
+def update_first(streams, _, x, y, counted):
+    products, factors = streams
+    factors = [[f.update(z, counted) for f, z in zip(*network, strict=True)] for network in zip(factors, (x, y))]
+    return products.update(x, y, counted), factors
+
+
+@jax.jit
+def second_pass(streams):
+    products, factors = streams
+    bases = [[[f.finish(standardize=s) for f in network] for network in factors] for s in (True, False)]
+    return streaming.ProductTerms.init(products, 60), *(streaming.WhitenedProducts.init(*pair) for pair in bases)
+
+
+@jax.jit
+def update_second(streams, start, x, y, counted):
+    terms, *whitened = streams
+    return terms.update(start, x, y, counted), *(products.update(x, y, counted) for products in whitened)
+
+
+@jax.jit
+def finish(streams):
+    terms, standardized, by_variance = streams
+    found = {"plain": terms.products.finish(), "svcca": by_variance.finish("svcca")}
+    for name, debiased in (("cka", False), ("cka_debiased", True)):
+        found[name], found[f"{name} interval"] = terms.finish(debiased=debiased).alignment(debiased=debiased)
+    return found | {measure: standardized.finish(measure) for measure in ("cca", "pwcca")}
 
 
 @jax.jit
@@ -96,14 +105,16 @@ def whole(x, y):
 def test_every_grouping_is_the_whole(dtype, seed, offset):
     with jax.enable_x64(dtype == np.float64):
         x, y = layers(seed, dtype, offset)
-        found, expected = streamed(x, y, dtype), whole(x, y)
-        for name, values in expected.items():
-            assert found[name].dtype == dtype
-            for grouping in found[name]:
-                np.testing.assert_allclose(grouping, values, atol=TOLERANCE[dtype], err_msg=name)
-        for name in ("cka interval", "cka_debiased interval"):
-            for grouping in found[name]:
-                np.testing.assert_allclose(grouping, found[name][0], atol=10 * TOLERANCE[dtype], err_msg=name)
+        expected = whole(kept(x), kept(y))
+        groupings = grouped(first_pass(dtype), update_first, x, y)
+        # Each grouping of the first pass, finished by the same grouping of the second.
+        results = [finish(grouped(second_pass(z), update_second, x, y)[k]) for k, z in enumerate(groupings)]
+        for found in results:
+            for name, values in expected.items():
+                assert found[name].dtype == dtype
+                np.testing.assert_allclose(found[name], values, atol=TOLERANCE[dtype], err_msg=name)
+            for name in ("cka interval", "cka_debiased interval"):
+                np.testing.assert_allclose(found[name], results[0][name], atol=10 * TOLERANCE[dtype], err_msg=name)
 
 
 @PRECISIONS
@@ -112,24 +123,25 @@ def test_moments_are_those_of_all_samples(dtype, seed, offset):
     """Of second and of third order, of each grouping, by their definition."""
     with jax.enable_x64(dtype == np.float64):
         x, y = layers(seed, dtype, offset)
-        groupings, factors = jax.jit(first_passes, static_argnames="dtype")(x, y, dtype)
-        (a, b), (c, d) = ([np.float64(z) - np.float64(z).mean(0) for z in side] for side in (x, y))
+        groupings = grouped(first_pass(dtype), update_first, x, y)
+        x, y = ([z.astype(np.float64) for z in kept(network)] for network in (x, y))
+        (a, b), (c, d) = ([z - z.mean(0) for z in network] for network in (x, y))
         squares = [(z**2).sum(1) for z in (a, b, c, d)]
         first, second = np.hstack([a, b]), np.hstack([c, d])
         # Rounding is that of what is added up, in proportion to the largest products.
-        size = max(1, abs(offset)) * TOLERANCE[dtype] * N * max(map(np.max, squares))
+        size = max(1, abs(offset)) * TOLERANCE[dtype] * len(a) * max(map(np.max, squares))
         close = partial(np.testing.assert_allclose, atol=size)
-        for moments in groupings:
-            assert moments.n == N
-            close(moments.first.mean, np.hstack(x).astype(np.float64).mean(0), rtol=TOLERANCE[dtype])
+        for moments, factors in groupings:
+            assert moments.n == len(a)
+            close(moments.first.mean, np.hstack(x).mean(0), rtol=TOLERANCE[dtype])
             close(moments.cross, first.T @ second)
             close(moments.second.own[1], d.T @ d)
             close(moments.first.weighted, np.hstack([squares[0] @ a, squares[1] @ b]))
             close(moments.first_weighted, np.stack([z @ first for z in squares[2:]]))
             close(moments.second_weighted, np.stack([z @ second for z in squares[:2]]))
-        for grouping in factors[0][0]:
-            np.testing.assert_array_equal(np.tril(grouping.factor, -1), 0)
-            close(grouping.factor.T @ grouping.factor, a.T @ a)
+            factor = np.asarray(factors[0][0].factor, np.float64)
+            np.testing.assert_array_equal(np.tril(factor, -1), 0)
+            close(factor.T @ factor, a.T @ a)
 
 
 @PRECISIONS
@@ -137,90 +149,59 @@ def test_moments_are_those_of_all_samples(dtype, seed, offset):
 def test_the_empty_stream_changes_no_digit(dtype, seed):
     with jax.enable_x64(dtype == np.float64):
         x, y = layers(seed, dtype, 30.0)
-        empty = streaming.UnitProducts.init(X_SIZES, Y_SIZES, dtype=dtype), streaming.QRFactor.init(5, dtype=dtype)
-        full = updated(empty, x, y)
-        for merged in (merged_with(empty, full), merged_with(full, empty)):
+        empty = first_pass(dtype)
+        full = update_first(empty, 0, [z[:20] for z in x], [z[:20] for z in y], COUNTED[:20])
+        for merged in (merge(empty, full), merge(full, empty)):
             jax.tree.map(np.testing.assert_array_equal, merged, full)
-        jax.tree.map(np.testing.assert_array_equal, merged_with(empty, empty), empty)
-
-
-@jax.jit
-def updated(streams, x, y):
-    return streams[0].update(x, y), streams[1].update(x[0])
-
-
-@jax.jit
-def merged_with(streams, others):
-    return tuple(stream.merge(other) for stream, other in zip(streams, others, strict=True))
-
-
-def test_rows_that_do_not_count_are_left_out(x64):
-    """Whatever they hold."""
-    x, y = layers(0, np.float64, 3.0)
-    counted = np.arange(N) % 3 > 0
-    broken = [[np.where(counted[:, None], z, np.nan) for z in side] for side in (x, y)]
-    kept = [[z[counted] for z in side] for side in (x, y)]
-    products = streaming.UnitProducts.init(X_SIZES, Y_SIZES, dtype=float).update(*broken, counted)
-    expected = whole(*map(tuple, kept))
-    assert products.n == counted.sum()
-    np.testing.assert_allclose(products.finish(), expected["cka"], rtol=1e-10)
-    terms = streaming.ProductTerms.init(products, N).update(0, *broken, counted).finish(debiased=True)
-    np.testing.assert_allclose(terms.alignment(debiased=True)[0], expected["cka_debiased"], rtol=1e-10)
-    bases = []
-    for side in broken:
-        factors = [streaming.QRFactor.init(z.shape[1], dtype=float).update(z, counted) for z in side]
-        bases.append([factor.finish(standardize=True) for factor in factors])
-    whitened = streaming.WhitenedProducts.init(*bases).update(*broken, counted)
-    np.testing.assert_allclose(whitened.finish("cca"), expected["cca"], rtol=1e-10)
+        jax.tree.map(np.testing.assert_array_equal, merge(empty, empty), empty)
 
 
 def test_trouble_stays_in_its_layer():
     """A layer that is NaN, and one that does not vary though the mean of its values is not that value."""
     x, y = layers(0, np.float32, 0.0)
-    bad, dead = np.where(np.arange(N)[:, None] == 30, np.nan, x[0]), np.full_like(x[0], 0.1)
-    sizes = (5, 5, 3)
-    products = streaming.UnitProducts.init(sizes, Y_SIZES)
-    factors = [streaming.QRFactor.init(size) for size in sizes]
-    for batch in CUTS:
-        rows = cut((bad.astype(np.float32), dead, x[1]), batch)
-        products = products.update(rows, cut(y, batch))
-        factors = [factor.update(z) for factor, z in zip(factors, rows, strict=True)]
-    np.testing.assert_allclose(products.finish()[2], whole(x, y)["cka"][1], atol=1e-5)
-    assert np.isnan(products.finish()[:2]).all()
-    assert np.isfinite(products.first_weighted[:, 5:]).all()
-    assert [int(factor.finish(standardize=True).rank) for factor in factors[1:]] == [0, 3]
-    assert not factors[1].finish(standardize=True).varies.any()
+    bad, dead = np.where(np.arange(60)[:, None] == 45, np.nan, x[0]), np.full_like(x[0], 0.1)
+    x = (bad.astype(np.float32), x[1])
+    streams = grouped(first_pass(np.float32), update_first, x, y)[0]
+    products = np.asarray(streams[0].finish())
+    np.testing.assert_allclose(products[1], whole(kept(x), kept(y))["cka"][1], atol=1e-5)
+    assert np.isnan(products[0]).all()
+    assert np.isfinite(streams[0].first_weighted[:, 5:]).all()
+    (moments, (factors, _)), *_ = grouped(first_pass(np.float32), update_first, (dead, x[1]), y)
+    assert np.isnan(moments.finish()[0]).all()
+    bases = [factor.finish(standardize=True) for factor in factors]
+    assert [int(basis.rank) for basis in bases] == [0, 3]
+    assert not bases[0].varies.any()
 
 
 def test_half_precision_and_other_measures():
-    x, y = layers(0, np.float32, 0.0)
-    halves = [[jnp.asarray(z, jnp.bfloat16) for z in side] for side in (x, y)]
-    products = streaming.UnitProducts.init(X_SIZES, Y_SIZES).update(*halves)
+    x, y = ([jnp.asarray(z, jnp.bfloat16) for z in network] for network in layers(0, np.float32, 0.0))
+    (products, factors), *_ = grouped(first_pass(np.float32), update_first, x, y)
     assert products.cross.dtype == np.float32
-    expected = whole(*(tuple(z.astype(jnp.float32) for z in side) for side in halves))["cka"]
+    expected = whole(*(tuple(z[COUNTED].astype(jnp.float32) for z in network) for network in (x, y)))["cka"]
     np.testing.assert_allclose(products.finish(), expected, atol=1e-5)
-    bases = [[streaming.QRFactor.init(z.shape[1]).update(z).finish(standardize=True) for z in side] for side in (x, y)]
+    _, whitened, _ = second_pass((products, factors))
     with pytest.raises((TypeError, ValueError), match=r"(?i)one of|cka"):
-        streaming.WhitenedProducts.init(*bases).update(x, y).finish("cka")
+        whitened.finish("cka")
 
 
 def test_streams_stack_and_differentiate():
     """A scan over batches, stacked over networks; the gradient is that of the whole."""
     x, y = layers(0, np.float32, 0.0)
-    batches = [[jnp.reshape(z, (4, 15, -1)) for z in side] for side in (x, y)]
+    x, y = ([jnp.reshape(jnp.asarray(z[:16]), (4, 4, -1)) for z in network] for network in (x, y))
 
-    def cka(scale, batches):
+    def cka(scale, x, y):
         def step(products, batch):
-            return products.update([scale[None] * batch[0][0], batch[0][1]], batch[1]), None
+            return products.update([scale[None] * batch[0]], [batch[1]]), None
 
-        empty = streaming.UnitProducts.init(X_SIZES, Y_SIZES)
-        return jax.lax.scan(step, empty, batches)[0].finish()[0, 0]
+        return jax.lax.scan(step, streaming.UnitProducts.init((5,), (4,)), (x, y))[0].finish()[0, 0]
 
-    stacked = jax.vmap(cka, (0, None))(jnp.ones((2, 5)), batches)
-    np.testing.assert_allclose(stacked, np.full(2, whole(x, y)["cka"][0, 0]), atol=1e-5)
-    gradient = jax.grad(cka)(jnp.ones(5), batches)
-    expected = jax.grad(lambda scale: similarity.cka(scale[None] * x[0], y[0]))(jnp.ones(5))
-    np.testing.assert_allclose(gradient, expected, atol=1e-5)
+    def of_whole(scale, x, y):
+        return similarity.cka(scale[None] * jnp.reshape(x, (16, -1)), jnp.reshape(y, (16, -1)))
+
+    scales = jnp.stack([jnp.ones(5), jnp.arange(1.0, 6)])
+    for f in (lambda g: g, jax.grad):
+        found, expected = (jax.jit(jax.vmap(f(g), (0, None, None)))(scales, x[0], y[0]) for g in (cka, of_whole))
+        np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["QRFactor", "WhitenedProducts", "UnitProducts", "ProductTerms"])
