@@ -1,4 +1,4 @@
-"""Look inside a network: trace it, recognise its operations, evaluate it with its taps.
+"""Look inside a network: trace it, recognize its operations, evaluate it with its taps.
 
 The only place that touches JAX's tracing machinery.
 """
@@ -21,9 +21,9 @@ from stabjax._jaxpr._primitives import (
     WINDOWS,
 )
 from stabjax._jaxpr._program import path_name
-from stabjax._jaxpr._reading import Reading, Site, read, trace_network
-from stabjax._jaxpr._regions import Hidden
+from stabjax._jaxpr._regions import Hidden, Kind
 from stabjax._jaxpr._reuse import in_double
+from stabjax._jaxpr._traced import Reading, Site, read, trace_network
 
 __all__ = [
     "AFFINE",
@@ -38,6 +38,7 @@ __all__ = [
     "WINDOWS",
     "Domain",
     "Hidden",
+    "Kind",
     "Lifted",
     "Reading",
     "Site",

@@ -5,9 +5,11 @@ An axis is the product of its parts, each with its role and size: ``b`` the batc
 windows is found again, a channel axis is known in any layout, and no statistic takes the wrong one.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import prod
 from typing import Any
+
+from stabjax._jaxpr._primitives import AFFINE, NONLINEAR, REDUCTIONS, SELECTIONS, VIEWS, WINDOWS
 
 Role = str | None
 Axis = tuple[tuple[Role, int], ...]
@@ -28,7 +30,7 @@ def unknown(aval: Any) -> Axes:
 
 
 def role(axis: Axis) -> Role:
-    """Return the role of an axis; one that holds the batch counts as batch, heads merged with channels as channels."""
+    """Return the role of an axis: batch if it holds the batch, channels if heads are merged with channels."""
     roles = {role for role, size in axis if size > 1} or {role for role, _ in axis}
     if any(role == "b" for role, _ in axis):
         return "b"
@@ -38,125 +40,169 @@ def role(axis: Axis) -> Role:
 
 
 def channel(axes: Axes) -> int | None:
-    """Return the position of the channel axis."""
+    """Return the position of the channel axis, or None if it is not known."""
     roles = [role(axis) for axis in axes]
     return roles.index("c") if roles.count("c") == 1 else None
 
 
-def known(axes: Axes) -> int:
-    """Return how many axes are known to be batch, channels or space."""
-    return sum(role(axis) in ("b", "c", "s") for axis in axes)
+def _knowledge(axes: Axes) -> tuple[int, int]:
+    """Return how many axes are known to be batch, channels or space, and how few the network made itself."""
+    roles = [role(axis) for axis in axes]
+    return sum(name in ("b", "c", "s") for name in roles), -roles.count("n")
 
 
-def _fitted(axis: Axis, size: int) -> Axis:
+def _parts_of(axis: Axis, size: int) -> Axis:
     """Return the parts of an axis of this size; what was cut or enlarged keeps its role and forgets its parts."""
     return axis if axis and prod(part for _, part in axis) == size else ((role(axis), size),)
 
 
 def reshape(axes: Sequence[Axis], old: Sequence[int], new: Sequence[int]) -> Axes:
-    """Return the axes after a reshape: their parts, distributed anew in the same order."""
+    """Return the axes after a reshape: their parts, distributed anew in the same order.
+
+    A part goes to one new axis, or is divided among several; where sizes do not divide, the rest is unknown::
+
+        (b 2) (s 8) (c 3)  -> (16, 3)       (b 2  s 8) (c 3)
+        (b 2  s 8) (c 3)   -> (4, 4, 3)     (b 2  s 2) (s 4) (c 3)
+    """
     if 0 in old:
         return (UNKNOWN,) * len(new)
-    parts = [part for axis, size in zip(axes, old) for part in _fitted(axis, size)]
+    parts = [part for axis, size in zip(axes, old) for part in _parts_of(axis, size)]
     result: list[Axis] = []
     for k, size in enumerate(new):
-        mine, left = [], size
+        own, missing = [], size
         if size == 1 and parts and parts[0][1] == 1:
-            mine.append(parts.pop(0))
-        while left > 1:
+            own.append(parts.pop(0))
+        while missing > 1:
             name, part = parts.pop(0)
-            if left % part == 0:
-                taken = part
-            elif part % left == 0:
-                taken = left
-                parts.insert(0, (name, part // left))
-            else:
+            if missing % part != 0 and part % missing != 0:
                 return (*result, *[UNKNOWN] * (len(new) - k))
-            mine.append((name, taken))
-            left //= taken
+            if missing % part != 0:
+                parts.insert(0, (name, part // missing))
+                part = missing
+            own.append((name, part))
+            missing //= part
+        # Parts of size 1 stay with the axis in front of them, but where the next new axis is one of size 1.
         while size > 1 and parts and parts[0][1] == 1 and new[k + 1 : k + 2] != (1,):
-            mine.append(parts.pop(0))
-        result.append(tuple(mine))
+            own.append(parts.pop(0))
+        result.append(tuple(own))
     return tuple(result)
 
 
-def dot(equation: Any, first: bool, axes: Axes, others: Axes | None) -> Axes:
-    """Return the axes of ``dot_general``, an activation as first or second operand, with another one or a kernel."""
+def of_results(equation: Any, operands: Sequence[Axes | None]) -> Sequence[Axes]:
+    """Return the axes of each result of an equation, given those of its operands, None for constants."""
+    rule = RULES.get(equation.primitive.name, _of_same_rank)
+    return [rule(equation, operands, var.aval) for var in equation.outvars]
+
+
+def _of_same_rank(equation: Any, operands: Sequence[Axes | None], result: Any) -> Axes:
+    """Return the axes of the first active operand of the rank of the result."""
+    del equation
+    rank = len(getattr(result, "shape", ()))
+    return next((axes for axes in operands if axes is not None and len(axes) == rank), unknown(result))
+
+
+def _elementwise(equation: Any, operands: Sequence[Axes | None], result: Any) -> Axes:
+    """Return the axes of the active operand that is known best."""
+    del equation
+    candidates = [axes for axes in operands if axes is not None and len(axes) == len(result.shape)]
+    return max(candidates, key=_knowledge, default=unknown(result))
+
+
+def _convolution(equation: Any, operands: Sequence[Axes | None], result: Any) -> Axes:
+    image, kernel = operands
+    if image is None or kernel is not None:
+        return _of_same_rank(equation, operands, result)
+    numbers = equation.params["dimension_numbers"]
+    axes: list[Axis] = [(("s", size),) for size in result.shape]
+    batch, channels = numbers.out_spec[:2]
+    axes[batch], axes[channels] = image[numbers.lhs_spec[0]], (("c", result.shape[channels]),)
+    return tuple(axes)
+
+
+def _dot(equation: Any, operands: Sequence[Axes | None], result: Any) -> Axes:
+    """Return the axes of ``dot_general``: the shared ones, then the free ones of both operands."""
+    del result
     contracted, batch = equation.params["dimension_numbers"]
-    side = 0 if first else 1
     shapes = [atom.aval.shape for atom in equation.invars[:2]]
     free = [[k for k in range(len(shapes[i])) if k not in contracted[i] and k not in batch[i]] for i in (0, 1)]
-    mine = [axes[k] for k in free[side]]
-    shared = [axes[k] for k in batch[side]]
-    if others is not None:
-        theirs = [others[k] for k in free[1 - side]]
-    else:
-        theirs = [(("n", shapes[1 - side][k]),) for k in free[1 - side]]
-        if theirs and not any(role(axis) == "c" for axis in mine + shared):
-            theirs[-1] = (("c", shapes[1 - side][free[1 - side][-1]]),)
-    return (*shared, *(mine + theirs if first else theirs + mine))
+    # What a kernel brings in are new axes, the last of them channels where the activation keeps none of its own.
+    known = [axes or [(("n", size),) for size in shape] for axes, shape in zip(operands, shapes)]
+    side = 1 if operands[0] is None else 0
+    shared = [known[side][k] for k in batch[side]]
+    own = [[axes[k] for k in dims] for axes, dims in zip(known, free)]
+    if operands[1 - side] is None and own[1 - side] and not any(role(axis) == "c" for axis in own[side] + shared):
+        own[1 - side][-1] = (("c", shapes[1 - side][free[1 - side][-1]]),)
+    return (*shared, *own[0], *own[1])
 
 
-def convolution(equation: Any, axes: Axes) -> Axes:
-    """Return the axes of a convolution of an activation."""
-    numbers, shape = equation.params["dimension_numbers"], equation.outvars[0].aval.shape
-    spec = numbers.out_spec
-    result: list[Axis] = [(("s", size),) for size in shape]
-    result[spec[0]], result[spec[1]] = axes[numbers.lhs_spec[0]], (("c", shape[spec[1]]),)
-    return tuple(result)
+def _selection(equation: Any, operands: Sequence[Axes | None], result: Any) -> Axes:
+    """Return the axes after cutting, joining and looking up entries."""
+    name = equation.primitive.name
+    axes = next(axes for axes in operands if axes is not None)
+    if name in ("stack", "unstack"):
+        return _rearranged(equation, [axes], result)
+    if name == "gather" and operands[0] is None:
+        return _lookup(equation, axes)
+    return axes if len(axes) == len(result.shape) else unknown(result)
 
 
-def check_channels_last(equation: Any, axes: Axes) -> None:
-    """Raise where the first convolution of a network takes positions for channels and slides along the channels."""
-    numbers, window = equation.params["dimension_numbers"], equation.invars[1].aval.shape
-    feature, spatial = numbers.lhs_spec[1], numbers.lhs_spec[2:]
-    if role(axes[feature]) != "s" or not any(role(axes[axis]) == "c" for axis in spatial):
-        return
-    # A window of one along a signal may mix its positions, as mixers do; that has two names for one thing in 1-D only.
-    if len(spatial) > 1 or window[numbers.rhs_spec[2]] > 1:
-        raise ValueError(
-            "expected a network of images with channels last, (batch, *spatial, channels), got one whose first "
-            f"convolution takes its channels from axis {feature} and slides along the last: say so, "
-            "networks.wrap(model, layout='channels_first'), and give images with channels last, "
-            "jnp.moveaxis(images, 1, -1)"
-        )
-
-
-def lookup(equation: Any, axes: Axes) -> Axes:
-    """Return the axes of rows taken from a table: batch and space of the indices, then the channels of the table."""
+def _lookup(equation: Any, axes: Axes) -> Axes:
+    """Return the axes of rows of a table: batch and space of the indices, then the channels of the table."""
     offset = equation.params["dimension_numbers"].offset_dims
     shape, indices = equation.outvars[0].aval.shape, iter(axes)
     result = [(("c", size),) if k in offset else next(indices, UNKNOWN) for k, size in enumerate(shape)]
     return tuple(axis if k in offset or role(axis) == "b" else (("s", shape[k]),) for k, axis in enumerate(result))
 
 
-def through(equation: Any, axes: Axes) -> Axes:
-    """Return the axes after an operation that moves, cuts or sums axes and mixes nothing else."""
+def _rearranged(equation: Any, operands: Sequence[Axes | None], result: Any) -> Axes:
+    """Return the axes after an equation that moves, cuts or sums axes and mixes nothing else."""
     name, params = equation.primitive.name, equation.params
-    old, new = equation.invars[0].aval.shape, equation.outvars[0].aval.shape
+    axes = operands[0]
+    if axes is None or (len(equation.outvars) > 1 and name != "unstack"):
+        return _of_same_rank(equation, operands, result)
+    old, new = equation.invars[0].aval.shape, result.shape
     if name == "reshape":
         order = params.get("dimensions") or range(len(old))
         return reshape([axes[k] for k in order], [old[k] for k in order], new)
     if name == "transpose":
         return tuple(axes[k] for k in params["permutation"])
     if name == "broadcast_in_dim":
-        result: list[Axis] = [(("n", size),) for size in new]
+        broadcast: list[Axis] = [(("n", size),) for size in new]
         for source, target in enumerate(params["broadcast_dimensions"]):
-            result[target] = axes[source]
-        return tuple(result)
+            broadcast[target] = axes[source]
+        return tuple(broadcast)
     if name == "squeeze":
         return tuple(axis for k, axis in enumerate(axes) if k not in params["dimensions"])
-    if name in ("stack", "unstack"):
-        axis = params["axis"]
-        made = ((("n", new[axis]),),) if name == "stack" else ()
-        return (*axes[:axis], *made, *axes[axis + (name == "unstack") :])
+    if name == "stack":
+        return (*axes[: params["axis"]], (("n", new[params["axis"]]),), *axes[params["axis"] :])
+    if name == "unstack":
+        return (*axes[: params["axis"]], *axes[params["axis"] + 1 :])
     if "axes" in params and len(new) == len(old) - len(params["axes"]):
         return tuple(axis for k, axis in enumerate(axes) if k not in params["axes"])
     return axes if len(old) == len(new) else (UNKNOWN,) * len(new)
 
 
-def crossed(equation: Any) -> list[int]:
-    """Return the axes of the first operand along which an operation adds up or reorders entries."""
+RULES: dict[str, Callable[[Any, Sequence[Axes | None], Any], Axes]] = (
+    {"conv_general_dilated": _convolution, "dot_general": _dot}
+    | dict.fromkeys(REDUCTIONS | WINDOWS | VIEWS, _rearranged)
+    | dict.fromkeys(SELECTIONS, _selection)
+    | dict.fromkeys(AFFINE | NONLINEAR, _elementwise)
+)
+"""Rules by primitive: ``rule(equation, axes of its operands, aval of the result) -> axes of the result``."""
+
+
+def crosses_rows(equation: Any, operands: Sequence[Axes | None]) -> bool:
+    """Return whether an equation reduces, contracts or reorders the batch axis."""
+    if equation.primitive.name == "dot_general":
+        contracted, _ = equation.params["dimension_numbers"]
+        summed = [axes[k] for axes, dims in zip(operands, contracted) if axes is not None for k in dims]
+        result = of_results(equation, operands)[0]
+        return any(role(axis) == "b" for axis in summed) or [role(axis) for axis in result].count("b") > 1
+    return operands[0] is not None and any(role(operands[0][k]) == "b" for k in crossed_axes(equation))
+
+
+def crossed_axes(equation: Any) -> list[int]:
+    """Return the axes of the first operand along which an equation adds up or reorders entries."""
     name, params = equation.primitive.name, equation.params
     if "window_dimensions" in params:
         return [axis for axis, width in enumerate(params["window_dimensions"]) if width > 1]
@@ -169,6 +215,22 @@ def crossed(equation: Any) -> list[int]:
     if name == "rev":
         return list(params["dimensions"])
     return []
+
+
+def check_channels_last(equation: Any, axes: Axes) -> None:
+    """Raise a ValueError where a first convolution takes positions for channels and slides along the channels."""
+    numbers, window = equation.params["dimension_numbers"], equation.invars[1].aval.shape
+    feature, spatial = numbers.lhs_spec[1], numbers.lhs_spec[2:]
+    if role(axes[feature]) != "s" or not any(role(axes[axis]) == "c" for axis in spatial):
+        return
+    # A window of one along a signal may mix its positions, as mixers do; that has two names for one thing in 1-D only.
+    if len(spatial) > 1 or window[numbers.rhs_spec[2]] > 1:
+        raise ValueError(
+            "expected a network of images with channels last, (batch, *spatial, channels), got one whose first "
+            f"convolution takes its channels from axis {feature} and slides along the last: say so, "
+            "networks.wrap(model, layout='channels_first'), and give images with channels last, "
+            "jnp.moveaxis(images, 1, -1)"
+        )
 
 
 def is_pooled(axes: Axes, reduced: Sequence[int]) -> bool:
@@ -185,7 +247,7 @@ def batch_first(axes: Axes, shape: Sequence[int], batch: int) -> tuple[int, int,
     if len(holders) != 1:
         return None
     axis = holders[0]
-    names, sizes = zip(*_fitted(axes[axis], shape[axis]))
+    names, sizes = zip(*_parts_of(axes[axis], shape[axis]))
     place = names.index("b")
     if names.count("b") > 1 or sizes[place] != batch:
         return None

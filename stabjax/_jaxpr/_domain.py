@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from stabjax._jaxpr._flow import Plan
+from stabjax._jaxpr._plan import Plan
 from stabjax._jaxpr._primitives import is_activation
 from stabjax._jaxpr._program import CALLS, JIT, Equation, body, is_dropped, is_literal, opened, run
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from stabjax._jaxpr._flow import Plan
+from stabjax._jaxpr._plan import Plan
 from stabjax._jaxpr._program import REMAT, is_literal, run, scan_split
 
 Visit = Callable[[int, Any], Any]

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from stabjax._jaxpr._domain import Domain, Step, Value
-from stabjax._jaxpr._flow import Plan
+from stabjax._jaxpr._plan import Plan
 from stabjax._jaxpr._program import (
     CALLS,
     Equation,
@@ -21,7 +21,7 @@ from stabjax._jaxpr._program import (
     scan_split,
     scope_of,
 )
-from stabjax._jaxpr._reading import Reading
+from stabjax._jaxpr._traced import Reading
 
 
 def interpret(reading: Reading, domain: Domain, inputs: Sequence[Value]) -> list[Value]:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from stabjax._jaxpr._program import CUSTOM, JIT, Equation, body, opened
+from stabjax._jaxpr._program import CUSTOM, JIT, body, opened
 
 AFFINE = frozenset("add add_any sub neg mul div select_n real imag conj complex".split())
 NONLINEAR = frozenset(
@@ -79,12 +79,3 @@ def _elementwise(jaxpr: Any) -> str:
             return "other"
         verdict = "nonlinear" if inner == "nonlinear" else verdict
     return verdict
-
-
-def root_of(equation: Equation) -> tuple[bool, bool]:
-    """Return whether an equation takes a root, and an inverse root; any power counts as a root of a statistic."""
-    name = equation.primitive.name
-    if name == "pow":
-        exponent = getattr(equation.invars[1], "val", None)
-        return (exponent is not None and exponent > 0, exponent is not None and exponent < 0)
-    return name == "sqrt", name == "rsqrt"

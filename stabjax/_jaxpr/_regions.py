@@ -1,17 +1,22 @@
-"""Elementwise regions, and the operations that are recognised by what meets in them.
+"""What the patterns have claimed of a program so far, and the elementwise regions in between.
 
-The conventions: a bias or scale is taken into the operation it follows; a norm is a product with a descendant of an
-inverse root (or a quotient by a root); an activation is a single-entry, non-affine region; a residual is a sum of two
-activations of different origin.
+A region begins at its origin, a value that no elementwise equation defines, and runs on through the bias and the scale
+of an operation: values belong to one region where they descend elementwise from one origin. The steps since the last
+operation are a segment. A segment that something else reads is an activation, or what parameters make of one:
+
+    conv ──> + bias ──> * 0.5 ──> tanh ──> * gain ──> conv
+    origin   (conv)     └── activation ┘   (other)
+                        └───────── segment ───────┘
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Literal
 
-from stabjax._jaxpr import _axes
-from stabjax._jaxpr._flow import Entry, Flow, Frame, Operation, Plan
-from stabjax._jaxpr._primitives import NONLINEAR, region_label, root_of
-from stabjax._jaxpr._program import Equation
+from stabjax._jaxpr._facts import Graph, Node, Value
+from stabjax._jaxpr._primitives import region_label
+
+Kind = Literal["conv", "norm", "activation", "pool", "dense", "residual", "other", "output"]
 
 
 @dataclass(frozen=True)
@@ -22,230 +27,212 @@ class Hidden:
     reason: str
 
 
-@dataclass(frozen=True, eq=False)
-class Place:
-    """Where an equation stands."""
+@dataclass(eq=False)
+class Operation:
+    """An operation of the network.
 
-    equation: Equation
-    index: int
-    plan: Plan
-    scope: tuple[str, ...]
-    frames: tuple[Frame, ...]
+    Attributes:
+        kind, label: what it is, and its name where no parameter names it.
+        node: the equation that it was matched at.
+        site: its value, behind a bias or a scale.
+        parameters: paths of the parameters that name it.
+        affine: which of ``scale`` and ``bias`` were taken in.
+        start: for an activation, what its segment begins with; None where it begins with several values.
+    """
+
+    kind: Kind
+    label: str
+    node: Node
+    site: Value
+    parameters: frozenset[str] = frozenset()
+    affine: frozenset[str] = frozenset()
+    start: Value | None = None
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Match:
+    """What a pattern says of an equation.
+
+    Attributes:
+        kind, label: the operation that begins here; None for a part of a pattern that is no operation by itself.
+        extends: the operation that goes on here instead.
+        parameters: paths of the parameters applied here.
+        affine: whether these are a ``scale`` or a ``bias``.
+        reads: values whose segments end here.
+        absorbs: operations that become parts of the pattern.
+        hides: operations that cannot be tapped.
+        region: the value whose region goes on here; without one a new region begins.
+    """
+
+    kind: Kind | None = None
+    label: str = ""
+    extends: Operation | None = None
+    parameters: frozenset[str] = frozenset()
+    affine: frozenset[str] = frozenset()
+    reads: tuple[Value, ...] = ()
+    absorbs: tuple[Operation, ...] = ()
+    hides: tuple[Hidden, ...] = ()
+    region: Value | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Segment:
+    """The steps of a region since the last operation, up to one value.
+
+    Attributes:
+        origin: where the region begins.
+        start: where the segment begins, with views taken first; None where it begins with several values.
+        nonlinear: names of the primitives that are not affine.
+        parameters: paths of the parameters applied.
+        activation: the value in front of the parameters that are applied to what is not affine, if there are any.
+    """
+
+    origin: Value
+    start: Value | None
+    nonlinear: frozenset[str] = frozenset()
+    parameters: frozenset[str] = frozenset()
+    activation: Value | None = None
 
 
 class Regions:
-    """What a reader has found so far, and the steps that grow, end and join elementwise regions."""
+    """The claims of a program, equation by equation, and the questions that patterns ask."""
 
-    def __init__(self, *, pathless: bool, root: str = "", parameters: frozenset[str] = frozenset()) -> None:
-        self.pathless = pathless
-        self.root = root
-        self.parameters = parameters
-        self.outermost = True
-        self.clock = 0
-        self.operations: list[Operation] = []
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self.operations: dict[Operation, None] = {}
         self.hidden: list[Hidden] = []
-        self.mixed_rows: list[str] = []
-        self._fired: set[tuple[int, Any]] = set()
+        self._claims: dict[Value, Operation] = {}
+        self._segments: dict[Value, Segment] = {}
+        self._reads: list[Value] = []
 
-    def _fresh(self, place: Place, axes: _axes.Axes, *, output: int = 0, **known: Any) -> Flow:
-        """Return an activation at which a new elementwise region begins."""
-        return Flow(
-            entries=frozenset({Entry()}),
-            start=(place.plan, place.equation.outvars[output]),
-            site=(place.plan, place.equation.outvars[output]),
-            order=self.clock,
-            axes=axes,
-            site_axes=axes,
-            scope=place.scope,
-            frames=place.frames,
-            **known,
-        )
+    def claim(self, node: Node, match: Match) -> None:
+        """Make an equation, and what it absorbs, part of an operation, or begin a region at it."""
+        for absorbed in match.absorbs:
+            self.operations.pop(absorbed, None)
+        self._reads += match.reads
+        self.hidden += match.hides
+        for result in node.results:
+            if not result.active:
+                continue
+            origin = result if match.region is None else self.segment(match.region).origin
+            operation = match.extends
+            if operation is None and match.kind is not None:
+                operation = Operation(match.kind, match.label, node, result, match.parameters, match.affine)
+                self.operations[operation] = None
+            elif operation is not None:
+                operation.site, operation.label = result, match.label or operation.label
+                operation.affine |= match.affine
+                # A kernel names its layer alone, wherever its bias is kept.
+                if operation.kind == "norm" or not operation.parameters:
+                    operation.parameters |= match.parameters
+            if operation is not None:
+                self._claims[result] = operation
+            parameters = match.parameters if operation is None else frozenset()
+            self._segments[result] = Segment(origin, result, parameters=parameters)
 
-    def _operation(
-        self, place: Place, kind: str, label: str, axes: _axes.Axes, *, output: int = 0, **known: Any
-    ) -> Operation:
-        operation = Operation(
-            kind=kind,
-            label=label,
-            site=(place.plan, place.equation.outvars[output]),
-            order=self.clock,
-            axes=axes,
-            scope=place.scope,
-            frames=place.frames,
-            **known,
-        )
-        self.operations.append(operation)
-        return operation
-
-    def _made(self, place: Place, kind: str, label: str, axes: _axes.Axes, *, output: int = 0, **known: Any) -> Flow:
-        """Return a fresh activation that is the value of a new operation."""
-        operation = self._operation(place, kind, label, axes, output=output, **known)
-        return self._fresh(place, axes, output=output, operation=operation)
-
-    def _move(self, place: Place, operation: Operation, flow: Flow, paths: frozenset[str] = frozenset()) -> Flow:
-        """Take one more step into an open operation."""
-        operation.site, operation.order = (place.plan, place.equation.outvars[0]), self.clock
-        if operation.kind == "norm" or not operation.paths:
-            operation.paths |= paths  # a kernel names its layer alone, wherever its bias is kept
-        operation.axes = flow.axes
-        moved = self._fresh(place, flow.axes, operation=operation, statistics=flow.statistics, source=flow.source)
-        return replace(moved, entries=moved.entries | flow.entries)
-
-    def fire(self, flow: Flow) -> None:
-        """End an elementwise region at a value: it becomes a tap if the region is more than affine."""
-        if flow.before is not None:
-            self.fire(flow.before)
-        if not flow.active or flow.site is None or not (flow.nonlinear or flow.paths):
+    def grow(self, node: Node) -> None:
+        """Add a view, or an elementwise equation that no pattern claims, to its region."""
+        (result,) = node.results
+        active = node.active
+        segments = [self.segment(value) for value in active]
+        first = segments[0]
+        if node.is_view:
+            self._segments[result] = replace(first, start=None if first.nonlinear else result)
             return
-        plan, var = flow.site
-        if (id(plan), var) in self._fired:
+        nonlinear = frozenset().union(*[segment.nonlinear for segment in segments])
+        activation = None
+        if node.is_affine and len(active) == 1:
+            applies = nonlinear and any(map(self.graph.is_parameter, node.constants))
+            activation = first.activation or (active[0] if applies else None)
+        self._segments[result] = Segment(
+            origin=first.origin,
+            start=first.start if all(segment.start is first.start for segment in segments) else None,
+            nonlinear=nonlinear if node.is_affine else nonlinear | {node.name},
+            parameters=node.parameters.union(*[segment.parameters for segment in segments]),
+            activation=activation,
+        )
+
+    # Questions
+
+    def segment(self, value: Value) -> Segment:
+        """Return the segment that ends at a value."""
+        return self._segments.get(value) or Segment(value, value)
+
+    def share_region(self, values: Iterable[Value]) -> bool:
+        """Return whether values belong to one region."""
+        return len({self.segment(value).origin for value in values}) == 1
+
+    def joins_regions(self, node: Node) -> bool:
+        """Return whether an equation maps entries of two values of different regions to entries."""
+        return node.is_elementwise and len(node.active) == 2 and not self.share_region(node.active)
+
+    def goes_on(self, value: Value) -> bool:
+        """Return whether the region of a value began before it, so that the value is an elementwise step."""
+        return self.segment(value).origin is not value
+
+    def operation(self, value: Value) -> Operation | None:
+        """Return the operation whose value this is, up to views and constant factors and offsets."""
+        while value not in self._claims and (node := value.node) is not None and self.goes_on(value):
+            applies = len(node.active) > 1 or any(map(self.graph.is_parameter, node.constants))
+            if not node.is_view and (applies or not node.is_affine or node.name in ("sub", "neg")):
+                return None
+            value = next(iter(node.active))
+        return self._claims.get(value)
+
+    def statistic(self, node: Node) -> tuple[Value, Value, tuple[Operation, ...]] | None:
+        """Return ``x``, a statistic of it and the reductions in between, where an equation takes these two."""
+        if not self.joins_regions(node):
+            return None
+        for x, statistic in (node.active, node.active[::-1]):
+            reductions = self.reductions(statistic).get(self.segment(x).origin)
+            if reductions:
+                return x, statistic, tuple(reductions)
+        return None
+
+    def reductions(self, value: Value) -> dict[Value, list[Operation]]:
+        """Return the reductions that a value descends from by elementwise steps, by the origin of what they reduce."""
+        found, seen, stack = {}, set(), [value]
+        while stack:
+            value = stack.pop()
+            if value in seen or (node := value.node) is None:
+                continue
+            seen.add(value)
+            if node.is_reduction:
+                found.setdefault(self.segment(node.active[0]).origin, []).append(self._claims[value])
+            if node.is_reduction or self.goes_on(value):
+                stack += node.active
+        return found
+
+    # The end
+
+    def close(self) -> list[Operation]:
+        """Return all operations in order of execution; segments that are read are operations, too."""
+        reduced = [operation.node.active[0] for operation in self.operations if operation.node.is_reduction]
+        for value in (*self._reads, *self.graph.outputs, *reduced):
+            if value.active:
+                self._close_segment(value)
+        return sorted(self.operations, key=lambda operation: operation.site.position)
+
+    def _close_segment(self, value: Value) -> None:
+        """Make the segment that ends at a value an operation, if there is more to it than numbers."""
+        segment = self.segment(value)
+        if segment.activation is not None:
+            self._close_segment(segment.activation)
+        value = without_views(value)
+        node = value.node
+        if node is None or value in self._claims or not (segment.nonlinear or segment.parameters):
             return
-        self._fired.add((id(plan), var))
-        activation = bool(flow.nonlinear) and flow.before is None
-        self.operations.append(
-            Operation(
-                kind="activation" if activation else "other",
-                label=region_label(flow.nonlinear) if activation else "affine",
-                site=flow.site,
-                order=flow.order,
-                axes=flow.site_axes,
-                scope=flow.scope,
-                frames=flow.frames,
-                paths=flow.paths,
-                start=flow.start if activation else None,
-            )
-        )
-
-    def _is_parameter(self, flow: Flow) -> bool:
-        return not flow.active and (bool(flow.paths) or (self.pathless and not flow.scalar))
-
-    def _elementwise(self, place: Place, flows: list[Flow]) -> Flow:
-        active = [flow for flow in flows if flow.active]
-        if len(active) == 1 or frozenset.intersection(*[flow.entries for flow in active]):
-            return self._member(place, flows, active)
-        if len(active) == 2:
-            a, b = active
-            if b.reduced(a) or a.reduced(b):
-                return self._feedback(place, *((a, b) if b.reduced(a) else (b, a)), denominator=flows[-1])
-            if {entry for entry, _ in a.statistics} & {entry for entry, _ in b.statistics}:
-                return self._fresh(place, a.axes, statistics=a.statistics | b.statistics, paths=a.paths | b.paths)
-            name = place.equation.primitive.name
-            if a.source & b.source and name in ("max", "min", "add"):
-                return self._slices(place, a, b)
-            if name in ("add", "add_any"):
-                self.fire(a)
-                self.fire(b)
-                return self._made(place, "residual", "add", _wider(a, b).axes)
-        return self._other(place, flows, place.equation.primitive.name)
-
-    def _member(self, place: Place, flows: list[Flow], active: list[Flow]) -> Flow:
-        """Take a step within one region: perhaps the bias or scale of an open operation, perhaps a norm."""
-        name = place.equation.primitive.name
-        flow = _wider(*active)
-        others = [other for other in flows if not other.active]
-        parameters = [other for other in others if self._is_parameter(other)]
-        paths = frozenset().union(*[other.paths for other in others])
-        single = len(active) == 1
-        operation = flow.operation if single else None
-        if single and others and not (flow.inverse_root or flow.root):
-            other = others[0]
-            if (name == "mul" and other.inverse_root) or (name == "div" and other.root and flows[0] is flow):
-                self.fire(flow.before or replace(flow, paths=frozenset()))
-                return self._made(place, "norm", "norm", flow.axes, paths=paths)
-        if operation is not None and others:
-            if name in ("add", "add_any") and operation.kind in ("conv", "dense", "norm"):
-                if parameters and not operation.biased and not flow.paths:
-                    operation.biased = True
-                    return self._move(place, operation, flow, paths)
-            elif name == "mul" and operation.kind == "norm" and parameters:
-                if not operation.scaled and not operation.biased:
-                    operation.scaled = True
-                    return self._move(place, operation, flow, paths)
-            elif name in ("mul", "div") and "sum" in operation.label and not operation.scaled:
-                operation.label = operation.label.replace("sum_pool", "avg_pool")
-                operation.scaled = True
-                return self._move(place, operation, flow)
-        nonlinear = frozenset().union(*[other.nonlinear for other in active])
-        added = frozenset(
-            {name}
-            if name in NONLINEAR
-            or (name in ("mul", "div") and not single)
-            or (name == "div" and flows[1].active)
-            or (name == "select_n" and flows[0].active)
-            else ()
-        )
-        root, inverse = root_of(place.equation)
-        roots = any(other.root for other in flows)
-        before = flow.before if single and not added else None
-        if before is None and single and not added and parameters and nonlinear:
-            before = flow
-        return Flow(
-            paths=flow.paths.union(*[other.paths for other in (*active, *parameters)]),
-            root=root or (roots and name in ("add", "mul", "max")),
-            inverse_root=inverse
-            or (name == "div" and flows[1].root and not flows[0].root)
-            or (name == "mul" and any(other.inverse_root for other in flows)),
-            entries=frozenset.union(*[other.entries for other in active]),
-            nonlinear=nonlinear | added,
-            before=before,
-            start=flow.start if all(other.start == flow.start for other in active) else None,
-            site=(place.plan, place.equation.outvars[0]),
-            order=self.clock,
-            axes=flow.axes,
-            site_axes=flow.axes,
-            scope=place.scope,
-            frames=place.frames,
-            operation=operation if not (parameters or added or name in ("sub", "neg")) else None,
-            statistics=frozenset().union(*[other.statistics for other in active]),
-            source=flow.source,
-        )
-
-    def _feedback(self, place: Place, main: Flow, statistic: Flow, *, denominator: Flow) -> Flow:
-        """Let an activation meet a statistic of itself: centering, a norm or a softmax; the reductions are no pools."""
-        name = place.equation.primitive.name
-        for operation in statistic.reduced(main):
-            operation.dropped = True
-        if name == "sub" and "log" in statistic.nonlinear:
-            return self._made(place, "other", "log_softmax", main.axes)
-        if name in ("add", "add_any", "sub"):
-            self.fire(main)
-            centred = self._fresh(place, main.axes, paths=statistic.paths, statistics=main.statistics)
-            return replace(centred, entries=centred.entries | main.entries)
-        if (name == "mul" and statistic.inverse_root) or (
-            name == "div" and statistic.root and denominator is statistic
-        ):
-            self.fire(main)
-            return self._made(place, "norm", "norm", main.axes, paths=statistic.paths)
-        if "exp" not in main.nonlinear:
-            self.fire(main)
-        label = "softmax" if "exp" in main.nonlinear else name
-        return self._made(place, "other", label, main.axes, paths=statistic.paths)
-
-    def _slices(self, place: Place, a: Flow, b: Flow) -> Flow:
-        """Join slices of one activation pairwise: a pool written out."""
-        name = place.equation.primitive.name
-        pools = [flow.operation for flow in (a, b) if flow.operation is not None]
-        for extra in pools[1:]:
-            extra.dropped = True
-        label = {"max": "max_pool", "min": "min_pool"}.get(name, "sum_pool")
-        operation = pools[0] if pools else self._operation(place, "pool", label, a.axes)
-        return self._move(place, operation, replace(a, statistics=frozenset()))
-
-    def _other(
-        self, place: Place, flows: list[Flow], label: str, axes: _axes.Axes | None = None, *, output: int = 0
-    ) -> Flow:
-        """Return an operation that is none of the known kinds."""
-        active = [flow for flow in flows if flow.active]
-        for flow in active:
-            self.fire(flow)
-        if axes is None:
-            aval = place.equation.outvars[output].aval
-            rank = len(getattr(aval, "shape", ()))
-            axes = next((flow.axes for flow in active if len(flow.axes) == rank), _axes.unknown(aval))
-        paths = frozenset().union(*[flow.paths for flow in flows if not flow.active])
-        return self._made(place, "other", label, axes, output=output, paths=paths)
+        if segment.nonlinear and segment.activation is None:
+            label = region_label(segment.nonlinear)
+            operation = Operation("activation", label, node, value, segment.parameters, start=segment.start)
+        else:
+            operation = Operation("other", "affine", node, value, segment.parameters)
+        self.operations[operation] = None
+        self._claims[value] = operation
 
 
-def _wider(*flows: Flow) -> Flow:
-    """Return the activation whose axes are known best."""
-    return max(flows, key=lambda flow: (len(flow.entries), _axes.known(flow.axes)))
+def without_views(value: Value) -> Value:
+    """Return the value that a view, or a view of a view, was taken of."""
+    while value.node is not None and value.node.is_view:
+        value = value.node.operands[0]
+    return value

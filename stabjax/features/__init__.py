@@ -3,7 +3,7 @@
     outputs, activations = features.capture(network)(x) # {"blocks/0/conv": ..., "relu_0": ..., "output": ...}
     traced = features.trace(network, x)                 # the network for one shape: traced.taps, traced.capture(x), ...
 
-A network is traced to a program, its operations are recognised there and named by the modules their parameters stand
+A network is traced to a program, its operations are recognized there and named by the modules their parameters stand
 in. Nothing is patched and no name has to be given in the network's code.
 """
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cached_property
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, get_args
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ from stabjax import _jaxpr
 from stabjax._sharding import without_explicit_axes
 from stabjax.networks import Network, as_network
 
-KINDS = ("conv", "norm", "activation", "pool", "dense", "residual", "other", "output")
+KINDS: tuple[_jaxpr.Kind, ...] = get_args(_jaxpr.Kind)
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Tap:
     """
 
     name: str
-    kind: str
+    kind: _jaxpr.Kind
     shape: tuple[int, ...]
     dtype: Any
     channel_axis: int | None
@@ -68,8 +68,8 @@ class _Source:
         return hash(self.key)
 
     @cached_property
-    def reading(self) -> _jaxpr.Reading:
-        """The operations, recognised when they are first asked for."""
+    def traced(self) -> _jaxpr.Reading:
+        """The operations, recognized when they are first asked for."""
         return _jaxpr.read(self.program, root_scope=self.root)
 
     @cached_property
@@ -100,7 +100,7 @@ class Traced:
     @property
     def program(self) -> _jaxpr.Reading:
         """The program with its operations, as `stabjax._jaxpr` interprets it."""
-        return self.source.reading
+        return self.source.traced
 
     @property
     def batch(self) -> jax.ShapeDtypeStruct:

@@ -8,7 +8,7 @@ from contextlib import redirect_stdout
 import numpy as np
 import pytest
 
-from stabjax._jaxpr import _flow, _reading
+from stabjax._jaxpr import _patterns, _regions
 from stabjax.features import Tap
 from stabjax.networks import _network
 from tests import ROOT
@@ -39,7 +39,7 @@ def tiny_cifar(tmp_path, monkeypatch):
 def undone(monkeypatch):
     """What a page registers is gone after it."""
     monkeypatch.setattr(_network, "FRAMEWORKS", list(_network.FRAMEWORKS))
-    monkeypatch.setattr(_reading, "Reader", _reading.Reader)
+    monkeypatch.setattr(_patterns, "PATTERNS", _patterns.PATTERNS)
 
 
 @pytest.mark.usefixtures("tiny_cifar", "undone", "relaxed_promotion", "unchecked")
@@ -98,5 +98,5 @@ def test_the_words_of_recognition_are_those_of_the_code():
     named = re.findall(r"\| `(\w+)(?:\.(\w+))?` \|$", text, flags=re.MULTILINE)
     assert named
     for owner, attribute in named:
-        found = Tap if owner == "Tap" else getattr(_flow, owner)
+        found = Tap if owner == "Tap" else getattr(_regions, owner)
         assert not attribute or attribute in found.__dataclass_fields__, f"{owner}.{attribute}"

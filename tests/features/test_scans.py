@@ -8,7 +8,7 @@ import pytest
 from flax import linen, nnx
 
 from stabjax import features, networks
-from stabjax._jaxpr._flow import stacked_module
+from stabjax._jaxpr._names import stacked_module
 from tests import sample_networks
 from tests.sample_networks import normal
 
