@@ -23,7 +23,7 @@ from stabjax._jaxpr._primitives import (
 from stabjax._jaxpr._program import path_name
 from stabjax._jaxpr._regions import Hidden, Kind
 from stabjax._jaxpr._reuse import in_double
-from stabjax._jaxpr._traced import Reading, Site, read, trace_network
+from stabjax._jaxpr._traced import TapSite, TracedProgram, read, trace_network
 
 __all__ = [
     "AFFINE",
@@ -40,9 +40,9 @@ __all__ = [
     "Hidden",
     "Kind",
     "Lifted",
-    "Reading",
-    "Site",
     "Step",
+    "TapSite",
+    "TracedProgram",
     "evaluate",
     "examine",
     "in_double",

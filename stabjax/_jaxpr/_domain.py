@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from stabjax._jaxpr._plan import Plan
+from stabjax._jaxpr._plan import TapPlan
 from stabjax._jaxpr._primitives import is_activation
 from stabjax._jaxpr._program import CALLS, JIT, Equation, body, is_dropped, is_literal, opened, run
 
@@ -44,7 +44,7 @@ class Step:
         self,
         interpreter: "Interpreter",
         equation: Equation,
-        child: Plan | None = None,
+        child: TapPlan | None = None,
         *,
         name: str | None = None,
         params: dict[str, Any] | None = None,
@@ -116,7 +116,7 @@ class Step:
             operands: its inputs.
             constant: what stands for the arrays that the program holds itself; by default what the domain says.
         """
-        return self._interpreter.run(Plan(*opened(body(self._equation))), operands, constant=constant)
+        return self._interpreter.run(TapPlan(*opened(body(self._equation))), operands, constant=constant)
 
 
 class Domain:

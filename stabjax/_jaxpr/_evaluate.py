@@ -9,14 +9,14 @@ from typing import Any
 
 import jax
 
-from stabjax._jaxpr._plan import Plan
+from stabjax._jaxpr._plan import TapPlan
 from stabjax._jaxpr._program import REMAT, is_literal, run, scan_split
 
 Visit = Callable[[int, Any], Any]
 
 
 def evaluate(
-    plan: Plan, arguments: Sequence[Any], wanted: Collection[int], visit: Visit
+    plan: TapPlan, arguments: Sequence[Any], wanted: Collection[int], visit: Visit
 ) -> tuple[list[Any], dict[int, Any]]:
     """Return the outputs of the program, and ``visit(operation, value)`` for every wanted operation.
 
@@ -53,13 +53,13 @@ def evaluate(
     return [operand(atom) for atom in jaxpr.outvars], found
 
 
-def _reaches(plan: Plan, wanted: Collection[int]) -> bool:
+def _reaches(plan: TapPlan, wanted: Collection[int]) -> bool:
     mine = any(operation in wanted for operations in plan.taps.values() for operation in operations)
     return mine or any(_reaches(child, wanted) for child in plan.children.values())
 
 
 def _enter(
-    equation: Any, child: Plan, arguments: list[Any], wanted: Collection[int], visit: Visit
+    equation: Any, child: TapPlan, arguments: list[Any], wanted: Collection[int], visit: Visit
 ) -> tuple[list[Any], dict[int, Any]]:
     params = equation.params
     name = equation.primitive.name
@@ -75,7 +75,7 @@ def _enter(
 
 
 def _scan(
-    params: dict[str, Any], child: Plan, arguments: list[Any], wanted: Collection[int], visit: Visit
+    params: dict[str, Any], child: TapPlan, arguments: list[Any], wanted: Collection[int], visit: Visit
 ) -> tuple[list[Any], dict[int, Any]]:
     fixed, carried = scan_split(params)
     consts, init, stacked = arguments[:fixed], arguments[fixed : fixed + carried], arguments[fixed + carried :]

@@ -19,7 +19,7 @@ from typing import Any
 
 from stabjax._jaxpr import _axes, _program
 from stabjax._jaxpr._axes import Axes
-from stabjax._jaxpr._plan import Frame, Plan
+from stabjax._jaxpr._plan import Frame, TapPlan
 from stabjax._jaxpr._primitives import ACTIVATIONS, AFFINE, NONLINEAR, REDUCTIONS, VIEWS, WINDOWS, is_activation
 from stabjax._jaxpr._program import CUSTOM, JIT, REMAT, Equation, Jaxpr, Var
 
@@ -37,7 +37,7 @@ class Value:
         position: the position of that equation in the graph.
     """
 
-    plan: Plan
+    plan: TapPlan
     var: Var
     active: bool
     parameters: frozenset[str] = frozenset()
@@ -67,7 +67,7 @@ class Node:
     """
 
     equation: Equation
-    plan: Plan
+    plan: TapPlan
     index: int
     scope: tuple[str, ...]
     frames: tuple[Frame, ...]
@@ -151,7 +151,7 @@ class Graph:
         return not value.active and (bool(value.parameters) or (not self.has_paths and value.size != 1))
 
 
-def analyze(plan: Plan, paths: Sequence[str | None], root: str) -> Graph:
+def analyze(plan: TapPlan, paths: Sequence[str | None], root: str) -> Graph:
     """Return the def-use graph of a traced network.
 
     Args:
@@ -171,7 +171,7 @@ def analyze(plan: Plan, paths: Sequence[str | None], root: str) -> Graph:
 
 
 def _add_program(
-    graph: Graph, plan: Plan, inputs: Sequence[Value], scope: tuple[str, ...] = (), frames: tuple[Frame, ...] = ()
+    graph: Graph, plan: TapPlan, inputs: Sequence[Value], scope: tuple[str, ...] = (), frames: tuple[Frame, ...] = ()
 ) -> list[Value]:
     """Add the equations of a program to a graph, and return its outputs."""
     values = {var: Value(plan, var, False) for var in plan.jaxpr.constvars}
@@ -237,7 +237,7 @@ def _is_activation_call(node: Node) -> bool:
 
 def _inline(graph: Graph, node: Node) -> Sequence[Value]:
     """Add the body of a jit or a remat, as if there were no call."""
-    child = node.plan.children[node.index] = Plan(*_program.opened(_program.body(node.equation)))
+    child = node.plan.children[node.index] = TapPlan(*_program.opened(_program.body(node.equation)))
     return _add_program(graph, child, node.operands, node.scope, node.frames)
 
 
@@ -282,7 +282,7 @@ def _add_whole(
 def _body(graph: Graph, node: Node, program: Jaxpr) -> Graph:
     """Return the graph of a program inside a call; its inputs are the last operands, if they fit."""
     jaxpr, consts = _program.opened(program)
-    plan = Plan(jaxpr, consts)
+    plan = TapPlan(jaxpr, consts)
     operands = node.operands[len(node.operands) - len(jaxpr.invars) :]
     if [value.var.aval.ndim for value in operands] == [var.aval.ndim for var in jaxpr.invars]:
         inputs = [_input(plan, var, value, value.axes) for var, value in zip(jaxpr.invars, operands, strict=True)]
@@ -291,12 +291,12 @@ def _body(graph: Graph, node: Node, program: Jaxpr) -> Graph:
     return _nested(graph, plan, inputs, node.scope)
 
 
-def _input(plan: Plan, var: Var, value: Value, axes: Axes) -> Value:
+def _input(plan: TapPlan, var: Var, value: Value, axes: Axes) -> Value:
     """Return the input of a nested program for an operand; the definition of a constant stays known."""
     return Value(plan, var, value.active, value.parameters, axes, None if value.active else value.node)
 
 
-def _nested(graph: Graph, plan: Plan, inputs: Sequence[Value], scope: tuple[str, ...]) -> Graph:
+def _nested(graph: Graph, plan: TapPlan, inputs: Sequence[Value], scope: tuple[str, ...]) -> Graph:
     """Return the graph of a nested program by itself."""
     nested = Graph(graph.root, graph.has_paths, is_nested=True, mixed_rows=graph.mixed_rows)
     nested.outputs = _add_program(nested, plan, inputs, scope)
@@ -309,7 +309,7 @@ def _add_scan(graph: Graph, node: Node) -> Sequence[Value]:
     jaxpr, consts = _program.opened(params["jaxpr"])
     fixed, carried = _program.scan_split(params)
     stacked = node.operands[fixed + carried :]
-    child = Plan(jaxpr, consts)
+    child = TapPlan(jaxpr, consts)
     inputs = [
         _input(child, var, value, value.axes[1:] if k >= fixed + carried else value.axes)
         for k, (var, value) in enumerate(zip(jaxpr.invars, node.operands, strict=True))
@@ -333,12 +333,12 @@ def _add_scan(graph: Graph, node: Node) -> Sequence[Value]:
     return results
 
 
-def _activate_carry(graph: Graph, child: Plan, inputs: list[Value], carry: range) -> None:
+def _activate_carry(graph: Graph, child: TapPlan, inputs: list[Value], carry: range) -> None:
     """Make active what a scan begins with as a constant, and carries on as a value that depends on the images."""
     late = [k for k in carry if not inputs[k].active]
     while late:
         trial = Graph(graph.root, graph.has_paths, is_nested=True, mixed_rows=[])
-        outputs = _add_program(trial, Plan(child.jaxpr, child.consts), inputs)
+        outputs = _add_program(trial, TapPlan(child.jaxpr, child.consts), inputs)
         late = [k for k in carry if outputs[k - carry.start].active and not inputs[k].active]
         for k in late:
             inputs[k] = Value(child, child.jaxpr.invars[k], True, axes=outputs[k - carry.start].axes)

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from stabjax._jaxpr._domain import Domain, Step, Value
-from stabjax._jaxpr._plan import Plan
+from stabjax._jaxpr._plan import TapPlan
 from stabjax._jaxpr._program import (
     CALLS,
     Equation,
@@ -21,34 +21,34 @@ from stabjax._jaxpr._program import (
     scan_split,
     scope_of,
 )
-from stabjax._jaxpr._traced import Reading
+from stabjax._jaxpr._traced import TracedProgram
 
 
-def interpret(reading: Reading, domain: Domain, inputs: Sequence[Value]) -> list[Value]:
+def interpret(traced: TracedProgram, domain: Domain, inputs: Sequence[Value]) -> list[Value]:
     """Return what stands at each tap of a network, in the order of its sites.
 
     Args:
-        reading: the network.
+        traced: the network.
         domain: what the values are.
         inputs: those of the program: the parameters, and the images.
     """
-    interpreter = Interpreter(reading, domain)
-    outputs = interpreter.run(reading.plan, inputs)
+    interpreter = Interpreter(traced, domain)
+    outputs = interpreter.run(traced.plan, inputs)
     # The outputs' operations count on from those of the taps.
-    found = interpreter.at_taps | {(reading.operations + k, ()): value for k, value in enumerate(outputs)}
-    return [found[site.operation, site.iteration] for site in reading.sites]
+    found = interpreter.at_taps | {(traced.operations + k, ()): value for k, value in enumerate(outputs)}
+    return [found[site.operation, site.iteration] for site in traced.sites]
 
 
 class Interpreter:
     """Follow the programs of one network; `at_taps` holds the values at its taps, by operation and iteration."""
 
-    def __init__(self, reading: Reading, domain: Domain) -> None:
-        self.jaxpr = reading.plan.jaxpr
+    def __init__(self, traced: TracedProgram, domain: Domain) -> None:
+        self.jaxpr = traced.plan.jaxpr
         self.domain = domain
         self.at_taps: dict[tuple[int, tuple[int, ...]], Value] = {}
-        self._names = {(site.operation, site.iteration): site.name for site in reading.sites}
+        self._names = {(site.operation, site.iteration): site.name for site in traced.sites}
         self._scopes: list[str] = []
-        self._starts: dict[tuple[Plan, Var], Value | None] = dict.fromkeys(_starts_of(reading.plan))
+        self._starts: dict[tuple[TapPlan, Var], Value | None] = dict.fromkeys(_starts_of(traced.plan))
 
     def where(self, equation: Equation) -> str:
         """Name the place of an equation by the scopes around it and the last tap before it."""
@@ -58,7 +58,7 @@ class Interpreter:
 
     def run(
         self,
-        plan: Plan,
+        plan: TapPlan,
         inputs: Sequence[Value],
         iteration: tuple[int, ...] = (),
         constant: Callable[[Any], Value] | None = None,
@@ -92,7 +92,7 @@ class Interpreter:
                     self.at_taps[operation, iteration] = value
         return [lookup(atom) for atom in jaxpr.outvars]
 
-    def _exchange(self, plan: Plan, var: Var, value: Value) -> Value:
+    def _exchange(self, plan: TapPlan, var: Var, value: Value) -> Value:
         """Let the domain exchange the value of an activation and of a tap, and remember where activations begin."""
         start = self._starts.get(plan.starts[var]) if var in plan.starts else None
         if start is not None:
@@ -108,7 +108,7 @@ class Interpreter:
         step: Step,
         equation: Equation,
         operands: list[Value],
-        child: Plan | None,
+        child: TapPlan | None,
         iteration: tuple[int, ...],
     ) -> list[Value]:
         """Return the outputs of an operation that sees the images: entered, or made by a rule."""
@@ -124,11 +124,11 @@ class Interpreter:
         return self.domain.apply(step, operands)
 
     def _call(
-        self, equation: Equation, operands: list[Value], child: Plan | None, iteration: tuple[int, ...]
+        self, equation: Equation, operands: list[Value], child: TapPlan | None, iteration: tuple[int, ...]
     ) -> list[Value]:
         scope = scope_of(equation)
         self._scopes += scope
-        outputs = self.run(child or Plan(*opened(body(equation))), operands, iteration)
+        outputs = self.run(child or TapPlan(*opened(body(equation))), operands, iteration)
         del self._scopes[len(self._scopes) - len(scope) :]
         return outputs
 
@@ -138,7 +138,7 @@ class Interpreter:
         default = default_branch(equation)
         branches = equation.params["branches"] if default is None else [default]
         known = self.domain.branch(index, len(branches)) if len(branches) > 1 else 0
-        outcomes = [self.run(Plan(*opened(branch)), inputs) for branch in branches]
+        outcomes = [self.run(TapPlan(*opened(branch)), inputs) for branch in branches]
         if known is not None:
             return outcomes[known]
         results = []
@@ -149,7 +149,7 @@ class Interpreter:
         return results
 
     def _scan(
-        self, equation: Equation, operands: list[Value], child: Plan | None, outer: tuple[int, ...]
+        self, equation: Equation, operands: list[Value], child: TapPlan | None, outer: tuple[int, ...]
     ) -> list[Value]:
         """Run the body iteration by iteration.
 
@@ -158,7 +158,7 @@ class Interpreter:
         """
         params = equation.params
         fixed, carried = scan_split(params)
-        plan = child or Plan(*opened(params["jaxpr"]))
+        plan = child or TapPlan(*opened(params["jaxpr"]))
         consts, carry, stacked = operands[:fixed], operands[fixed : fixed + carried], operands[fixed + carried :]
         avals = [atom.aval for atom in equation.invars[fixed + carried :]]
         cuts = [
@@ -190,6 +190,6 @@ class Interpreter:
         return [*carry, *results]
 
 
-def _starts_of(plan: Plan) -> set[tuple[Plan, Var]]:
+def _starts_of(plan: TapPlan) -> set[tuple[TapPlan, Var]]:
     """Return the values at which the regions of activations begin, in a program and those inside of it."""
     return set(plan.starts.values()).union(*map(_starts_of, plan.children.values()))

@@ -29,7 +29,7 @@ class Frame:
 
 
 @dataclass(eq=False)
-class Plan:
+class TapPlan:
     """A program within the program: which of its values are taps, and which calls must be entered to reach others.
 
     Attributes:
@@ -42,6 +42,6 @@ class Plan:
 
     jaxpr: Any
     consts: Any = ()
-    children: dict[int, "Plan"] = field(default_factory=dict)
+    children: dict[int, "TapPlan"] = field(default_factory=dict)
     taps: dict[Var, list[int]] = field(default_factory=dict)
-    starts: dict[Var, tuple["Plan", Var]] = field(default_factory=dict)
+    starts: dict[Var, tuple["TapPlan", Var]] = field(default_factory=dict)

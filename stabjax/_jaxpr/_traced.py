@@ -14,13 +14,13 @@ from stabjax._jaxpr import _axes
 from stabjax._jaxpr._facts import Value, analyze
 from stabjax._jaxpr._names import Names
 from stabjax._jaxpr._patterns import recognize
-from stabjax._jaxpr._plan import Plan
+from stabjax._jaxpr._plan import TapPlan
 from stabjax._jaxpr._program import Program, trace, trace_shared
 from stabjax._jaxpr._regions import Hidden, Kind, Operation
 
 
 @dataclass(frozen=True)
-class Site:
+class TapSite:
     """One tap of a network.
 
     Attributes:
@@ -57,7 +57,7 @@ class Site:
 
 
 @dataclass(frozen=True, eq=False)
-class Reading:
+class TracedProgram:
     """A traced program, the plan to evaluate it, and its taps in order of execution.
 
     Attributes:
@@ -70,8 +70,8 @@ class Reading:
     """
 
     program: Program
-    plan: Plan
-    sites: tuple[Site, ...]
+    plan: TapPlan
+    sites: tuple[TapSite, ...]
     operations: int
     hidden: tuple[Hidden, ...]
     mixed_rows: tuple[str, ...]
@@ -111,7 +111,7 @@ def trace_network(adapter: Any, leaves: Sequence[Any], treedef: Any, x: Any, *, 
     return (trace_shared if shared else trace)(run, leaves, adapter.paths, images)
 
 
-def read(program: Program, *, root_scope: str = "") -> Reading:
+def read(program: Program, *, root_scope: str = "") -> TracedProgram:
     """Recognise the operations of a program.
 
     Args:
@@ -125,12 +125,12 @@ def read(program: Program, *, root_scope: str = "") -> Reading:
 
 
 @lru_cache(maxsize=64)
-def _read_once(jaxpr: Any, paths: Any, out_names: Any, out_tree: Any, root_scope: str) -> Reading:
+def _read_once(jaxpr: Any, paths: Any, out_names: Any, out_tree: Any, root_scope: str) -> TracedProgram:
     return _read(Program(jaxpr, (), paths, out_names, out_tree), root_scope)
 
 
-def _read(program: Program, root_scope: str) -> Reading:
-    plan = Plan(program.jaxpr, program.consts)
+def _read(program: Program, root_scope: str) -> TracedProgram:
+    plan = TapPlan(program.jaxpr, program.consts)
     graph = analyze(plan, program.paths, root_scope)
     operations, hidden = recognize(graph)
     names = Names({path: var.aval for var, path in zip(program.jaxpr.invars, program.paths, strict=True) if path})
@@ -154,13 +154,13 @@ def _read(program: Program, root_scope: str) -> Reading:
         if jnp.issubdtype(value.var.aval.dtype, jnp.inexact):
             site = _site("output", k, value, (0, 1, 1), batch)
             sites.append(replace(site, name=names.once(f"output/{name}" if name else "output")))
-    return Reading(program, plan, tuple(sites), len(taps), tuple(hidden), tuple(graph.mixed_rows))
+    return TracedProgram(program, plan, tuple(sites), len(taps), tuple(hidden), tuple(graph.mixed_rows))
 
 
-_Tap = tuple[Operation, Site]
+_Tap = tuple[Operation, TapSite]
 
 
-def _unrolled(taps: list[_Tap], iteration: tuple[int, ...] = ()) -> list[tuple[Operation, Site, tuple[int, ...]]]:
+def _unrolled(taps: list[_Tap], iteration: tuple[int, ...] = ()) -> list[tuple[Operation, TapSite, tuple[int, ...]]]:
     """Unroll the scans: all operations of the first iteration, then of the second."""
     found = []
     for frame, group in groupby(taps, lambda tap: dict(enumerate(tap[0].node.frames)).get(len(iteration))):
@@ -173,7 +173,7 @@ def _unrolled(taps: list[_Tap], iteration: tuple[int, ...] = ()) -> list[tuple[O
     return found
 
 
-def _site(kind: Kind, operation: int, value: Value, holder: tuple[int, int, int], batch: int) -> Site:
+def _site(kind: Kind, operation: int, value: Value, holder: tuple[int, int, int], batch: int) -> TapSite:
     """Return the site of an operation, still without a name.
 
     Args:
@@ -197,7 +197,7 @@ def _site(kind: Kind, operation: int, value: Value, holder: tuple[int, int, int]
     # The channels are handed out last, where they do not stand in place of the batch.
     if source:
         shape, channel = (*in_order[:source], *in_order[source + 1 :], in_order[source]), len(in_order) - 1
-    return Site(
+    return TapSite(
         name="",
         kind=kind,
         operation=operation,

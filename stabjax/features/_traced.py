@@ -68,7 +68,7 @@ class _Source:
         return hash(self.key)
 
     @cached_property
-    def traced(self) -> _jaxpr.Reading:
+    def traced(self) -> _jaxpr.TracedProgram:
         """The operations, recognized when they are first asked for."""
         return _jaxpr.read(self.program, root_scope=self.root)
 
@@ -98,7 +98,7 @@ class Traced:
     source: Any
 
     @property
-    def program(self) -> _jaxpr.Reading:
+    def program(self) -> _jaxpr.TracedProgram:
         """The program with its operations, as `stabjax._jaxpr` interprets it."""
         return self.source.traced
 
@@ -152,7 +152,7 @@ class Traced:
             )
         program = self.program
         sites = _select(program, as_select(select))
-        first: dict[int, _jaxpr.Site] = {}
+        first: dict[int, _jaxpr.TapSite] = {}
         for site in sites:
             first.setdefault(site.operation, site)
 
@@ -244,7 +244,7 @@ def as_select(select: Any) -> Any:
     return entries
 
 
-def _select(program: _jaxpr.Reading, select: Any) -> list[_jaxpr.Site]:
+def _select(program: _jaxpr.TracedProgram, select: Any) -> list[_jaxpr.TapSite]:
     sites = list(program.sites)
     if select is None:
         return sites
@@ -263,9 +263,9 @@ def _select(program: _jaxpr.Reading, select: Any) -> list[_jaxpr.Site]:
     return [site for site in sites if any(_matches(site, entry) for entry in select)]
 
 
-def _matches(site: _jaxpr.Site, entry: str) -> bool:
+def _matches(site: _jaxpr.TapSite, entry: str) -> bool:
     return entry == site.kind or entry == site.name or fnmatchcase(site.name, entry)
 
 
-def _tap(site: _jaxpr.Site) -> Tap:
+def _tap(site: _jaxpr.TapSite) -> Tap:
     return Tap(site.name, site.kind, site.shape, site.dtype, site.channel_axis)

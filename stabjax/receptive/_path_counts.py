@@ -21,26 +21,26 @@ from stabjax._jaxpr import (
     SCATTERS,
     VIEWS,
     WINDOWS,
-    Reading,
-    Site,
     Step,
+    TapSite,
+    TracedProgram,
     interpret,
 )
 from stabjax.receptive._constants import Constant
 from stabjax.receptive._masks import PARAMETER, GivenParameter, MaskDomain, Passive, is_dense, nonzero
 
 
-def unit_weight_output(reading: Reading, parameters: Sequence[Any], site: Site, x: Any) -> Any:
+def unit_weight_output(traced: TracedProgram, parameters: Sequence[Any], site: TapSite, x: Any) -> Any:
     """Return the value of a tap of the network with all weights one.
 
     Args:
-        reading: the network.
+        traced: the network.
         parameters: those of the program, or their shapes; they count only where they are masks.
         site: the tap.
         x: images, of a floating type of one's choice; the value is linear in them.
     """
-    values = interpret(reading, PathCounts(), [*map(GivenParameter, parameters), x])
-    value = values[reading.sites.index(site)]
+    values = interpret(traced, PathCounts(), [*map(GivenParameter, parameters), x])
+    value = values[traced.sites.index(site)]
     return jnp.zeros(site.shape, x.dtype) if isinstance(value, Passive) else site.arranged(value)
 
 

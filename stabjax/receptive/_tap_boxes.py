@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from stabjax._jaxpr import Reading, Site, Step, interpret
+from stabjax._jaxpr import Step, TapSite, TracedProgram, interpret
 from stabjax.receptive._box import Box, box_of_image, empty, report
 from stabjax.receptive._box_axes import Boxes, Value, as_inexact, reduce_axes, stretch, transpose, unite
 from stabjax.receptive._box_reshape import reshape
@@ -16,21 +16,21 @@ from stabjax.receptive._constants import Constant
 from stabjax.receptive._masks import GivenParameter, MaskDomain, MaskedParameter, Parameter
 
 
-def boxes_of_taps(reading: Reading, parameters: Sequence[Any]) -> dict[str, Boxes]:
+def boxes_of_taps(traced: TracedProgram, parameters: Sequence[Any]) -> dict[str, Boxes]:
     """Return the boxes of every tap, by name; batch and channels are joined, what is left are its units' positions.
 
     Args:
-        reading: the network.
+        traced: the network.
         parameters: those of the program, or their shapes; they count only where they are masks.
     """
-    shape = reading.program.jaxpr.invars[-1].aval.shape
+    shape = traced.program.jaxpr.invars[-1].aval.shape
     sides = shape[1:-1]
     images = tuple(box_of_image(shape, 1 + k) for k in range(len(sides)))
-    values = interpret(reading, BoxDomain(sides), [*map(GivenParameter, parameters), images])
-    return {site.name: _boxes_of_units(site, value, sides) for site, value in zip(reading.sites, values, strict=True)}
+    values = interpret(traced, BoxDomain(sides), [*map(GivenParameter, parameters), images])
+    return {site.name: _boxes_of_units(site, value, sides) for site, value in zip(traced.sites, values, strict=True)}
 
 
-def _boxes_of_units(site: Site, value: Value, sides: Sequence[int]) -> Boxes:
+def _boxes_of_units(site: TapSite, value: Value, sides: Sequence[int]) -> Boxes:
     if not isinstance(value, tuple):
         return tuple(empty(len(site.shape) - 1, side) for side in sides)
     result = []
@@ -44,7 +44,7 @@ def _boxes_of_units(site: Site, value: Value, sides: Sequence[int]) -> Boxes:
     return tuple(result)
 
 
-def _shape_in_program(site: Site) -> tuple[int, ...]:
+def _shape_in_program(site: TapSite) -> tuple[int, ...]:
     """Return the shape in the program, in which the batch may be merged with what stands before and behind it."""
     if site.batch_axis == 0:
         return site.split

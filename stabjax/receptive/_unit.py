@@ -28,7 +28,7 @@ class Unit:
     """
 
     place: np.ndarray | Array
-    site: _jaxpr.Site
+    site: _jaxpr.TapSite
 
     @property
     def channels(self) -> int:

@@ -8,7 +8,7 @@ from jax import lax
 from stabjax import features, networks
 from stabjax._jaxpr import _axes
 from stabjax._jaxpr._facts import analyze
-from stabjax._jaxpr._plan import Plan
+from stabjax._jaxpr._plan import TapPlan
 from tests.recognition import PARAMETERS, average, first_layer, layer_norm
 from tests.sample_networks import IMAGES, conv
 
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("relaxed_promotion")
 def graph_of(f):
     network = networks.wrap(jax.tree_util.Partial(f, PARAMETERS))
     program = features.trace(network, jax.ShapeDtypeStruct(IMAGES, jnp.float32)).program.program
-    return analyze(Plan(program.jaxpr, program.consts), program.paths, "")
+    return analyze(TapPlan(program.jaxpr, program.consts), program.paths, "")
 
 
 def roles(value):
