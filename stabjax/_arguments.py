@@ -53,7 +53,7 @@ def is_key(x: Any) -> bool:
     return jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
 
 
-def whole(name: str, value: Any) -> int:
+def as_integer(name: str, value: Any) -> int:
     """Return a whole number as Python has it; raise ``TypeError`` for another, and for what is none."""
     try:
         return operator.index(value)

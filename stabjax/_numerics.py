@@ -28,14 +28,14 @@ def permit_nan() -> Iterator[None]:
 
 
 def safe_norm(x: Float[AnyArray, "..."], *, axis: int | tuple[int, ...] | None = None) -> Float[Array, "..."]:
-    """Euclidean norm over ``axis`` whose gradient at zero is zero; the gradient of a plain norm there is NaN."""
+    """Return the Euclidean norm over ``axis``; its gradient at zero is zero, where that of a plain norm is NaN."""
     square = jnp.sum(jnp.square(x), axis=axis)
     positive = square > 0
     return jnp.where(positive, jnp.sqrt(jnp.where(positive, square, 1)), 0)
 
 
 def safe_ratio(numerator: Float[AnyArray, "..."], denominator: Float[AnyArray, "..."]) -> Float[Array, "..."]:
-    """``numerator / denominator``, NaN where the denominator is not positive.
+    """Return ``numerator / denominator``, NaN where the denominator is not positive.
 
     A dead layer has pair distance zero: its stability is undefined, and a small number added to the denominator would
     hide it. The inner `where` keeps the gradient of the defined entries finite.
@@ -45,7 +45,7 @@ def safe_ratio(numerator: Float[AnyArray, "..."], denominator: Float[AnyArray, "
 
 
 def extremes(x: Shaped[AnyArray, "..."]) -> tuple[float, float]:
-    """Smallest and largest number of a concrete array; NaN is left out, and comes back where nothing else is there.
+    """Return the smallest and largest number of a concrete array, NaN left out; NaN where nothing else is there.
 
     On a CPU, NumPy takes them: no program to compile, and ``fmin`` has not the warning of ``nanmin``. On an accelerator
     the array stays where it is: a minimum that is NaN shows that NaN has to be left out.
@@ -77,7 +77,7 @@ def row_sum(x: Float[AnyArray, " n *rest"]) -> Float[Array, " n"]:
 def centered(
     x: Float[AnyArray, " n *units"], *, weights: Float[AnyArray, " n"] | None = None
 ) -> tuple[Float[Array, "*units"], Float[Array, " n"]]:
-    """Mean of the rows, and the squared distance of every row to it.
+    """Return the mean of the rows, and the squared distance of every row to it.
 
     The rows are shifted by the first one before they are averaged, and squared only after the mean is gone:
     ``<f^2> - <f>^2`` loses every digit once the mean is a thousand times the spread, and equal rows must give exactly
@@ -99,7 +99,7 @@ def scatter(
     shifts: Float[AnyArray, "*layers batches"],
     weights: Float[AnyArray, "batches size"],
 ) -> Float[Array, "*layers"]:
-    """Sum of squared distances to the common mean, from what `centered` finds batch by batch.
+    """Add up squared distances to the common mean, from what `centered` finds batch by batch.
 
     Nothing is ever subtracted: to the distances within the batches comes, for every batch, what its mean adds.
 

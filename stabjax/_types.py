@@ -32,5 +32,5 @@ class Perturbation(Protocol):
     """
 
     def __call__(self, key: PRNGKey, image: Image) -> Image:
-        """The perturbed image, ``(*spatial, channels)``."""
+        """Return the perturbed image, ``(*spatial, channels)``."""
         ...

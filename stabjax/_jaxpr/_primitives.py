@@ -53,7 +53,7 @@ _REGIONS = (
 
 
 def region_label(nonlinear: frozenset[str]) -> str:
-    """Name of an activation from its non-affine primitives."""
+    """Name an activation by its non-affine primitives."""
     for primitives, label in _REGIONS:
         if nonlinear == primitives:
             return label

@@ -48,7 +48,7 @@ class TapSite:
     channels_from: int | None
 
     def arranged(self, value: Any) -> Any:
-        """The activation with its batch in front and its channels last."""
+        """Return an activation with its batch in front and its channels last."""
         if value.shape != self.in_order or self.batch_axis != 0:
             value = jnp.moveaxis(value.reshape(self.split), self.batch_axis, 0).reshape(self.in_order)
         if self.channels_from is None or self.channels_from == self.channel_axis:

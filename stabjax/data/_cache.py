@@ -40,7 +40,7 @@ def cache_dir() -> Path:
 
 
 def fingerprint(paths: Iterable[Path], *options: object) -> str:
-    """Name of the decoded form of some files: a digest of their bytes and of the options of decoding.
+    """Return the name of the decoded form of some files: a digest of their bytes and of the options of decoding.
 
     Of a file above 256 MiB only place, size and time of change count; reading it would take longer than a load may.
     """

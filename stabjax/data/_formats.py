@@ -56,7 +56,7 @@ def content(path: Path) -> bytes:
 
 
 def members(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
-    """Name and bytes of the wanted files of a zip or (compressed) tar archive, which is read once from front to end.
+    """Yield name and bytes of the wanted files of a zip or (compressed) tar archive, which is read once.
 
     A folder has a slash at the end of its name, and no bytes.
     """
@@ -231,7 +231,7 @@ def _mat_element(data: memoryview, position: int, order: Order, *, aligned: bool
 
 
 def _mat_matrix(body: memoryview, order: Order) -> tuple[str, np.ndarray | None]:
-    """Name and value of a matrix; None for cells, structures, sparse and character arrays."""
+    """Return name and value of a matrix; None for cells, structures, sparse and character arrays."""
     _, flags, position = _mat_element(body, 0, order)
     _, sizes, position = _mat_element(body, position, order)
     _, name, position = _mat_element(body, position, order)

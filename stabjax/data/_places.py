@@ -82,7 +82,7 @@ def idx_file(place: Path, split: str, part: str) -> Path | None:
 
 
 def set_of_labels(labels: np.ndarray, split: str) -> str | None:
-    """Name of the set whose published labels begin as these, None if there is none."""
+    """Name the set whose published labels begin as these, None if there is none."""
     head = bytes(labels[:10].tolist())
     return next((name for name, first in _FIRST_LABELS.items() if head == first[split]), None)
 

@@ -1,4 +1,4 @@
-"""What the passes ask of a network and its activations: rows, one for each image, that depend on themselves alone."""
+"""What the passes ask of perturbed images and of activations: real numbers, with one row for each image."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from stabjax._types import AnyArray
 
 
 def check_front(tap: features.Tap, activation: Array, rows: int) -> None:
-    """Raises unless the batch stands in front; an axis of several parts per image (windows) may stand with it."""
+    """Raise unless the batch stands in front; an axis of several parts per image (windows) may stand with it."""
     if activation.ndim == 0 or activation.shape[0] % rows:
         raise ValueError(
             f"expected activations with the batch of {rows} images in front, got shape {activation.shape} at "
@@ -21,7 +21,7 @@ def check_front(tap: features.Tap, activation: Array, rows: int) -> None:
 
 
 def like_image(name: str, found: Any, image: Array) -> AnyArray:
-    """What a perturbation made of an image; raises unless it is one like it, of real numbers."""
+    """Return what a perturbation made of an image; raise unless it is one like it, of real numbers."""
     array = isinstance(found, jax.Array | np.ndarray)
     kinds = (jnp.floating, jnp.integer)
     if not array or found.shape != image.shape or not any(jnp.issubdtype(found.dtype, kind) for kind in kinds):
@@ -34,7 +34,7 @@ def like_image(name: str, found: Any, image: Array) -> AnyArray:
 
 
 def real(x: AnyArray) -> Array:
-    """As real numbers of at least single precision, in which sums of half-precision numbers keep their digits.
+    """Return real numbers of at least single precision, in which sums of half-precision numbers keep their digits.
 
     Complex numbers become two, along a last axis.
     """
@@ -44,5 +44,5 @@ def real(x: AnyArray) -> Array:
 
 
 def finite_rows(x: Any) -> Array:
-    """Which rows hold finite numbers only, ``(n,)``."""
+    """Tell which rows hold finite numbers only, ``(n,)``."""
     return jnp.all(jnp.isfinite(jnp.reshape(x, (len(x), -1))), axis=1)

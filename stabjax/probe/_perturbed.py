@@ -28,7 +28,7 @@ def perturbed(
     draws: int = 1,
     spatial: Spatial = None,
 ) -> tuple[Float[Array, " draws n *spatial channels"], Float[Array, " draws n *spatial channels"]]:
-    """The deformed and the noisy images that `stability` measures with this key, for statistics that need them whole.
+    """Return the deformed and the noisy images that `stability` measures with this key, as whole arrays.
 
     The published medians per unit, say, of the output of one network::
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Float
 
 from stabjax import features
-from stabjax._arguments import whole
+from stabjax._arguments import as_integer
 from stabjax._images import Spatial, check_batch
 from stabjax._numerics import permit_nan
 from stabjax._sharding import without_explicit_axes
@@ -34,7 +34,7 @@ def similarity(
     confidence: float = 0.95,
     spatial: Spatial = None,
 ) -> Similarity:
-    """How similar every layer of one network is to every layer of another, or of itself on other images.
+    """Measure how similar every layer of one network is to every layer of another, or of itself on other images.
 
     Row ``k``, column ``m`` compares what operation ``k`` of ``f`` and operation ``m`` of ``g`` give for the same
     images. Two seeds of an architecture::
@@ -140,7 +140,7 @@ def _check(both: tuple[Any, ...], measure: str, units: str, batch_size: int, mem
     least = 4 if measure == "cka_debiased" else 2
     if len(both[0]) < least:
         raise ValueError(f"expected at least {least} images for {measure!r}, got {len(both[0])}")
-    if whole("batch_size", batch_size) < 1:
+    if as_integer("batch_size", batch_size) < 1:
         raise ValueError(f"expected batch_size >= 1, got {batch_size}")
     if not memory > 0:
         raise ValueError(f"expected memory > 0 GiB, got {memory}")

@@ -5,7 +5,7 @@ from typing import Any, Literal, get_args
 import jax
 
 from stabjax import features, perturb
-from stabjax._arguments import as_argument, as_key, whole
+from stabjax._arguments import as_argument, as_integer, as_key
 from stabjax._images import Spatial, check_batch
 from stabjax._numerics import permit_nan
 from stabjax._sharding import without_explicit_axes
@@ -31,7 +31,7 @@ def stability(
     confidence: float = 0.95,
     spatial: Spatial = None,
 ) -> Stability:
-    """How stable every layer of a network is to smooth deformations, and to noise of the same size.
+    """Measure how stable every layer of a network is to smooth deformations, and to noise of the same size.
 
     Every image ``x`` passes the network clean, deformed (``tau x``) and with noise (``x + eta``). For the features
     ``f`` after each operation (Petrini et al. 2021, arXiv 2105.02468)::
@@ -138,7 +138,7 @@ def _check(
             f"expected average 'mean' or 'median' over images, got {average!r}: medians per unit need whole arrays, "
             "see stabjax.stability.from_features and stabjax.probe.perturbed"
         )
-    if whole("batch_size", batch_size) < 2:
+    if as_integer("batch_size", batch_size) < 2:
         raise ValueError(f"expected batch_size >= 2, got {batch_size}: the spread of a batch needs two images")
 
 
@@ -153,12 +153,12 @@ def check_perturbed(images: Any, deformation: Any, noise: Any, draws: int, spati
             raise TypeError(f"expected {name} to be a function (key, image) -> image, got {got}: see stabjax.perturb")
     made_for = {"deformation": getattr(deformation, "spatial", None), "noise": getattr(noise, "spatial", None)}
     check_batch(images, spatial=spatial, made_for=made_for, least=least)
-    if whole("draws", draws) < 1:
+    if as_integer("draws", draws) < 1:
         raise ValueError(f"expected draws >= 1, got {draws}")
 
 
 def as_tree(perturbation: Any, spatial: tuple[int, ...]) -> Any:
-    """A perturbation of images of these sides as an argument of jit.
+    """Make a perturbation of images of these sides an argument of jit.
 
     A plain function is static, and compiles again if what it holds changes.
     """
