@@ -27,10 +27,8 @@ def pytest_configure(config):
     """The short run compiles ten thousand programs for milliseconds of work each; the long run, as users do."""
     if config.option.markexpr == "not slow":
         flags = ["--xla_backend_optimization_level=0", "--xla_cpu_parallel_codegen_split_count=1"]
-        if tuple(map(int, metadata.version("jaxlib").split(".")[:2])) < (
-            0,
-            11,
-        ):  # which has the faster code generator only
+        release = tuple(map(int, metadata.version("jaxlib").split(".")[:2]))
+        if release < (0, 11):  # later ones have the faster code generator only
             flags.append("--xla_cpu_use_fusion_emitters=false")
         os.environ["XLA_FLAGS"] = " ".join([*flags, os.environ.get("XLA_FLAGS", "")])
 
