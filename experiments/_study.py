@@ -1,6 +1,6 @@
 """What every experiment shares: its options, its small size, and the way from a command line to figures and records."""
 
-import sys
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -35,8 +35,10 @@ class Study:
 
     def record(self) -> dict[str, Any]:
         """Return what stands beside the numbers of every figure: command, settings, versions."""
+        # The file has the name of the experiment; its module is called __main__ where it runs as a script.
+        name = Path(inspect.getfile(type(self))).stem
         return {
-            "command": sj.cli.command(_name(type(self)), self),
+            "command": sj.cli.command(f"experiments.{name}", self),
             "config": asdict(self),
             "versions": sj.cli.versions(),
         }
@@ -68,7 +70,7 @@ def run(options: type[S], draw: Callable[[S, Console], Mapping[str, Drawing]], a
     Returns:
         what is written beside the figures, by their names: ``{name: {"command": ..., "config": ..., ...}}``.
     """
-    description = sys.modules[options.__module__].__doc__
+    description = inspect.getdoc(inspect.getmodule(options))
     study = tyro.cli(options, args=None if argv is None else list(argv), description=description).resize()
     console = Console()
     common, records = study.record(), {}
@@ -76,9 +78,3 @@ def run(options: type[S], draw: Callable[[S, Console], Mapping[str, Drawing]], a
         records[name] = common | dict(numbers)
         console.print(sj.plot.save(figure, study.out / name, records[name]))
     return records
-
-
-def _name(options: type[Study]) -> str:
-    """Return the name of the module of these options; under ``python -m`` its own name is ``__main__``."""
-    specification = sys.modules[options.__module__].__spec__
-    return options.__module__ if specification is None else specification.name
