@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 DATA   ?= scale-detection
 
-.PHONY: demo test test-all lint types bench docs clean help
+.PHONY: demo test test-all lint types short-run long-run bench docs clean help
 
 help:
 	@echo "make demo [DATA=scale-detection|cifar10|mnist]   train a small CNN, probe it, print the table, draw the figure"
@@ -36,10 +36,17 @@ lint: $(VENV)/.dev
 types: $(VENV)/.dev
 	$(BIN)/basedpyright --level error
 
-test: lint types
+# Types are checked beside the tests: they take one core for half a minute.
+test: lint
+	@$(MAKE) --no-print-directory --jobs 2 --output-sync=none types short-run
+
+test-all: lint
+	@$(MAKE) --no-print-directory --jobs 2 --output-sync=none types long-run
+
+short-run: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2 --dist worksteal -q -m 'not slow'
 
-test-all: lint types
+long-run: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2 --dist worksteal -q
 
 bench: $(VENV)/.bench

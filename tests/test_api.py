@@ -200,3 +200,8 @@ def test_unknown_rooms_are_named():
 def test_one_version():
     for file, line in (("CITATION.cff", f"version: {sj.__version__}"), ("CHANGELOG.md", f"## {sj.__version__}")):
         assert any(text.startswith(line) for text in (ROOT.parent / file).read_text().splitlines()), file
+
+
+def test_calls_are_checked_in_all_rooms_but_one(pytestconfig):
+    checked = pytestconfig.getoption("--jaxtyping-packages").split(",")
+    assert set(checked) == {f"stabjax.{room}" for room in {*IMPORTS, "_version"} - {"_jaxpr"}} | {"beartype.beartype"}

@@ -27,7 +27,13 @@ def test_no_experiment_imports_another(name):
     assert all(module.startswith("_") for module in modules)
 
 
-@pytest.mark.parametrize("name", EXPERIMENTS)
+# The dearest to compile run in the long run alone; what they share with others runs in the short one, too.
+LONG = ("representations", "training")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in LONG else name for name in EXPERIMENTS]
+)
 def test_smoke(name, tmp_path):
     module = importlib.import_module(f"experiments.{name}")
     runs = ["--runs", str(tmp_path / "runs")] if hasattr(module.Config, "runs") else []

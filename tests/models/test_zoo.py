@@ -60,6 +60,10 @@ SLOW = pytest.mark.slow
 LONG = ("DenseNet121", "ResNet34", "VGG13", "VGG16", "VGG19", "VGG13bn", "VGG19bn")
 """Traced in the long run only: the first is large, the others repeat the blocks of smaller ones."""
 TRACED = [pytest.param(name, marks=SLOW) if name in LONG else name for name in models.NAMES]
+HALF = [
+    pytest.param(name, marks=SLOW) if name in (*LONG, "ResNet50", "VGG16bn", "FCL2", "FCL6") else name
+    for name in models.NAMES
+]
 QUICK = ("SmallCNN", "LeNet", "FCL4", "GAPConvNet1d", "MinimalLCN", "AlexNet", "ViT")
 RUN = (
     *QUICK,
@@ -123,7 +127,7 @@ def shaped(model, dtype, shape, train=False):
     return y.shape, y.dtype
 
 
-@pytest.mark.parametrize("name", TRACED)
+@pytest.mark.parametrize("name", HALF)
 def test_half_precision_in_training_mode_and_images_of_28(name):
     model, shape = abstract(name, jnp.bfloat16), SHAPES.get(name, (32, 32, 3))
     if name in ONLY_32:

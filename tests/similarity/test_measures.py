@@ -178,8 +178,9 @@ def test_pls_and_procrustes_by_numpy(units, seed):
     x, y = drawn(seed, units=units)
     a, b = (z - z.mean(0) for z in (x, y))
     with jax.enable_x64(True):
-        found = jax.tree.map(np.asarray, similarity.pls(x, y))
-        distance = np.asarray(similarity.procrustes(x, y))
+        found, distance = jax.tree.map(
+            np.asarray, (jax.jit(similarity.pls)(x, y), jax.jit(similarity.procrustes)(x, y))
+        )
     left, values, right = np.linalg.svd(a.T @ b / (len(x) - 1), full_matrices=False)
     k = len(found.covariances)
     np.testing.assert_allclose(found.covariances, values[:k], atol=1e-9 * values[0])
@@ -211,13 +212,12 @@ def test_cka_does_not_see_rotation_and_scale(options, seed, size):
     x, y = drawn(seed)
     rotation = np.linalg.qr(np.random.default_rng(seed + 1).normal(size=(5, 5)))[0]
     with jax.enable_x64(True):
-        cka = partial(similarity.cka, **options)
+        cka = partial(jax.jit(similarity.cka, static_argnames=("debiased", "kernel")), **options)
+        procrustes = jax.jit(similarity.procrustes)
         np.testing.assert_allclose(cka(size * x @ rotation + 5, y), cka(x, y), rtol=1e-7)
         np.testing.assert_allclose(cka(y, x), cka(x, y), rtol=1e-9)
-        np.testing.assert_allclose(
-            similarity.procrustes(size * x @ rotation + 5, y), similarity.procrustes(x, y), rtol=1e-7
-        )
-        np.testing.assert_allclose(similarity.procrustes(size * x @ rotation, x), 0, atol=1e-9)
+        np.testing.assert_allclose(procrustes(size * x @ rotation + 5, y), procrustes(x, y), rtol=1e-7)
+        np.testing.assert_allclose(procrustes(size * x @ rotation, x), 0, atol=1e-9)
 
 
 def test_cka_sees_other_maps(x64):
