@@ -30,8 +30,8 @@ CKA of two layers with 64 and 10 units, and the mean canonical correlation::
 
 Layers come as sequences, one array of samples in rows per layer, so that many layers of two networks are compared in
 one pass: every result has an axis for the layers of the first and one for those of the second. Rows for which
-``counted`` is False are left out, whatever they hold. Means and products are merged as Chan, Golub and LeVeque (1983)
-do, about the mean of what was merged: large means cost no digits.
+``counted`` is False are left out, whatever they hold. Sums are taken about a point among the samples, and brought to
+a common one where streams are merged (Chan, Golub and LeVeque 1983), so that large means cost no digits.
 """
 
 from stabjax.similarity._bases import Basis

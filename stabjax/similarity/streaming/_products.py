@@ -1,9 +1,12 @@
 """CKA from products of units, for layers with fewer units than there are samples.
 
-Two networks give ``x`` and ``y``: the units of all their layers side by side. `UnitProducts` adds up moments about the
-mean in a first pass; `ProductTerms` finds what each sample adds to HSIC with them, in a second one. Throughout,
-``a`` is the squared length of the centered units of a layer of the first network, ``b`` that of the second: one number
-per layer and sample.
+Two networks give ``x`` and ``y``: the units of all their layers side by side, less an origin. `UnitProducts` adds up
+their products in a first pass; `ProductTerms` finds what each sample adds to HSIC with them, in a second one.
+Throughout, ``a`` is the squared length of the units of a layer of the first network, ``b`` that of the second: one
+number per layer and sample.
+
+The origin is the mean of the first batch. It is not moved to the mean of all samples with every batch, which would take
+as long as the products themselves, but once in the end (`UnitProducts.center`), and where streams are merged.
 """
 
 from collections.abc import Sequence
@@ -11,7 +14,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from stabjax._numerics import permit_nan
@@ -23,10 +25,12 @@ from stabjax.similarity.streaming._layers import Layers, Sizes, concatenate, mas
 
 
 class NetworkProducts(NamedTuple):
-    """Hold the moments of the units of one network, about their mean."""
+    """Hold sums over the units of one network, less an origin."""
 
-    mean: Float[Array, " units"]
-    """Of the units, ``(units,)``."""
+    origin: Float[Array, " units"]
+    """What is subtracted from the units, ``(units,)``: near their mean, or it once they are centered."""
+    total: Float[Array, " units"]
+    """``sum x``, ``(units,)``."""
     own: tuple[Float[Array, "_ _"], ...]
     """``sum x x'`` within each layer."""
     weighted: Float[Array, " units"]
@@ -44,7 +48,7 @@ class NetworkProducts(NamedTuple):
 
 
 class UnitProducts(NamedTuple):
-    """Accumulate moments of the units of two networks, about their means; a frozen pytree."""
+    """Accumulate products of the units of two networks, less an origin near their mean; a frozen pytree."""
 
     n: Int[Array, ""]
     """Number of samples, ``()``."""
@@ -63,17 +67,17 @@ class UnitProducts(NamedTuple):
     def init(
         cls, x_sizes: Sequence[int], y_sizes: Sequence[int], *, dtype: jax.typing.DTypeLike = jnp.float32
     ) -> "UnitProducts":
-        """Return the moments of an empty stream.
+        """Return the products of an empty stream.
 
         Args:
             x_sizes: number of units of each layer of the first network.
             y_sizes: of the second.
-            dtype: of the moments; samples are converted to it.
+            dtype: of the products; samples are converted to it.
         """
 
         def network(sizes: Sequence[int]) -> NetworkProducts:
-            own = tuple(jnp.zeros((size, size), dtype) for size in sizes)
-            return NetworkProducts(jnp.zeros(sum(sizes), dtype), own, jnp.zeros(sum(sizes), dtype))
+            units = jnp.zeros(sum(sizes), dtype)
+            return NetworkProducts(units, units, tuple(jnp.zeros((size, size), dtype) for size in sizes), units)
 
         units_x, units_y = sum(x_sizes), sum(y_sizes)
         return cls(
@@ -86,7 +90,7 @@ class UnitProducts(NamedTuple):
         )
 
     def update(self, x: Layers, y: Layers, counted: Bool[AnyArray, " b"] | None = None) -> "UnitProducts":
-        """Add a batch of samples.
+        """Add a batch of samples; the mean of the first one becomes the origin.
 
         Args:
             x: of each layer of the first network, samples in rows, ``(b, units)``.
@@ -94,57 +98,69 @@ class UnitProducts(NamedTuple):
             counted: False for rows that are left out, ``(b,)``; all are taken by default.
         """
         counted = mask_of(counted, len(x[0]))
-        (x_mean, x_rows), (y_mean, y_rows) = (center_rows(concatenate(z, self.cross.dtype), counted) for z in (x, y))
+        x_rows, y_rows = (concatenate(z, self.cross.dtype) for z in (x, y))
+        (d, x_rows), (e, y_rows) = (
+            _subtract_origin(rows, network.origin, counted, self.n)
+            for rows, network in ((x_rows, self.first), (y_rows, self.second))
+        )
         a, b = (
             sum_by_layer(jnp.square(rows), network.sizes)
             for rows, network in ((x_rows, self.first), (y_rows, self.second))
         )
-        batch = UnitProducts(
-            n=jnp.sum(counted),
-            first=_network_products(x_mean, x_rows, a, self.first.sizes),
-            second=_network_products(y_mean, y_rows, b, self.second.sizes),
-            cross=multiply(x_rows.T, y_rows),
-            first_weighted=multiply(b, x_rows),
-            second_weighted=multiply(a, y_rows),
+        return self._add(
+            UnitProducts(
+                n=jnp.sum(counted),
+                first=_network_products(d, x_rows, a, self.first.sizes),
+                second=_network_products(e, y_rows, b, self.second.sizes),
+                cross=multiply(x_rows.T, y_rows),
+                first_weighted=multiply(b, x_rows),
+                second_weighted=multiply(a, y_rows),
+            )
         )
-        return self.merge(batch)
 
     def merge(self, other: "UnitProducts") -> "UnitProducts":
-        """Join two streams over different samples.
-
-        With ``n`` and ``m`` samples, shares ``p = n / (n + m)`` and ``q = m / (n + m)``, and the steps ``d, e`` from
-        the means of ``x, y`` here to those of the other, moments about the common means are (Chan, Golub and LeVeque
-        1983 and, of third order, Pebay 2008, SAND2008-6212)::
-
-            sum x y'  =  C_n + C_m  +  n q d e'
-            sum b x   =  W_n + W_m  +  (p B_m - q B_n) d  +  2 (p C_m - q C_n) e  +  n q (p - q) |e|^2 d
-
-        with ``C = sum x y'``, ``B = sum b``, ``W = sum b x`` of each set, and ``y, b, e`` of one layer. An empty set
-        has the share zero and changes no digit.
-        """
-        shares = _Shares.of(self.n, other.n, self.cross.dtype)
-        d, e = other.first.mean - self.first.mean, other.second.mean - self.second.mean
-        x_sizes, y_sizes = self.first.sizes, self.second.sizes
-        return UnitProducts(
-            n=self.n + other.n,
-            first=_merge_network(self.first, other.first, d, shares),
-            second=_merge_network(self.second, other.second, e, shares),
-            cross=shares.second_order(self.cross, other.cross, d, e),
-            first_weighted=shares.third_order(
-                (self.first_weighted, other.first_weighted),
-                (self.second.squares, other.second.squares),
-                tuple(_project(products, e, y_sizes) for products in (self.cross, other.cross)),
-                d,
-                sum_by_layer(jnp.square(e), y_sizes),
-            ),
-            second_weighted=shares.third_order(
-                (self.second_weighted, other.second_weighted),
-                (self.first.squares, other.first.squares),
-                tuple(_project(products.T, d, x_sizes) for products in (self.cross, other.cross)),
-                e,
-                sum_by_layer(jnp.square(d), x_sizes),
-            ),
+        """Join two streams over different samples, about the origin of this one; an empty one changes no digit."""
+        x_step, y_step = (
+            theirs.origin - jnp.where(self.n == 0, theirs.origin, mine.origin)
+            for mine, theirs in ((self.first, other.first), (self.second, other.second))
         )
+        return self._add(other.shift(x_step, y_step))
+
+    def center(self) -> "UnitProducts":
+        """Return the products of units less their mean, which is the origin then."""
+        n = jnp.maximum(self.n, 1).astype(self.cross.dtype)
+        return self.shift(-self.first.total / n, -self.second.total / n)
+
+    def shift(self, d: Float[Array, " units_x"], e: Float[Array, " units_y"]) -> "UnitProducts":
+        """Return the products about origins less by ``d`` and ``e``: those of ``x + d`` and ``y + e``.
+
+        With ``C = sum x y'``, ``B = sum b``, ``W = sum b x``, and ``y, b, e`` of one layer::
+
+            sum (x + d)              =  sum x + n d
+            sum (x + d) (y + e)'     =  C + (sum x) e' + d (sum y)' + n d e'
+            sum |y + e|^2 (x + d)    =  W + 2 C e + |e|^2 sum x + d sum |y + e|^2
+
+        Exact, but it costs the digits by which the origin is farther from the mean than the samples are (Chan, Golub
+        and LeVeque 1983).
+        """
+        n = self.n.astype(self.cross.dtype)
+        first, second = (_shift_network(network, n, z) for network, z in ((self.first, d), (self.second, e)))
+        return UnitProducts(
+            n=self.n,
+            first=first,
+            second=second,
+            cross=_shift_products(self.cross, self.first.total, self.second.total, n, d, e),
+            first_weighted=_shift_weighted(self.first_weighted, self.cross, self.first.total, second, d, e),
+            second_weighted=_shift_weighted(self.second_weighted, self.cross.T, self.second.total, first, e, d),
+        )
+
+    def _add(self, other: "UnitProducts") -> "UnitProducts":
+        """Add sums about the same origin, which an empty stream takes over."""
+        first, second = (
+            jax.tree.map(jnp.add, mine, theirs)._replace(origin=jnp.where(self.n == 0, theirs.origin, mine.origin))
+            for mine, theirs in ((self.first, other.first), (self.second, other.second))
+        )
+        return jax.tree.map(jnp.add, self, other)._replace(first=first, second=second)
 
     @permit_nan()
     def finish(self) -> Float[Array, "x y"]:
@@ -152,9 +168,10 @@ class UnitProducts(NamedTuple):
 
         `ProductTerms` gives the debiased one, and intervals, in a second pass.
         """
-        rows = split(jnp.square(self.cross), self.second.sizes)
-        xy = jnp.stack([sum_by_layer(jnp.sum(each, axis=1), self.first.sizes) for each in rows], axis=1)
-        xx, yy = (jnp.stack([jnp.sum(jnp.square(c)) for c in network.own]) for network in (self.first, self.second))
+        _, first, second, cross, *_ = self.center()
+        rows = split(jnp.square(cross), second.sizes)
+        xy = jnp.stack([sum_by_layer(jnp.sum(each, axis=1), first.sizes) for each in rows], axis=1)
+        xx, yy = (jnp.stack([jnp.sum(jnp.square(c)) for c in network.own]) for network in (first, second))
         return jnp.clip(alignment_of_hsic(xy, xx[:, None], yy[None]), 0)
 
 
@@ -170,7 +187,7 @@ class ProductTerms(NamedTuple):
     """
 
     products: UnitProducts
-    """From a pass over all samples."""
+    """From a pass over all samples, centered."""
     q: tuple[Float[Array, "x y n"], Float[Array, "x n"], Float[Array, "y n"]]
     """Of every pair of layers, and of each layer of either network with itself."""
     r: tuple[Float[Array, "x y n"], Float[Array, "x n"], Float[Array, "y n"]]
@@ -187,7 +204,7 @@ class ProductTerms(NamedTuple):
         """Return the terms of an empty stream, with room for ``n`` samples."""
         x, y = len(products.first.own), len(products.second.own)
         cross, first, second = (jnp.zeros((*layers, n), products.cross.dtype) for layers in ((x, y), (x,), (y,)))
-        return cls(products, (cross, first, second), (cross, first, second), first, second, jnp.zeros(n, bool))
+        return cls(products.center(), (cross, first, second), (cross, first, second), first, second, jnp.zeros(n, bool))
 
     def update(
         self, start: Scalar, x: Layers, y: Layers, counted: Bool[AnyArray, " b"] | None = None
@@ -203,7 +220,7 @@ class ProductTerms(NamedTuple):
         counted = mask_of(counted, len(x[0]))
         first, second, cross = self.products.first, self.products.second, self.products.cross
         x_rows, y_rows = (
-            jnp.where(counted[:, None], concatenate(z, cross.dtype) - network.mean[None], 0)
+            jnp.where(counted[:, None], concatenate(z, cross.dtype) - network.origin[None], 0)
             for z, network in ((x, first), (y, second))
         )
         # For each layer of x, q before the sum over the units of a layer of y: (b, units_y).
@@ -263,68 +280,51 @@ class ProductTerms(NamedTuple):
         return HsicTerms(cross, first, second, count)
 
 
-class _Shares(NamedTuple):
-    """Merge moments of two sets of ``n`` and ``m`` samples: see `UnitProducts.merge`."""
-
-    p: Float[Array, ""]
-    """``n / (n + m)``."""
-    q: Float[Array, ""]
-    """``m / (n + m)``."""
-    between: Float[Array, ""]
-    """``n q = n m / (n + m)``."""
-
-    @classmethod
-    def of(cls, n: Array, m: Array, dtype: np.dtype) -> "_Shares":
-        """Return the shares of both sets, zero of an empty one."""
-        total = jnp.maximum(n + m, 1).astype(dtype)
-        p, q = n.astype(dtype) / total, m.astype(dtype) / total
-        return cls(p, q, n.astype(dtype) * q)
-
-    def second_order(self, c_n: Array, c_m: Array, d: Array, e: Array) -> Float[Array, "units_d units_e"]:
-        """Merge ``sum x y'``."""
-        return c_n + c_m + self.between * d[:, None] * e[None]
-
-    def third_order(
-        self, w: tuple[Array, ...], b: tuple[Array, ...], ce: tuple[Array, ...], d: Array, ee: Array
-    ) -> Float[Array, "layers units"]:
-        """Merge ``sum b x``, from the pairs of ``W``, ``B``, ``C e`` of both sets, ``d`` and ``|e|^2``."""
-        linear = (self.p * b[1] - self.q * b[0])[:, None] * d[None]
-        mixed = 2 * (self.p * ce[1] - self.q * ce[0])
-        cubic = self.between * (self.p - self.q) * ee[:, None] * d[None]
-        return w[0] + w[1] + linear + mixed + cubic
+def _subtract_origin(rows: Array, origin: Array, counted: Array, n: Array) -> tuple[Array, Array]:
+    """Return the origin, the mean of the batch if it is the first, and the rows less it; zero if they do not count."""
+    mean, _ = center_rows(rows, counted)
+    origin = jnp.where(n == 0, mean, origin)
+    return origin, jnp.where(counted[:, None], rows - origin[None], 0)
 
 
-def _merge_network(n: NetworkProducts, m: NetworkProducts, d: Array, shares: _Shares) -> NetworkProducts:
-    """Merge the moments of one network, each layer weighed by its own squared length."""
-    own, weighted = [], []
-    parts = (split(each, n.sizes) for each in (n.weighted, m.weighted, d))
-    for c_n, c_m, w_n, w_m, step in zip(n.own, m.own, *parts, strict=True):
-        own.append(shares.second_order(c_n, c_m, step, step))
-        third = shares.third_order(
-            (w_n[None], w_m[None]),
-            tuple(jnp.trace(c)[None] for c in (c_n, c_m)),
-            tuple(multiply(c, step)[None] for c in (c_n, c_m)),
-            step,
-            jnp.sum(jnp.square(step))[None],
-        )
-        weighted.append(third[0])
-    return NetworkProducts(n.mean + shares.q * d, tuple(own), jnp.concatenate(weighted))
-
-
-def _network_products(mean: Array, rows: Array, lengths: Array, sizes: Sizes) -> NetworkProducts:
-    """Return the moments of a batch of centered rows, with the squared lengths ``(layers, b)`` of their layers."""
+def _network_products(origin: Array, rows: Array, lengths: Array, sizes: Sizes) -> NetworkProducts:
+    """Return the sums over a batch of rows less the origin, with squared lengths ``(layers, b)`` of their layers."""
     parts = split(rows, sizes)
     return NetworkProducts(
-        mean=mean,
+        origin=origin,
+        total=jnp.sum(rows, axis=0),
         own=tuple(multiply(part.T, part) for part in parts),
         weighted=jnp.concatenate([multiply(a, part) for a, part in zip(lengths, parts, strict=True)]),
     )
 
 
-def _project(products: Array, e: Array, sizes: Sizes) -> Float[Array, "layers units"]:
-    """Return ``C e``, layer by layer of ``e``."""
-    parts = zip(split(products, sizes), split(e, sizes), strict=True)
-    return jnp.stack([multiply(c, step) for c, step in parts])
+def _shift_network(network: NetworkProducts, n: Array, d: Array) -> NetworkProducts:
+    """Shift the sums over one network by ``d``, each layer weighed by its own squared length."""
+    own, weighted = [], []
+    parts = (split(each, network.sizes) for each in (network.total, network.weighted, d))
+    for products, total, w, step in zip(network.own, *parts, strict=True):
+        shifted = _shift_products(products, total, total, n, step, step)
+        own.append(shifted)
+        weighted.append(w + _shift_of_weighted(products, total, jnp.trace(shifted), step, step))
+    return NetworkProducts(network.origin - d, network.total + n * d, tuple(own), jnp.concatenate(weighted))
+
+
+def _shift_products(products: Array, x_total: Array, y_total: Array, n: Array, d: Array, e: Array) -> Array:
+    """Return ``sum (x + d) (y + e)'``."""
+    return products + x_total[:, None] * e[None] + d[:, None] * (y_total + n * e)[None]
+
+
+def _shift_weighted(
+    weighted: Array, cross: Array, total: Array, other: NetworkProducts, d: Array, e: Array
+) -> Float[Array, "layers units"]:
+    """Return ``sum |y + e|^2 (x + d)`` for each layer of the other network, whose sums are shifted already."""
+    parts = zip(split(cross, other.sizes), other.squares, split(e, other.sizes), strict=True)
+    return weighted + jnp.stack([_shift_of_weighted(c, total, square, d, step) for c, square, step in parts])
+
+
+def _shift_of_weighted(cross: Array, total: Array, square: Array, d: Array, e: Array) -> Float[Array, " units"]:
+    """Return what a shift adds to ``sum b x``, from ``sum x y'``, ``sum x``, and ``sum |y + e|^2`` of one layer."""
+    return 2 * multiply(cross, e) + jnp.sum(jnp.square(e)) * total + d * square
 
 
 def _own_terms(rows: Array, network: NetworkProducts) -> tuple[Array, Array]:
