@@ -42,6 +42,19 @@ def normal(seed, *shape):
 # Flax NNX
 
 
+class NNXConvNormDense(nnx.Module):
+    """A convolution, batch normalisation, ReLU and a dense layer, for images of a side."""
+
+    def __init__(self, side, *, rngs, channels=4):
+        self.conv = nnx.Conv(3, channels, (3, 3), strides=2, rngs=rngs)
+        self.norm = nnx.BatchNorm(channels, rngs=rngs)
+        self.dense = nnx.Linear(channels * (side // 2) ** 2, 5, rngs=rngs)
+
+    def __call__(self, x):
+        x = nnx.relu(self.norm(self.conv(x)))
+        return self.dense(jnp.reshape(x, (len(x), -1)))
+
+
 class NNXBlock(nnx.Module):
     def __init__(self, channels, rngs):
         self.conv = nnx.Conv(channels, channels, (3, 3), rngs=rngs)

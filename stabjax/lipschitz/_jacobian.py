@@ -26,7 +26,7 @@ class LocalNorm:
 
     Attributes:
         value: from below, ``(batch,)``: the length of the change of the network, to first order, for a change of the
-            image of length one coefficients ``direction``. NaN where the Jacobian is not finite.
+            image of length one along ``direction``. NaN where the Jacobian is not finite.
         residual: a singular value lies within this of ``value``, ``(batch,)``. It is the largest one unless the random
             start has missed it.
         direction: the change of the image, of length one, that changes the network most, ``(batch, *spatial,

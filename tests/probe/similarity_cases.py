@@ -9,6 +9,7 @@ from flax import nnx
 
 from stabjax import features, networks, probe
 from stabjax.probe import _batching, _compare, _layers
+from tests.sample_networks import NNXConvNormDense
 from tests.similarity.sets import numpy_cka
 
 SIDE = 6
@@ -16,21 +17,8 @@ SELECT = ("conv", "dense")
 MEASURES = ("cka", "cka_debiased", "cca", "svcca", "pwcca")
 
 
-class Net(nnx.Module):
-    """A convolution, batch normalisation, ReLU and a dense layer; 36 and 5 units in the layers compared here."""
-
-    def __init__(self, *, rngs, channels=4):
-        self.conv = nnx.Conv(3, channels, (3, 3), strides=2, rngs=rngs)
-        self.norm = nnx.BatchNorm(channels, rngs=rngs)
-        self.dense = nnx.Linear(channels * (SIDE // 2) ** 2, 5, rngs=rngs)
-
-    def __call__(self, x):
-        x = nnx.relu(self.norm(self.conv(x)))
-        return self.dense(jnp.reshape(x, (len(x), -1)))
-
-
 def network(seed=0, **options):
-    return networks.wrap(Net(rngs=nnx.Rngs(seed)), **options)
+    return networks.wrap(NNXConvNormDense(SIDE, rngs=nnx.Rngs(seed)), **options)
 
 
 F, G = network(0), network(1)

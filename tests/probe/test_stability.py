@@ -12,26 +12,14 @@ import pytest
 from flax import nnx
 
 from stabjax import features, networks, perturb, probe, stability
+from tests.sample_networks import NNXConvNormDense
 
 N, SIDE = 50, 8
 DEFORMATION = perturb.Diffeomorphism(3e-2, 2)
 
 
-class Net(nnx.Module):
-    """A convolution, batch normalisation, ReLU and a dense layer."""
-
-    def __init__(self, *, rngs, channels=4):
-        self.conv = nnx.Conv(3, channels, (3, 3), strides=2, rngs=rngs)
-        self.norm = nnx.BatchNorm(channels, rngs=rngs)
-        self.dense = nnx.Linear(channels * (SIDE // 2) ** 2, 5, rngs=rngs)
-
-    def __call__(self, x):
-        x = nnx.relu(self.norm(self.conv(x)))
-        return self.dense(jnp.reshape(x, (len(x), -1)))
-
-
 def network(seed=0, **options):
-    return networks.wrap(Net(rngs=nnx.Rngs(seed)), **options)
+    return networks.wrap(NNXConvNormDense(SIDE, rngs=nnx.Rngs(seed)), **options)
 
 
 def make_images(n=N, seed=0):

@@ -205,7 +205,8 @@ def _convolution(step: _jaxpr.Step, operands: Values) -> LipschitzValue | None:
 def _axis_indices(image: LipschitzValue, step: _jaxpr.Step, spec: Sequence[int]) -> list[np.ndarray] | None:
     """Return which entries stand along each spatial axis, for a convolution that reads some twice.
 
-    That is so behind a padding output of the image itself. None where it is not, or not along the axes of space alone.
+    That is so behind a padding that is made of the image itself. None where it is not, or not along the axes of space
+    alone.
     """
     selection = image.root.selection
     if selection is None or selection.injective:
