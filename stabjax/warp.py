@@ -79,10 +79,12 @@ def _pull_back(
 ) -> Float[Array, "*spatial channels"]:
     *shape, channels = image.shape
     work = _compute_dtype(image.dtype)
+    # float16 would round positions above 1024 to whole pixels, bfloat16 above 128.
     field = field.astype(_compute_dtype(field.dtype))
     neighbors = []
     for axis, n in enumerate(shape):
         start = np.arange(n).reshape(-1, *(1,) * (len(shape) - 1 - axis))
+        # s - tau(s) along this axis, `start` being s with axes of length one elsewhere.
         position = jnp.clip(jnp.broadcast_to(jnp.asarray(start, field.dtype), shape) - field[axis], 0, n - 1)
         # Clamped positions, and the flat offset of each neighbor along this axis with its weight.
         stride = math.prod(shape[axis + 1 :])
@@ -96,6 +98,7 @@ def _pull_back(
     # axis 1, and so on; `base` is the flat index of the axes done.
     def blend(base: Int[Array, "*spatial"] | int, axis: int) -> Float[Array, "*spatial channels"]:
         if axis == len(shape):
+            # The indices were clipped, so the gather need not check them again.
             return flat.at[base].get(mode="promise_in_bounds").astype(work)
         terms = [weight * blend(base + index, axis + 1) for index, weight in neighbors[axis]]
         return reduce(operator.add, terms)
@@ -110,11 +113,13 @@ def _compute_dtype(dtype: np.dtype) -> np.dtype:
 
 def _floor_index(position: Float[Array, "*spatial"], high: int) -> Int[Array, "*spatial"]:
     """Round down, within ``0..high``, whatever integer a NaN becomes: its weights stay NaN."""
+    # The conversion cuts toward zero, which differs from rounding down only below zero, where the clip makes it 0.
     return jnp.clip(position.astype(jnp.int32), 0, high)
 
 
 def _linear(position: Float[Array, "*spatial"], n: int) -> list[WeightedIndex]:
     """Weigh the two pixels around a position, ``1 - t`` and ``t``."""
+    # index and index + 1, n - 2 and n - 1 at the last pixel (with t = 1). One pixel alone has no neighbor.
     index = _floor_index(position, max(n - 2, 0))
     weight = position - index.astype(position.dtype)
     return [(index, 1 - weight), (index + 1, weight)][: min(n, 2)]
@@ -131,6 +136,8 @@ def _gaussian(position: Float[Array, "*spatial"], n: int) -> list[WeightedIndex]
     # Pixels left out weigh less than exp(-d^2 / 2 sigma^2): 2e-9 at 3 pixels, 3e-16 at 4.
     reach = 3 if jnp.finfo(position.dtype).bits < 64 else 4
     count = min(2 * reach, n)
+    # Pixels floor(p) - reach + 1 .. floor(p) + reach, moved inside at the border: those left out are at least `reach`
+    # away.
     first = _floor_index(position - (reach - 1), n - count)
     indices = [first + k for k in range(count)]
     weights = [jnp.exp(jnp.square(position - i.astype(position.dtype)) / (-2 * _SIGMA**2)) for i in indices]

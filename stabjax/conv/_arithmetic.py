@@ -67,6 +67,8 @@ def unfold(
     positions = output_size(size, window, stride=stride, padding=padding, dilation=dilation)
     window, stride, dilation = _resolve_window(len(size), window, stride, dilation)
     padded = pad(without_explicit_axes(jnp.asarray(x)), resolve_padding(window, padding, dilation))
+    # (batch, *padded, channels) -> one view (batch, *positions, channels) per tap, in row-major order of the window,
+    # side by side along the last axis: entry (tap, channel) of a row meets row (tap, channel) of the reshaped kernel.
     starts = [tuple(q * d for q, d in zip(tap, dilation)) for tap in np.ndindex(*window)]
     return jnp.concatenate([strided_slice(padded, start, positions, stride) for start in starts], axis=-1)
 
@@ -109,12 +111,14 @@ def convolve(
     window, stride, dilation = _resolve_window(len(size), window, stride, dilation)
     pads = resolve_padding(window, padding, dilation)
     if method == "unfold":
+        # (batch, *positions, taps * in) @ (taps * in, out)
         rows = unfold(x, window, **options)
         return jnp.matmul(rows, jnp.reshape(kernel, (-1, out)), precision=HIGHEST)
     if method == "fft":
         return _convolve_spectra(*without_explicit_axes((x, kernel)), pads, positions, stride, dilation)
     if method != "direct":
         raise ValueError(f"expected method to be one of {get_args(Method)}, got {method!r}")
+    # Names of the spatial axes; any letters that are not N, C, I, O will do.
     axes = "XYZUVW"[: len(size)]
     return conv_general_dilated(
         x,
@@ -143,11 +147,17 @@ def _convolve_spectra(
     axes = tuple(range(1, x.ndim - 1))
     # Dilation puts zeros between the taps. Cross-correlation: the spectrum of the kernel is conjugate.
     zeros = lax.pad(kernel, jnp.zeros((), kernel.dtype), [*((0, 0, d - 1) for d in dilation), (0, 0, 0), (0, 0, 0)])
+    # Position p reads the padded pixels s p .. s p + d (k - 1), all of them inside: none comes from beyond the end of
+    # the torus, where the circular product starts again at zero.
     torus = [n + low + high for n, (low, high) in zip(x.shape[1:-1], pads)]
+    # (batch, *half, in) x (*half, in, out) -> (batch, *half, out), `half` being the torus with half of its last axis:
+    # spectra of real numbers repeat themselves. The kernel is padded to the torus behind its last tap, so that tap 0
+    # stays at the origin.
     spectrum = jnp.fft.rfftn(pad(x, pads), axes=axes)
     filters = jnp.conj(jnp.fft.rfftn(zeros, torus, axes=tuple(range(len(torus)))))
     product = jnp.einsum("n...i,...io->n...o", spectrum, filters, precision=HIGHEST)
     y = jnp.fft.irfftn(product, torus, axes=axes).astype(dtype)
+    # The torus holds the response at every pixel. Those at multiples of the stride are kept.
     return strided_slice(y, (0,) * len(torus), positions, stride)
 
 
@@ -171,6 +181,7 @@ def apply_kernel(image: Image, kernel: Kernel, position: Sequence[Scalar]) -> Fl
             f"{kernel.shape} and {len(position)} indices"
         )
     padded = jnp.pad(image, [*resolve_padding(window, "same", (1,) * len(window)), (0, 0)])
+    # Padded by (k - 1) // 2 in front, the window around `position` begins at index `position`.
     seen = lax.dynamic_slice(padded, (*position, 0), (*window, channels))
     return jnp.tensordot(seen, kernel, axes=image.ndim, precision=HIGHEST)
 
@@ -189,6 +200,7 @@ def patches(images: Images, size: Sizes) -> Float[Array, "batch patches entries"
     sides = _per_axis(len(spatial), size, "size")
     if any(n % p for n, p in zip(spatial, sides)):
         raise ValueError(f"expected sides of patches that divide those of the images, got {sides} and {spatial}")
+    # (batch, h, w, p p channels) -> (batch, h w, p p channels), with h and w in patches.
     cut = unfold(images, sides, stride=sides)
     return jnp.reshape(cut, (len(images), math.prod(cut.shape[1:-1]), cut.shape[-1]))
 
@@ -212,6 +224,7 @@ def resolve_padding(window: Sequence[int], padding: Padding, dilation: Sequence[
     """Return the zeros ``(low, high)`` on each axis; raise ``ValueError`` for a padding that is none."""
     extra = [d * (k - 1) for k, d in zip(window, dilation)]
     if padding == "same":
+        # d (k - 1) zeros keep the size: n + d (k - 1) - d (k - 1) = n. Of an odd number, the larger half stands behind.
         return tuple((e // 2, e - e // 2) for e in extra)
     if padding == "valid":
         padding = 0

@@ -55,6 +55,7 @@ def conv_general_dilated(
         preferred_element_type=preferred_element_type,
         out_sharding=out_sharding,
     )
+    # Shape and dtype without any work; wrong arguments raise the errors of JAX here, before a route is chosen.
     out = jax.eval_shape(plain, lhs, rhs)
     has_route = (
         lhs.dtype == rhs.dtype == out.dtype
@@ -80,6 +81,7 @@ def conv_general_dilated(
     dilation = tuple(rhs_dilation or (1,) * len(size))
     if isinstance(padding, str):
         extent = [(k - 1) * d + 1 for k, d in zip(kernel, dilation)]
+        # "SAME" depends on the stride, so it becomes numbers here; a `Geometry` holds nothing else.
         padding = lax.padtype_to_pads(size, extent, window_strides, padding)
     geometry = Geometry(
         size=tuple(size),
@@ -92,12 +94,14 @@ def conv_general_dilated(
         groups=feature_group_count,
         batch=batch,
     )
+    # Negative padding crops the image, and the routes only know how to add zeros.
     if any(side < 0 for pair in geometry.padding for side in pair):
         return plain(lhs, rhs)
 
     def by_route(lhs: Array, rhs: Array) -> Array:
         return _convolve(lhs, rhs, geometry, lhs_order, rhs_order, out_order)
 
+    # Decided when the program is lowered, as its inputs may be traced: only then is the device known.
     return lax.platform_dependent(lhs, rhs, cpu=by_route, default=plain)
 
 
@@ -114,4 +118,5 @@ def _convolve(
     compute = jnp.float32 if lhs.dtype == jnp.bfloat16 else lhs.dtype
     x, kernel = jnp.transpose(lhs, lhs_order), jnp.transpose(rhs, rhs_order)
     y = _routes.convolve(x.astype(compute), kernel.astype(compute), geometry).astype(lhs.dtype)
+    # `out_order` takes the caller's axes to the canonical ones; argsort of a permutation is its inverse.
     return jnp.transpose(y, tuple(int(axis) for axis in np.argsort(out_order)))

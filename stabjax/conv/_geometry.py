@@ -74,6 +74,7 @@ def out_size(
     size: tuple[int, ...], padding: tuple[tuple[int, int], ...], extent: tuple[int, ...], strides: tuple[int, ...]
 ) -> tuple[int, ...]:
     """Count the positions of a window of that extent along each axis."""
+    # The window starts at 0, s, 2 s, ... as long as it ends inside: s p + e <= n + low + high.
     return tuple((n + low + high - e) // s + 1 for n, (low, high), e, s in zip(size, padding, extent, strides))
 
 
@@ -86,5 +87,6 @@ def pad(x: Array, padding: tuple[tuple[int, int], ...]) -> Array:
 
 def strided_slice(x: Array, start: tuple[int, ...], count: tuple[int, ...], step: tuple[int, ...]) -> Array:
     """Take ``count`` pixels from ``start`` on, ``step`` apart, on each axis of ``(batch, *spatial, channels)``."""
+    # One behind the last pixel taken; start + n s could lie beyond the array.
     stop = [a + (n - 1) * s + 1 for a, n, s in zip(start, count, step)]
     return lax.slice(x, (0, *start, 0), (x.shape[0], *stop, x.shape[-1]), (1, *step, 1))

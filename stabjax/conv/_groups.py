@@ -1,7 +1,7 @@
 """Grouped convolution as a few dense ones.
 
 Groups of a few channels make products too narrow for any CPU. Several groups make a bundle, about as wide as the
-registers like it; its kernel is block-mask, and the zeros cost less than the narrowness::
+registers like it; its kernel is block-diagonal, and the zeros cost less than the narrowness::
 
     groups   in 0 1 | 2 3 | 4 5 | 6 7            bundle kernel    w01  0
     bundles  in 0 1   2 3 | 4 5   6 7                              0  w23
@@ -23,6 +23,7 @@ Convolution = Callable[[Array, Array, Geometry], Array]
 
 def _bundle(geometry: Geometry) -> tuple[int, Geometry]:
     """Return how many groups make a bundle, and the geometry of the dense convolution that a bundle is."""
+    # The largest divisor of the number of groups that fits: all bundles are alike.
     widest = max(1, _BUNDLE_CHANNELS // max(geometry.in_group, geometry.out_group))
     count = max(m for m in range(1, widest + 1) if geometry.groups % m == 0)
     return count, replace(
@@ -50,6 +51,8 @@ def forward(x: Array, kernel: Array, geometry: Geometry, dense: Convolution) -> 
     for part, narrow in zip(
         _split_channels(x, bundle.in_channels), _split_channels(kernel, bundle.out_channels), strict=True
     ):
+        # Kernel (*kernel, 1, in_group, count, out_group) times mask (1, ..., count, 1, count, 1) is block-diagonal,
+        # (*kernel, count, in_group, count, out_group): inputs and outputs of the bundle, each by group and channel.
         wide = jnp.reshape(narrow, blocks) * mask
         wide = jnp.reshape(wide, (*geometry.kernel, bundle.in_channels, bundle.out_channels))
         outputs.append(dense(part, lax.optimization_barrier(wide), bundle))

@@ -53,6 +53,11 @@ def kernel_gradient(x: Array, g: Array, geometry: Geometry, route: Route) -> Arr
 
 def _pair_geometry(geometry: Geometry) -> Geometry:
     """Return the geometry in pairs along the last axis: ``k + 1`` pixels of two outputs are ``k // 2 + 1`` pairs."""
+    # Output pair P holds outputs 2 P and 2 P + 1, which see padded pixels 2 P .. 2 P + k: k + 1 of them. They lie in
+    # the pairs P .. P + k // 2, for even k with one pixel to spare. Padding is part of the pairs, so none is left::
+    #
+    #     k = 3      pixels  0 1 | 2 3 | 4 5          output pair 0 sees pairs 0 and 1,
+    #                pairs    0  |  1  |  2           output pair 1 sees pairs 1 and 2
     outputs = -(-geometry.out_size[-1] // 2)
     taps = geometry.kernel[-1] // 2 + 1
     return dataclasses.replace(
@@ -68,6 +73,7 @@ def _pair_geometry(geometry: Geometry) -> Geometry:
 def _as_pairs(x: Array, geometry: Geometry) -> Array:
     """Take neighbouring pixels as one, zeros around them included, ``(batch, ..., pairs, 2 in)``."""
     pair_geometry = _pair_geometry(geometry)
+    # (batch, ..., 2 pairs, in) -> (batch, ..., pairs, 2 in): neighbors in memory, so the reshape moves nothing.
     x = _pad_to(x, -2, geometry.padding[-1][0], 2 * pair_geometry.size[-1])
     return jnp.reshape(x, (*x.shape[:-2], -1, pair_geometry.in_channels))
 
@@ -75,6 +81,8 @@ def _as_pairs(x: Array, geometry: Geometry) -> Array:
 def _pair_kernel(kernel: Array, geometry: Geometry) -> Array:
     """Lay the kernel out twice, once a pixel further, ``(..., pairs, 2 in, 2 out)``."""
     pair_geometry = _pair_geometry(geometry)
+    # Shift 0 is for the first output of a pair, shift 1 for the second:
+    #   (..., k, in, out) twice -> (..., 2 taps, in, 2 out) -> (..., taps, 2 in, 2 out)
     both = [_pad_to(kernel, -3, shift, 2 * pair_geometry.kernel[-1]) for shift in (0, 1)]
     return jnp.reshape(
         jnp.concatenate(both, -1), (*pair_geometry.kernel, pair_geometry.in_channels, pair_geometry.out_channels)

@@ -1,4 +1,4 @@
-"""Convolution as matrix products over its taps, and, for depthwise kernels, as a sum of views products."""
+"""Convolution as matrix products over its taps, and, for depthwise kernels, as a sum of shifted products."""
 
 import dataclasses
 import itertools
@@ -20,6 +20,7 @@ _FEW_CHANNELS = 64
 def _tap_views(x: Array, geometry: Geometry) -> list[Array]:
     """Return what each tap of the kernel sees, ``(batch, *out_size, in)`` each, taps in row-major order."""
     x = pad(x, geometry.padding)
+    # Tap q of output p sees padded pixel s p + d q: a slice that starts at d q, with step s.
     starts = itertools.product(*[[k * d for k in range(n)] for n, d in zip(geometry.kernel, geometry.dilation)])
     return [strided_slice(x, start, geometry.out_size, geometry.strides) for start in starts]
 
@@ -45,6 +46,7 @@ def kernel_gradient(x: Array, g: Array, geometry: Geometry) -> Array:
         patches = _as_rows(lax.optimization_barrier(jnp.concatenate(_tap_views(x, geometry), -1)))
         gradient = lax.dot_general(patches, g, over_positions)
     else:
+        # Wide enough for one product per tap, (in, positions) (positions, out): the views need not be joined.
         views = lax.optimization_barrier(_tap_views(x, geometry))
         gradient = jnp.stack([lax.dot_general(_as_rows(tap), g, over_positions) for tap in views])
     return jnp.reshape(gradient, (*geometry.kernel, geometry.in_channels, geometry.out_channels))
@@ -52,6 +54,8 @@ def kernel_gradient(x: Array, g: Array, geometry: Geometry) -> Array:
 
 def depthwise_forward(x: Array, kernel: Array, geometry: Geometry) -> Array:
     """Convolve every channel with its own kernels: a sum over the taps, ``(batch, *out_size, in * multiplier)``."""
+    # (*kernel, 1, out) -> (taps, 1, ..., 1, out), one row of weights per tap. Output channels of one input channel
+    # stand side by side, hence `_repeat`.
     kernel = jnp.reshape(kernel, (geometry.taps, *(1,) * (1 + len(geometry.size)), geometry.out_channels))
     # Images of one channel take the place of channels, so that neighbours in memory are computed alike.
     single_channel = geometry.in_channels == geometry.out_channels == 1
@@ -67,6 +71,7 @@ def depthwise_kernel_gradient(x: Array, g: Array, geometry: Geometry) -> Array:
     in the cache; a reduction over the whole batch would be a loop over single numbers on the CPU.
     """
     padded = pad(x, geometry.padding)
+    # The images are padded beforehand, so that the padding is not done once per row of the kernel.
     flat = ((0, 0),) * len(geometry.size)
     one_image = dataclasses.replace(geometry, batch=1, size=padded.shape[1:-1], padding=flat)
     start = jnp.zeros((1, *geometry.out_size, geometry.out_channels), g.dtype)
@@ -101,6 +106,7 @@ def _dense_taps(geometry: Geometry) -> list[list[int | None]]:
         for p, q, k, s, d, (low, _) in zip(
             pixel, out, geometry.kernel, geometry.strides, geometry.dilation, geometry.padding
         ):
+            # `rest`: between two taps of a dilated kernel. `index` grows to the row-major index of the tap.
             step, rest = divmod(p + low - q * s, d)
             if rest or not 0 <= step < k:
                 return None
@@ -122,6 +128,7 @@ def dense_matrix(kernel: Array, geometry: Geometry) -> Array:
 
 def dense_forward(x: Array, kernel: Array, geometry: Geometry) -> Array:
     """Convolve a small map as a dense layer."""
+    # (batch, pixels * in) @ (pixels * in, out pixels * out)
     y = jnp.reshape(x, (geometry.batch, -1)) @ dense_matrix(kernel, geometry)
     return jnp.reshape(y, (geometry.batch, *geometry.out_size, geometry.out_channels))
 
@@ -129,6 +136,7 @@ def dense_forward(x: Array, kernel: Array, geometry: Geometry) -> Array:
 def dense_input_gradient(g: Array, kernel: Array, geometry: Geometry) -> Array:
     """Compute the gradient of the input of the dense layer."""
     matrix = dense_matrix(kernel, geometry)
+    # The transpose of the matrix, by contracting its columns: nothing is transposed in memory.
     x = lax.dot_general(jnp.reshape(g, (geometry.batch, -1)), matrix, (((1,), (1,)), ((), ())))
     return jnp.reshape(x, (geometry.batch, *geometry.size, geometry.in_channels))
 
@@ -139,6 +147,8 @@ def dense_kernel_gradient(x: Array, g: Array, geometry: Geometry) -> Array:
     matrix = lax.dot_general(x, g, (((0,), (0,)), ((), ())))
     pixels, outs = math.prod(geometry.size), math.prod(geometry.out_size)
     blocks = jnp.reshape(matrix, (pixels, geometry.in_channels, outs, geometry.out_channels))
+    # blocks[p, :, q] is the gradient of the block through which output q sees pixel p. All blocks of one tap hold the
+    # same weights, so their gradients add up.
     taps: list[list[Array]] = [[] for _ in range(geometry.taps)]
     for p, row in enumerate(_dense_taps(geometry)):
         for q, tap in enumerate(row):

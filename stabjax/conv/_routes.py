@@ -66,6 +66,7 @@ def _xla_convolution(x: Array, kernel: Array, geometry: Geometry) -> Array:
         and geometry.strides == (1, 1)
         and geometry.out_channels >= _WINOGRAD_CHANNELS
     )
+    # Letters for the spatial axes, the last ones of DHW: "W" alone for signals.
     spatial = "DHW"[-len(geometry.size) :]
     y = lax.conv_general_dilated(
         x,
@@ -86,6 +87,8 @@ def forward(x: Array, kernel: Array, geometry: Geometry) -> Array:
         route = _products.depthwise_forward
     elif geometry.taps == 1:
         route = _products.forward
+    # A kernel of one tap is a product without patches. One that overhangs its map must not reach XLA, so this is asked
+    # before the routes that may end there.
     elif _suits_dense(geometry):
         route = _products.dense_forward
     elif _overhangs(geometry):
@@ -168,6 +171,8 @@ def _residue_gradient(g: Array, kernel: Array, geometry: Geometry, residue: tupl
         # r + low = s offset + rest, so m_k = d k // s - offset for the taps with d k = rest (mod s).
         offset, rest = divmod(r + low, s)
         chosen = [tap for tap in range(k) if tap * d % s == rest]
+        # No tap sees pixels of this residue, as with a stride larger than the window, or with stride and dilation both
+        # even: their gradient is zero.
         if not chosen:
             return jnp.zeros((geometry.batch, *counts, geometry.in_channels), g.dtype)
         # These taps are equally far apart, and so are their m_k: `step`. Flipped, they are a kernel of that dilation
@@ -188,6 +193,8 @@ def _residue_gradient(g: Array, kernel: Array, geometry: Geometry, residue: tupl
     kernel = lax.optimization_barrier(kernel)
     # A geometry pads by zeros only; where fewer outputs of the forward pass count, g is cut first.
     g = pad(g, tuple((min(low, 0), min(high, 0)) for low, high in padding))
+    # In this convolution the outputs of the forward pass are the inputs: g has `out_channels`, and the kernel gives
+    # back `in_channels`. The taps that are left are `dilation` apart in g.
     transposed = Geometry(
         size=g.shape[1:-1],
         kernel=shape,
@@ -232,6 +239,7 @@ def _tangent_map(gradient: Callable, position: int, geometry: Geometry) -> Calla
         def of_cotangent(g: Array) -> Array:
             return gradient(*((constant, g) if position == 0 else (g, constant)), geometry)
 
+        # y lends its shape and dtype to the cotangent; its values are not used.
         return jax.linear_transpose(of_cotangent, jax.ShapeDtypeStruct(y.shape, y.dtype))(d)[0]
 
     return jax.checkpoint(tangent)

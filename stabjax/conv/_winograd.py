@@ -35,6 +35,8 @@ def _combine(coefficients: tuple[float | int, ...], terms: list[Array]) -> Array
 
 def _transform(matrix: Matrix, grid: Grid) -> Grid:
     """Compute ``matrix @ grid @ matrix.T`` for a grid of arrays."""
+    # zip(*grid) runs over columns: matrix @ grid, kept as a list of its columns. The second line does the same to the
+    # rows of that, hence the product with matrix.T on the other side.
     columns = [[_combine(row, list(column)) for row in matrix] for column in zip(*grid)]
     return [[_combine(row, list(line)) for row in matrix] for line in zip(*columns)]
 
@@ -54,6 +56,8 @@ def _input_tiles(x: Array, geometry: Geometry) -> list[Array]:
     """Compute ``B' d B`` for all tiles: 16 matrices, ``(batch * tiles, in)``."""
     # Tile t covers outputs 2 t and 2 t + 1, which see inputs 2 t .. 2 t + 3: windows of 4, two apart.
     tiles = _tiles(geometry)
+    # The last tile ends at padded pixel 2 (t - 1) + 3, so the padded side is 2 t + 2: with an odd output one zero more
+    # than the convolution asks for.
     padding = tuple((low, 2 * t + 2 - n - low) for n, (low, _), t in zip(geometry.size, geometry.padding, tiles))
     x = lax.optimization_barrier(pad(x, padding))
     grid = [[strided_slice(x, (i, j), tiles, (2, 2)) for j in range(4)] for i in range(4)]
@@ -85,11 +89,14 @@ def kernel_gradient(x: Array, g: Array, geometry: Geometry) -> Array:
     """Compute the gradient of the kernel, ``G' [ (B' d B) (A g A') summed over tiles ] G``."""
     tiles = _tiles(geometry)
     g = lax.optimization_barrier(pad(g, tuple((0, 2 * t - n) for t, n in zip(tiles, geometry.out_size))))
+    # Outputs that only fill up the last tile have gradient zero. grid[i][j] is output (i, j) of every tile.
     split = jnp.reshape(g, (geometry.batch, tiles[0], 2, tiles[1], 2, geometry.out_channels))
     grid = [[split[:, :, i, :, j] for j in range(2)] for i in range(2)]
     outputs = [jnp.reshape(m, (-1, geometry.out_channels)) for line in _transform(_transpose(_A), grid) for m in line]
     inputs = lax.optimization_barrier(_input_tiles(x, geometry))
     outputs = lax.optimization_barrier(outputs)
+    # Each transform is linear, so the gradient takes their transposes: A' becomes A, and G becomes G'. The 16 products
+    # (tiles, in)' (tiles, out) sum over all tiles of the batch.
     over_tiles = (((0,), (0,)), ((), ()))
     products = [lax.dot_general(v, m, over_tiles) for v, m in zip(inputs, outputs, strict=True)]
     taps = _transform(_transpose(_G), [products[4 * i : 4 * i + 4] for i in range(4)])

@@ -54,11 +54,13 @@ def affine(
     strain = _as_scalar(compression) * jnp.eye(ndim, dtype=float_dtype())
     if ndim == 2:
         t, a, b = _as_scalar(rotation), *_as_vector("shear", shear, 2)
+        # A rotation R of the picture pulls back along s - tau(s) = R^-1 s, so tau = (1 - R^-1) s: hence 1 - cos t.
         grow, sine = 1 - jnp.cos(t), jnp.sin(t)
         strain = strain + jnp.array([[grow - a, b - sine], [b + sine, grow + a]])
     elif not all(_is_zero(part) for part in (rotation, *shear)):
         raise ValueError(f"a rotation or shear needs two spatial axes, got the shape {sides}; leave it out")
     positions = jnp.asarray(np.indices(sides), float_dtype()) - _broadcast_over_pixels(origin, ndim)
+    # (ndim, ndim) x (ndim, *spatial) -> (ndim, *spatial)
     return jnp.tensordot(strain, positions, axes=1) + _broadcast_over_pixels(offset, ndim)
 
 
@@ -79,6 +81,7 @@ def _is_zero(value: Scalar) -> bool:
 def _as_vector(name: str, value: Vector, length: int) -> Float[Array, " ndim"]:
     """Return one number per axis, from a number for all or a sequence of them."""
     if isinstance(value, Sequence):
+        # One by one: some numbers of a sequence may be traced, and others not.
         parts = jnp.stack([_as_scalar(part) for part in value])
     else:
         parts = jnp.asarray(value, float_dtype())

@@ -45,6 +45,7 @@ def temperature(
             cutoff of 1 gives NaN).
     """
     delta = check_scalar("displacement", displacement)
+    # <|tau|^2> is proportional to T: delta^2 = T <|tau|^2>_{T=1}.
     return safe_ratio(jnp.square(delta), _square_displacement(cutoff, shape, convention, max_cutoff))
 
 
@@ -72,8 +73,10 @@ def temperature_range(
     `fold_probability`. Arguments and errors as in `temperature`.
     """
     c = check_scalar("cutoff", cutoff)
+    # A sine of n / (pi c) pixels and frequency c has slope one: pi c / n times its amplitude.
     longest = pixels(check_spatial_shape(shape)) / (math.pi * c)
     square = _square_displacement(cutoff, shape, convention, max_cutoff)
+    # T_min of delta = 1/2, T_max of delta = n / (pi c).
     return safe_ratio(jnp.full_like(square, 0.25), square), safe_ratio(jnp.square(longest), square)
 
 
@@ -89,6 +92,8 @@ def _square_displacement(
         raise ValueError(f"expected a convention out of {get_args(Convention)}, got {convention!r}")
     if len(sides) != 2:
         raise ValueError(f"the convention 'paper' needs two spatial axes, got the shape {sides}; use 'rms'")
+    # Two components, <sin^2 sin^2> = 1/4, and sum 1/|i|^2 ~ int_1^c (pi/2) r dr / r^2 = (pi/2) ln c over the quarter
+    # plane: n^2 * 2 * 1/4 * (pi/2) ln c.
     return math.pi / 4 * pixels(sides) ** 2 * _log_cutoff(cutoff)
 
 
@@ -104,6 +109,7 @@ def _log_cutoff(cutoff: Scalar) -> Float[Array, ""]:
 def _mode_sum(cutoff: Float[Array, ""], terms: Float[np.ndarray, "*modes"]) -> Float[Array, ""]:
     """Sum terms over the modes inside the cutoff; NaN where the cutoff lies above the modes at hand."""
     modes = len(terms)
+    # The shape is that of all modes, static; a traced cutoff only chooses which of them count.
     total = jnp.sum(jnp.where(is_inside_cutoff(cutoff, modes, terms.ndim), jnp.asarray(terms, cutoff.dtype), 0))
     return jnp.where(cutoff <= modes, total, jnp.nan)
 
@@ -114,5 +120,7 @@ def _square_lengths(shape: tuple[int, ...], modes: int) -> Float[np.ndarray, "*m
     ``ndim n^2 / |i|^2 prod_k <sin^2>``, with ``<sin^2>`` the mean over the pixels of axis ``k``.
     """
     ndim = len(shape)
+    # (modes, n) -> (modes,) for each axis: (n - 1) / (2 n), and not 1/2, as both ends are zero; 0 where i is a multiple
+    # of n - 1, a mode that the grid does not see.
     squares = [np.mean(np.sin(phases(n, modes)) ** 2, axis=1) for n in shape]
     return ndim * pixels(shape) ** 2 / square_frequency(modes, ndim) * reduce(np.multiply.outer, squares)

@@ -61,10 +61,12 @@ def mode_count(cutoff: Scalar, max_cutoff: int | None, ndim: int) -> int:
         raise ValueError(f"expected a scalar cutoff, got shape {known.shape}; use jax.vmap and max_cutoff")
     if not 1 <= float(known.item()) < math.inf:
         raise ValueError(f"expected a finite cutoff >= 1, got {known}")
+    # The lowest mode, all ones, has |i|^2 = ndim.
     if ndim >= (known.item() + 0.5) ** 2:
         raise ValueError(
             f"no mode of {ndim} axes has |i|^2 < (c + 1/2)^2 at cutoff {known}; take a cutoff of 2 or more"
         )
+    # On one axis i < c + 1/2, so no mode is above ceil(c).
     modes = math.ceil(known.item())
     if max_cutoff is not None and modes > max_cutoff:
         raise ValueError(f"expected cutoff <= max_cutoff, got {known} > {max_cutoff}; raise max_cutoff")

@@ -70,6 +70,7 @@ def invert(field: Field, *, steps: int = 50) -> Inverse:
 
 @partial(jax.jit, static_argnums=1)
 def _invert(field: Float[Array, " ndim *spatial"], steps: int) -> Inverse:
+    # s - sigma(s) must be taken to s: s - sigma - tau(s - sigma) = s.
     sigma = jax.lax.fori_loop(0, steps, lambda _, sigma: -_pull_back(field, sigma), jnp.zeros_like(field))
     # A true inverse has sigma(s) + tau(s - sigma(s)) = 0.
     miss = sigma + _pull_back(field, sigma)
@@ -80,6 +81,7 @@ def _pull_back(
     field: Float[Array, " ndim *spatial"], by: Float[Array, " ndim *spatial"]
 ) -> Float[Array, " ndim *spatial"]:
     """Compute ``field(s - by(s))``, clamped at the border."""
+    # (ndim, *spatial) positions, the same for every component of the field.
     positions = list(jnp.asarray(np.indices(by.shape[1:]), by.dtype) - by)
     return jax.vmap(lambda component: map_coordinates(component, positions, order=1, mode="nearest"))(field)
 

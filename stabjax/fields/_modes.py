@@ -44,8 +44,11 @@ def coefficients(key: PRNGKey, cutoff: Scalar, *, max_cutoff: int | None = None,
 def _draw(key: PRNGKey, cutoff: Float[Array, ""], modes: int, ndim: int) -> Coefficients:
     """Draw normals, one row of components per mode in shell order, and scale them by ``1 / |i|``."""
     amplitude = np.asarray(1 / np.sqrt(square_frequency(modes, ndim)), cutoff.dtype)
+    # Modes outside are drawn and set to zero: shapes do not depend on a traced cutoff.
     scale = jnp.where(is_inside_cutoff(cutoff, modes, ndim), amplitude, 0)
     scale = jnp.where(cutoff <= modes, scale, jnp.nan)
+    # Row r is the mode of rank r. More modes add rows behind, and the first numbers of the default generator do not
+    # depend on how many follow. Then (rank, ndim) -> (modes, ..., modes, ndim) -> (ndim, modes, ..., modes).
     normals = jax.random.normal(key, (modes**ndim, ndim), cutoff.dtype)
     return jnp.moveaxis(normals[shell_order(modes, ndim)], -1, 0) * scale[None]
 
@@ -143,6 +146,7 @@ def pixels(shape: tuple[int, ...]) -> float:
 
 def safe_sqrt(temperature: Float[Array, ""]) -> Float[Array, ""]:
     """Take the square root, with derivative zero at zero."""
+    # The inner `where` keeps sqrt away from zero, or its infinite slope times zero would be a NaN gradient.
     zero = temperature == 0
     return jnp.where(zero, 0, jnp.sqrt(jnp.where(zero, 1, temperature)))
 
@@ -155,6 +159,7 @@ def phases(n: int, modes: int) -> Float[np.ndarray, " modes n"]:
 def sines(n: int, modes: int) -> Float[np.ndarray, " modes n"]:
     """Compute ``sin(i pi u)``, exactly zero at both ends."""
     table = np.sin(phases(n, modes))
+    # sin(i pi) is about 1e-16 in floating point: the border would move.
     table[:, -1] = 0
     return table
 
@@ -170,5 +175,6 @@ def separable_sum(
         missing = -len(table) % 8
         table = jnp.asarray(np.pad(table, ((0, missing), (0, 0))), coefficients.dtype)
         out = jnp.pad(out, [(0, missing if axis == 1 else 0) for axis in range(out.ndim)])
+        # (ndim, m_1, m_2) -> (ndim, m_2, n_1) -> (ndim, n_1, n_2)
         out = jnp.tensordot(out, table, axes=((1,), (0,)), precision=HIGHEST)
     return out

@@ -1,4 +1,4 @@
-"""The norm of a convolution on a torus, where it falls distinct into one small matrix per frequency.
+"""The norm of a convolution on a torus, where it falls apart into one small matrix per frequency.
 
 Convolution of an image with zeros around it is ``crop . circular . embed``, and crop and embed do not stretch: so the
 circular norm on a torus bounds it, if no window that is kept reaches the image around the torus. At the side of the
@@ -57,6 +57,9 @@ class TorusAxis:
 
         Then ``K(w + 2 pi j / s)``, over ``j``, is a Fourier transform of the entries of the window, up to phases.
         """
+        # The matrix of a frequency holds K(w + 2 pi j / s) for all j. If no two offsets agree modulo s, the waves of
+        # the taps are orthogonal over j, and the matrix is sqrt(s) times an isometry of the stacked K_q: one norm for
+        # all w.
         disjoint = len({offset % self.fold for offset in self.offsets}) == len(self.offsets)
         return 1 if disjoint else self.side // self.fold
 
@@ -112,9 +115,11 @@ def any_size_axis(k: int, stride: int, dilation: int, *, strided: bool) -> Torus
     about its maximum it stays above ``max cos(d w)`` (M. Riesz), and the next of ``N`` frequencies is at most ``pi /
     N`` away: the norm is at most that at the frequencies over ``cos(pi d / N)``.
     """
+    # Without stride the norm over all frequencies is the same for every dilation: K(w) of dilation d is K(d w) of 1.
     if stride == 1 or not strided:
         stride, dilation = 1, 1  # a dilated convolution is several that do not meet
     reach = dilation * (k - 1)
+    # Rounded up to a multiple of the stride, so that whole sets of folded frequencies are on the grid.
     side = -(-max(1, _OVERSAMPLING * reach) // stride) * stride
     offsets = tuple(q * dilation for q in range(k))
     return TorusAxis(side, stride, tuple(range(k)), offsets, False, 1 / math.cos(math.pi * reach / (2 * side)))
@@ -163,6 +168,8 @@ class NormPlan:
     @property
     def frequencies(self) -> np.ndarray:
         """Frequencies by index, ``(frequencies, ndim)``; half of them on the last axis, the kernel being real."""
+        # The matrix at -w is the complex conjugate of that at w, with the same norm: half of the last axis is enough,
+        # the others run over all.
         *rest, last = (axis.frequencies for axis in self.axes)
         counts = (*rest, last // 2 + 1)
         return np.stack(np.unravel_index(np.arange(math.prod(counts)), counts), axis=1).astype(np.int32)
@@ -177,6 +184,7 @@ def circulant_norm(kernel: Float[Array, "*window inputs outputs"], plan: NormPla
     """
     kernel, scale = split_scale(kernel)
     for number, axis in enumerate(plan.axes):
+        # Taps that only ever read zeros are dropped; what is left belongs to the offsets of the axis, in order.
         if len(axis.taps) < kernel.shape[number]:
             kernel = jnp.take(kernel, np.array(axis.taps, int), axis=number)
     *window, inputs, outputs = kernel.shape
@@ -189,6 +197,7 @@ def circulant_norm(kernel: Float[Array, "*window inputs outputs"], plan: NormPla
         eps = float(jnp.finfo(kernel.dtype).eps)
         entries = jax.vmap(lambda group: frobenius_norm(jnp.sum(jnp.abs(group), axis=0)))(lax.stop_gradient(kernel))
         value = value + summation_error(math.prod(window), eps, extra=8) * jnp.max(entries)
+        # Along an axis whose windows do not overlap the norm is the same at all frequencies: nothing lies in between.
         excess = math.prod(axis.excess for axis in plan.axes if axis.frequencies > 1)
         value = value * (excess * (1 + 8 * eps))
     return scale * value
@@ -208,6 +217,7 @@ def _(plan: NormPlan, primals: tuple[Array], tangents: tuple[Array]) -> tuple[Ar
     """Differentiate the largest norm."""
     # All norms are computed without derivatives; only the matrix that attains the maximum is differentiated.
     norms = lax.stop_gradient(_norms(primals[0], plan))
+    # norms is (frequencies, groups), row-major.
     frequency, group = jnp.divmod(jnp.argmax(norms), plan.groups)
     at = jnp.asarray(plan.frequencies)[frequency]
     norm, slope = jax.jvp(lambda kernel: _norm(kernel[group], at, plan), primals, tangents)
@@ -217,6 +227,7 @@ def _(plan: NormPlan, primals: tuple[Array], tangents: tuple[Array]) -> tuple[Ar
 
 def _norms(kernel: Float[Array, "groups taps inputs outputs"], plan: NormPlan) -> Float[Array, "frequencies groups"]:
     """Compute the norms of all matrices, few frequencies at a time where they are large."""
+    # Real and imaginary part of one (fold * inputs, outputs) matrix for each group, at one frequency.
     entries = 2 * plan.fold * math.prod(kernel.shape) // max(1, kernel.shape[1])
     frequencies = jnp.asarray(plan.frequencies)
 
@@ -253,8 +264,11 @@ def _frequency_matrix(
     turns = jnp.zeros((1, 1), jnp.int32)
     for axis, index in zip(plan.axes, frequency):
         of_axis = jnp.asarray(_turn_table(axis) * (parts // axis.side), jnp.int32)[index]
+        # (folds, taps) + (fold, taps of the axis) -> (folds, fold, taps, taps of the axis), flattened in pairs: folds
+        # of all axes row-major, and the taps in the order of the reshaped kernel.
         shape = [old * new for old, new in zip(turns.shape, of_axis.shape, strict=True)]
         turns = jnp.reshape(turns[:, None, :, None] + of_axis[None, :, None, :], shape)
+    # (2, parts) -> (2, folds, taps): cosine and sine of each angle.
     wave = jnp.asarray(_wave_table(parts), kernel.dtype)[:, turns % parts]
     waves = jnp.reshape(wave, (2 * plan.fold, taps))
     # Rows: the real parts of all folded frequencies, then the imaginary ones; these move beside them.
@@ -275,5 +289,6 @@ def _turn_table(axis: TorusAxis) -> np.ndarray:
 def _wave_table(parts: int) -> np.ndarray:
     """Tabulate cosine and sine of one turn in so many parts, ``(2, parts)``; angles within half a turn of zero."""
     part = np.arange(parts)
+    # In double precision whatever the kernel has: the table is rounded once, to its dtype.
     angles = 2 * np.pi * (part - parts * (part > parts // 2)) / parts
     return np.stack([np.cos(angles), np.sin(angles)])

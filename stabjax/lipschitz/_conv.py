@@ -29,7 +29,7 @@ def conv(
 ) -> Bound:
     """Bound the largest singular value of a convolution as a linear map of images; not that of the reshaped kernel.
 
-    On a torus, a convolution is one small matrix ``K(w)`` for geometry frequency, and its norm the largest of theirs
+    On a torus, a convolution is one small matrix ``K(w)`` for each frequency, and its norm the largest of theirs
     (Sedghi, Gupta, Long 2019, arXiv 1805.10408). With stride ``s``, the ``s`` frequencies that land on the same one
     stand in one matrix, over ``sqrt(s)``. Circular padding is that, exactly, if the stride divides the size. Axes of
     which it does not are written out as a matrix, which is as exact, as long as the iteration on it takes at most
@@ -94,6 +94,7 @@ def conv(
             axes = tuple(_circulant.circular_axis(*axis) for axis in geometry)
         else:
             axes = tuple(_circulant.embedded_axis(*axis, pair) for axis, pair in zip(geometry, pads, strict=True))
+        # Power iteration runs on the convolution itself, so it needs no torus and takes every geometry.
         if method == "power":
             value = _power_norm(kernel, sizes, strides, pads, dilations, wraps, groups, steps)
             return as_bound(value, method)
@@ -105,6 +106,7 @@ def conv(
                 _indexed_conv.indexed_conv_norm(kernel, rings, groups, steps),
                 circulant_norm(kernel, NormPlan(axes, groups, method, steps)),
             )
+            # Both are certified, so the smaller one is as well.
             return as_bound(jnp.minimum(*bounds), method)
     if method != "gram" and (size is None or not all(axis.exact for axis in axes)):
         raise ValueError(
@@ -138,11 +140,15 @@ def _power_norm(
     kernel, scale = split_scale(kernel)
     ndim = len(size)
     axes = tuple(range(ndim))
+    # Specs list the axes (batch, channels, *spatial) of images (batch, *spatial, channels), and (outputs, inputs,
+    # *spatial) of kernels (*window, inputs, outputs).
     channels_last = (0, ndim + 1, *(axis + 1 for axis in axes))
     layout = lax.ConvDimensionNumbers(channels_last, (ndim + 1, ndim, *axes), channels_last)
 
     def convolve(x: Array) -> Array:
         if wraps:
+            # d (k - 1) wrapped entries per axis leave ceil(n / s) windows. Where the first one starts does not matter
+            # to the norm: another start is a rolled image.
             x = jnp.pad(x, [(0, 0), *pads, (0, 0)], mode="wrap")
         return lax.conv_general_dilated(
             x,

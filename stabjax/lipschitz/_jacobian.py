@@ -111,6 +111,7 @@ def _local(
     dtype = _compute_dtype(x.dtype)
     batch, outputs, inputs = len(x), prod(y.shape[1:]), prod(x.shape[1:])
 
+    # Vectors are flat, (batch, inputs) and (batch, outputs): each row is multiplied by the Jacobian of its own image.
     def jacobian(v: Array) -> Array:
         return jnp.reshape(forward(jnp.reshape(v, x.shape).astype(x.dtype)), (batch, outputs)).astype(dtype)
 
@@ -121,9 +122,11 @@ def _local(
     # A = back half is J J' or J' J, whichever is smaller, and `size` its side.
     apply_half, apply_back = (transposed, jacobian) if outputs <= inputs else (jacobian, transposed)
     size = min(outputs, inputs)
+    # A step takes two products, a unit vector one: here `size` products span the whole side.
     if 2 * size <= steps:
         pair, image = _full_decomposition(apply_half, batch, size, dtype)
     else:
+        # By the number of the image: the start of an image does not change with the size of the batch.
         keys = jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(batch))
         start = jax.vmap(lambda k: jax.random.normal(k, (size,), dtype))(keys)
         pair = _lanczos(apply_half, apply_back, start, tolerance, min(steps, size))
@@ -155,6 +158,7 @@ def _layer_function(traced: features.Traced, layer: str | None) -> Callable[[Arr
     rows = traced.batch.shape[0]
 
     def value(x: Array) -> Array:
+        # The program may be traced for two rows where one image is given; it is repeated, and the copies are dropped.
         once = len(x)
         x = jnp.concatenate([x] * (rows // once))
         activation = traced.capture(x, select=lambda tap: tap.name == layer)[1][layer]
@@ -198,6 +202,7 @@ def _lanczos(
     """
     batch, size = start.shape
     dtype = start.dtype
+    # What is left below this share of the vector is rounding, not a new direction.
     tiny = 100 * jnp.finfo(dtype).eps
 
     def step(state: _LanczosState) -> _LanczosState:
@@ -206,6 +211,7 @@ def _lanczos(
         u = state.basis[:, k]
         w = apply_half(u)
         largest = jnp.max(jnp.abs(w), axis=1)
+        # Fixed at the first step: all columns of the projected matrix must belong to one A.
         scale = jnp.where(k == 0, jnp.where(largest > 0, largest, 1), state.scale)
         z = apply_back(w / scale[:, None]) / scale[:, None]
         # Column k of the projected matrix. In exact arithmetic it is tridiagonal; the whole column is kept, so that
@@ -219,14 +225,19 @@ def _lanczos(
         length = _row_norms(rest)
         length = jnp.where(length > tiny * _row_norms(z), length, 0)  # else rounding: the space is invariant
         next_vector = jnp.where(length[:, None] > 0, rest / jnp.where(length > 0, length, 1)[:, None], 0)
+        # basis (batch, steps, size), a vector per row. The last step has no row left for its next vector.
         basis = state.basis.at[:, k + 1].set(next_vector, mode="drop")
+        # projected (batch, steps, steps) is symmetric: column k is row k.
         projected = state.projected.at[:, k].set(coefficients).at[:, :, k].set(coefficients)
         # Rows and columns not yet reached are zero: they add eigenvalues of zero, below the largest.
         values, vectors = jnp.linalg.eigh(projected)
         square, weights = values[:, -1], vectors[:, :, -1]
         value = scale * jnp.sqrt(jnp.maximum(square, 0))
         # |A y - lambda y| = beta_k |s_k| for A = J J' / scale^2, and lambda = (value / scale)^2
+        # Some eigenvalue sigma^2 of A lies within that of lambda, hence their roots within beta_k |s_k| / sqrt(lambda):
+        #   |sigma - sqrt(lambda)| = |sigma^2 - lambda| / (sigma + sqrt(lambda))
         residual = scale * length * jnp.abs(jnp.take(weights, k, axis=1)) / jnp.sqrt(jnp.where(square > 0, square, 1))
+        # What is not finite will not become better: such an image must not keep the loop going.
         converged = (residual <= tolerance * value) | ~jnp.isfinite(value)
         done = state.done
 
@@ -273,8 +284,10 @@ def _full_decomposition(
     Returns it with the image of its vector, up to the length.
     """
     # The matrix itself, row by row, and the eigenvalues of its small Gram matrix.
+    # (size, batch, other side) -> (batch, size, other side): row e of each matrix is the image of unit vector e.
     rows = jax.lax.map(lambda e: apply_half(jnp.broadcast_to(e[None], (batch, size))), jnp.eye(size, dtype=dtype))
     rows = jnp.swapaxes(rows, 0, 1)
+    # Over the largest entry, as the Gram matrix holds squares, which may underflow.
     scale = jnp.max(jnp.abs(rows), axis=(1, 2))
     rows = rows / jnp.where(scale > 0, scale, 1)[:, None, None]
     squares, vectors = jnp.linalg.eigh(jnp.einsum("bin,bjn->bij", rows, rows, precision=HIGHEST))

@@ -34,6 +34,8 @@ def power_iteration(
         return jnp.where(norm > 0, new / jnp.where(norm > 0, norm, 1), start), None
 
     v, _ = lax.scan(step, start, length=steps)
+    # At a singular vector the norm is stationary in v, so holding v leaves the derivative with respect to the map
+    # right.
     return _norm(f(lax.stop_gradient(v)))
 
 

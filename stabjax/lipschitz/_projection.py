@@ -110,6 +110,7 @@ def _project(kernel: Array, limit: Array, exact: bool, geometry: ConvGeometry, d
         # Rounding to dtype changes entries by half a unit of theirs, eps / 2, the norm by that times the sensitivity:
         # once more, with that much room and a fifth in reserve.
         inside = measured.project(limit - 0.6 * float(jnp.finfo(dtype).eps) * entrywise_sensitivity(inside))
+    # A kernel that is inside comes back bit for bit, without the margin.
     return jnp.where(measured.norm <= limit, kernel, inside).astype(dtype)
 
 
@@ -188,6 +189,8 @@ def _project_update(parameter: Array, change: Array, limit: Array, geometry: Con
     measured = measure(start + promote_kernel(change).astype(start.dtype), geometry)
     first_guess = measured.project(limit)
     unit = float(jnp.finfo(parameter.dtype).eps) / 2
+    # Each rounding changes an entry by at most `unit` of it, hence the norm by `unit` times the sensitivity of the
+    # array that is rounded: first the change (inside - start), then the sum (inside). A fifth is the reserve.
     limit = limit - 1.2 * unit * (entrywise_sensitivity(first_guess - start) + entrywise_sensitivity(first_guess))
     inside = (measured.project(limit) - start).astype(parameter.dtype)
     return jnp.where(measured.is_inside(limit), change, inside.astype(change.dtype))
@@ -217,11 +220,13 @@ class DenseKernel(NamedTuple):
 
     def project(self, limit: Array) -> Array:
         """Return the closest matrix inside the limit: ``U min(S, limit) V'``, smaller by the margin."""
+        # A limit below zero can only come from room that was taken off for rounding: the kernel becomes zero.
         clipped = self._with_values(jnp.minimum(self.values, jnp.where(limit < 0, 0, limit) * (1 - self._margin)))
         return jnp.where(self.is_inside(limit), self.kernel, clipped)
 
     def scale_to(self, limit: Array) -> Array:
         """Return the closest matrix whose norm is the limit: smaller singular values stay, the largest moves."""
+        # Values come in descending order: index 0 is the norm.
         return self._with_values(jnp.minimum(self.values, limit).at[0].set(limit))
 
     def _with_values(self, values: Array) -> Array:
@@ -244,6 +249,7 @@ class ConvKernel(NamedTuple):
         eps = float(jnp.finfo(self.kernel.dtype).eps)
         # Scaling rounds every entry, the bound of what is scaled may differ in the last digits.
         safe = self.norm * (1 + 64 * eps) + 2 * eps * entrywise_sensitivity(self.kernel)
+        # The norm is homogeneous: |share K| = share |K|. A zero kernel stays zero whatever the share.
         share = jnp.where(limit < 0, 0, limit) / jnp.where(safe > 0, safe, 1)
         return jnp.where(self.is_inside(limit), self.kernel, self.kernel * share)
 
@@ -264,6 +270,7 @@ def measure(kernel: Array, geometry: ConvGeometry) -> MeasuredKernel:
         bound = conv(kernel, size, stride=stride, padding=padding, dilation=dilation, groups=groups)
         return ConvKernel(kernel, bound.value)
     # The decomposition of a kernel near 1 in size neither overflows nor underflows.
+    # The scale is a power of two: dividing by it, and multiplying the values by it, rounds nothing.
     small, scale = split_scale(kernel)
     left, values, right = jnp.linalg.svd(small, full_matrices=False)
     return DenseKernel(kernel, left, values * scale, right)
@@ -274,4 +281,5 @@ def entrywise_sensitivity(kernel: Array) -> Float[Array, ""]:
 
     No change of the entries by a share ``u`` of theirs changes the norm by more than ``u`` times that.
     """
+    # |dK(w)|_2 <= |sum_q |dK_q||_F <= u |sum_q |K_q||_F at every frequency; of a dense kernel the window is one entry.
     return frobenius_norm(jnp.sum(jnp.reshape(jnp.abs(kernel), (-1, *kernel.shape[-2:])), axis=0))

@@ -81,6 +81,7 @@ class Toward:
                 "image"
             )
         index = jax.random.randint(as_key(key), (), 0, len(points))
+        # A step toward the image itself has no direction. An image that is one of the points is the usual case.
         same = jnp.all(points[index] == jnp.asarray(image, points.dtype))
         other = jnp.where(same, (index + 1) % len(points), index)
         return toward(image, points[other], self.distance, spatial=points.shape[1:-1])
@@ -98,6 +99,7 @@ def toward(image: Image, target: Image, distance: Scalar, *, spatial: Spatial = 
     x = _widen(image)
     step = jnp.asarray(target, x.dtype) - x
     length = strength(distance, x.dtype)
+    # 0 / 0 is NaN in `safe_ratio`; a step of length zero needs no direction, and leaves the image alone.
     return _add(image, step, jnp.where(length == 0, 0, safe_ratio(length, safe_norm(step))))
 
 
@@ -119,17 +121,20 @@ def _widen(image: Image) -> Float[Array, "*spatial channels"]:
     x = jnp.asarray(image)
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise TypeError(f"expected a floating image, got {x.dtype}; convert it, e.g. image / 255")
+    # Norms are sums of squares: in float16 they overflow at 65504, in bfloat16 they keep two to three digits.
     return x if jnp.finfo(x.dtype).bits >= 32 else x.astype(jnp.float32)
 
 
 def _add(image: Image, direction: Float[Array, "*spatial channels"], scale: Float[Array, ""]) -> Array:
     """Add ``scale * direction`` to the image, which keeps its dtype."""
     x = _widen(image)
+    # One rounding at the end: a small step added in half precision may vanish.
     return (x + scale * direction).astype(jnp.asarray(image).dtype)
 
 
 def _add_spherical(key: PRNGKey, image: Image, radius: Float[Array, ""]) -> Array:
     """Add noise of this norm in a random direction."""
     x = _widen(image)
+    # A normal vector has no preferred direction: divided by its length it is uniform on the sphere.
     eta = jax.random.normal(as_key(key), x.shape, x.dtype)
     return _add(image, eta, radius / safe_norm(eta))

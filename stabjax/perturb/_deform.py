@@ -41,6 +41,7 @@ class Diffeomorphism:
     def __post_init__(self) -> None:
         cutoff = self.cutoff
         convert(self, temperature=0.0, cutoff=1.0)
+        # The number of modes is a shape, which a traced cutoff cannot give.
         if isinstance(cutoff, Tracer):
             if self.max_cutoff is None:
                 raise ValueError("expected max_cutoff beside a traced cutoff, got none; it sets the number of modes")
@@ -130,6 +131,7 @@ class RandomDiffeomorphism:
         low, high = self.cutoffs
         if len(shape) == 3 and low < 2:
             raise ValueError(f"expected cutoffs from 2 on for the three axes {shape}, got {self.cutoffs}")
+        # Both Beta variables in one call: index 0 is the cutoff, index 1 the temperature.
         concentration, ratio = (
             jnp.stack([strength(value, jnp.result_type(value)) for value in group])
             for group in (
@@ -137,14 +139,17 @@ class RandomDiffeomorphism:
                 (self.cutoff_ratio, self.temperature_ratio),
             )
         )
+        # Beta(s r / (r + 1), s / (r + 1)) has mean r / (r + 1); s = 2, r = 1 is the uniform one.
         for_cutoff, for_temperature = jax.random.beta(
             key, concentration * ratio / (ratio + 1), concentration / (ratio + 1)
         )
+        # floor makes each whole number from low to high equally likely under a uniform B; B = 1 would give high + 1.
         cutoff = jnp.clip(jnp.floor(for_cutoff * (high + 1 - low) + low), low, high)
         coldest, hottest = fields.temperature_range(cutoff, shape, convention="rms", max_cutoff=high)
         hottest = jnp.maximum(coldest, hottest)
         if len(shape) == 2:
             published = fields.temperature_range(cutoff, shape)
+            # False where the published range is empty, and where it is NaN, at cutoff 1.
             usable = published[0] < published[1]
             coldest, hottest = jnp.where(usable, published[0], coldest), jnp.where(usable, published[1], hottest)
         temperature = coldest + for_temperature * (hottest - coldest)
@@ -178,6 +183,7 @@ class Translation:
         shape = np.shape(image)[:-1]
         distance = strength(self.distance, jnp.result_type(self.distance))
         direction = jax.random.normal(as_key(key), (len(shape),), distance.dtype)
+        # A normal vector over its length: a uniform direction.
         step = direction * (distance / safe_norm(direction))
         return warp.pull_back(image, fields.affine(shape, translation=step), interpolation=self.interpolation)
 
@@ -218,6 +224,7 @@ class Affine:
             strength(each, jnp.result_type(each))
             for each in (self.translation, self.rotation, self.compression, self.shear)
         )
+        # Two components of mean square t^2 / 2 each make a vector of root mean square t.
         z = jax.random.normal(as_key(key), (6,), rotation.dtype)
         tau = fields.affine(
             shape,

@@ -59,6 +59,7 @@ def fit(
         raise ValueError(f"expected at least two values and as many layers, got {len(y)} and {k.size}")
     if k.min() < 1 or len(np.unique(k)) < len(k):
         raise ValueError(f"expected distinct layers from 1, got {k.tolist()}")
+    # Values without a logarithm: no line can be fitted.
     if not (y > 0).all() or not np.isfinite(y).all():
         return Fit(np.nan, np.nan, np.nan, law)
     u, v = np.log(k) if law == "power" else k, np.log(y)

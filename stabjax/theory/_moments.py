@@ -48,6 +48,7 @@ class Responses:
         """Return the same with every row over all inputs."""
         inside = self.inside
         weights = np.zeros((len(self.weights), self.size))
+        # Row j of the window matrix goes to columns start + j step + u; both sides list the entries in row-major order.
         weights[np.nonzero(inside)[0], self.inputs[inside]] = self.weights[inside]
         return Responses(weights, step=0, start=0, size=self.size)
 
@@ -63,10 +64,14 @@ class Responses:
         units, width = self.weights.shape
         padding = (kernel - 1) // 2
         above = units_above(units, kernel, stride)
+        # Rows of zeros stand for the units in the padding. They also keep the weights zero at inputs that do not exist.
         padded = np.pad(self.weights, ((padding, padding), (0, 0)))
         weights = np.zeros((above, width + (kernel - 1) * self.step))
         for f in range(kernel):
+            # Rows f, f + s, f + 2 s, ... of the padded matrix, one for each unit above. With step 0 all windows
+            # coincide, and rows are simply added.
             weights[:, f * self.step : f * self.step + width] += padded[f : f + stride * (above - 1) + 1 : stride]
+        # Unit 0 above begins at unit -padding here, whose window begins padding steps before `start`.
         return Responses(stride / kernel * weights, self.step * stride, self.start - padding * self.step, self.size)
 
 
@@ -77,6 +82,7 @@ def units_above(units: int, kernel: int, stride: int) -> int:
 
 def responses_by_layer(kernel: int, stride: int, depth: int, size: int) -> Iterator[Responses]:
     """Yield the responses of the layers 1 to ``depth`` over ``size`` inputs."""
+    # The images themselves: unit j sees input j.
     layer = Responses(np.ones((size, 1)), step=1, start=0, size=size)
     for _ in range(depth):
         layer = layer.next_layer(kernel, stride)
@@ -145,6 +151,7 @@ def _shift_change(layer: Responses) -> float:
 def _pair_distance(layer: Responses) -> float:
     """Return ``2 <|a_p - <a>|^2>_p``; pixels outside the window of a unit count with a response of zero."""
     inside = layer.inside
+    # Mean and squared distances in two passes: <a^2> - <a>^2 would lose the digits of small variances.
     mean = np.sum(layer.weights, axis=1) / layer.size
     seen = np.sum((layer.weights - mean[:, None]) ** 2, where=inside)
     unseen = np.sum((layer.size - np.sum(inside, axis=1)) * mean**2)

@@ -53,6 +53,7 @@ def path_counts(kernel: int, stride: int, depth: int) -> Int[np.ndarray, " field
     kernel, stride, depth = check_geometry(kernel, stride, depth, shallowest=0)
     counts = np.ones(1, _exact_dtype(kernel, stride, depth))
     for layer in range(depth):
+        # Multiplication by B(z^step): F copies of the counts, each a step further to the right.
         step = stride**layer
         wider = np.zeros(len(counts) + (kernel - 1) * step, counts.dtype)
         for j in range(kernel):
@@ -89,8 +90,12 @@ def path_differences(kernel: int, stride: int, depth: int) -> Int[np.ndarray, " 
     series = np.zeros(length, _exact_dtype(kernel, stride, depth))
     series[0] = 1
     for layer in range(1, depth):
+        # Times 1 + z^step + ... + z^((F - 1) step) = (1 - z^(F step)) / (1 - z^step): one subtraction, one running sum.
+        # Coefficients only depend on lower ones, and the quotient is a polynomial that fits the length: nothing is lost
+        # by cutting the series there.
         step = stride**layer
         series = _running_sum(_subtract_shifted(series, kernel * step), step)
+    # The first layer: B(z), times the 1 - z that takes differences of neighbors, is 1 - z^F.
     return _as_int64(_subtract_shifted(series, kernel))
 
 
@@ -117,6 +122,7 @@ def _exact_dtype(kernel: int, stride: int, depth: int) -> type:
             f"the receptive field of kernel {kernel}, stride {stride}, depth {depth} has {field} pixels, too many to "
             "write out; take fewer layers, or path_sums, which needs none of them"
         )
+    # The counts add up to all F^depth paths, so none of them, and no difference of two, is larger.
     return np.int64 if kernel**depth < 2**63 else object
 
 
@@ -158,7 +164,8 @@ def path_sums(kernel: int, stride: int, depth: int) -> PathSums:
         ValueError: a kernel smaller than the stride, or a number out of range.
     """
     kernel, stride, depth = check_geometry(kernel, stride, depth)
-    # sum_i (n_i - n_(i-1))^2 = 2 (r(0) - r(1))
+    # sum_i (n_i - n_(i-1))^2 = 2 (r(0) - r(1)): the sums of n_i^2 and of n_(i-1)^2 are both r(0), that of their product
+    # is r(1).
     r = list(_autocorrelations(kernel, stride, depth))
     return PathSums(
         squares=tuple(lags[0] for lags in r),
@@ -170,11 +177,14 @@ def _autocorrelations(kernel: int, stride: int, depth: int) -> Iterator[list[int
     """Yield ``r_k(0), r_k(1), ...`` for ``k = 1 .. depth``; zero beyond the list."""
     lags = [1]
     for layer in range(1, depth + 1):
+        # All lags that lags 0 and 1 of the layers above depend on. With stride 1 lags do not shrink: the whole of r is
+        # kept.
         reach = layer * (kernel - 1) if stride == 1 else largest_lag(kernel, stride)
         # r_k is even in m, so only m >= 0 is kept; A(m - s other) is positive for the lags `other` of the inner range.
         lags = [
             sum(
                 (kernel - abs(m - stride * other)) * lags[abs(other)]
+                # |m - s other| <= F - 1: from ceil((m - F + 1) / s) to floor((m + F - 1) / s).
                 for other in range(-(-(m - kernel + 1) // stride), (m + kernel - 1) // stride + 1)
                 if abs(other) < len(lags)
             )
@@ -185,4 +195,5 @@ def _autocorrelations(kernel: int, stride: int, depth: int) -> Iterator[list[int
 
 def largest_lag(kernel: int, stride: int) -> int:
     """Return the largest lag ``m`` that ever comes back to small ones: ``m' <= (m + F - 1)/s`` stays within it."""
+    # m = (m + F - 1) / s is solved by m = (F - 1) / (s - 1): lags up to there lead to lags up to there.
     return (kernel - 1) // (stride - 1)

@@ -91,7 +91,9 @@ def infinite_chain(kernel: int, stride: int, depth: int, *, radius: float | int 
     # t_k and its shift, as ratios of integers: both grow beyond any float
     t = np.array([stride**k * r / kernel ** (2 * k) for k, r in zip(layers, sums.squares)])
     shift = np.array([stride**k * r / kernel ** (2 * k) for k, r in zip(layers, sums.squared_differences)])
+    # The mean of rectified noise adds up along all paths: s^k per layer.
     mean_growth = np.array([float(stride**k) for k in layers])
+    # Of relu(g), g standard normal: variance 1/2 - 1/(2 pi), squared mean 1/(2 pi).
     noise = radius**2 * ((1 / 2 - 1 / (2 * np.pi)) * t + mean_growth / (2 * np.pi))
     return InfiniteChain(shift, noise, 2 * t)
 
@@ -118,6 +120,8 @@ def _growth(kernel: int, stride: int) -> tuple[float, float]:
     lags = np.arange(-reach, reach + 1)
     # A(m - s m') of lag m of the layer above and m' of this one; row and column `reach` are lag 0.
     transfer = np.maximum(kernel - np.abs(lags[:, None] - stride * lags[None, :]), 0)
+    # No entry is negative (Perron, Frobenius): the largest eigenvalue is real, and so is its eigenvector, all of one
+    # sign. The ratio r(1) / r(0) depends neither on that sign nor on the length.
     values, vectors = np.linalg.eig(transfer.astype(float))
     largest = np.argmax(np.real(values))
     r = np.real(vectors[:, largest])
@@ -170,6 +174,7 @@ class Scaling:
         k = np.asarray(layers, float)
         if not (layer >= 1 and (k >= 1).all()):
             raise ValueError(f"expected layers from 1 on, got {layers} through layer {layer}")
+        # k^rate or rate^k, up to the constant that makes the curve pass through the given value.
         return value * ((k / layer) ** rate if self.law == "power" else rate ** (k - layer))
 
 
@@ -197,14 +202,19 @@ def scaling(kernel: int, stride: int) -> Scaling:
     if kernel == 1:
         return Scaling("constant", "kernel 1: every layer copies the one below", 1.0, *(1.0,) * 6)
     if stride == 1:
+        # r_k(m) tends to a Gaussian in m of variance 2 k (F^2 - 1) / 12, which is k times that of a box and its mirror
+        # image. So s^k r_k(0) / F^(2k) ~ k^-1/2 and D_k = 1 - r_k(1) / r_k(0) ~ 3 / (k (F^2 - 1)).
         condition = "stride 1, kernel above 1: asymptotic in depth, by the central limit theorem for path counts"
         return Scaling("power", condition, 0.0, -1.5, 0.0, -0.5, -1.0, 0.5, -1.5)
     if kernel % stride == 0:
+        # B_F(z) = B_s(z) B_q(z^s), with B_F(z) = 1 + ... + z^(F-1). Over k layers the B_s multiply to one box of s^k
+        # pixels, whose differences are its two ends; the rest are path counts of kernel q, which grow by lambda(q, s).
         q = kernel // stride
         shift = growth_rate(q, stride) / (stride * q**2)
         condition = f"the stride divides the kernel, {kernel} = {q} * {stride}: all pixels count alike"
         return Scaling("geometric", condition, 0.0, shift, float(stride), 1.0, shift, float(stride), shift / stride)
     rate, limit = _growth(kernel, stride)
+    # r_k(0) and r_k(1) grow alike, by `rate` per layer: D_k tends to 1 - r(1) / r(0) of the eigenvector.
     common = stride * rate / kernel**2
     condition = (
         f"the stride {stride} does not divide the kernel {kernel}: windows overlap unevenly, and a shift by one pixel "

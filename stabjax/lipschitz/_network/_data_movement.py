@@ -26,6 +26,8 @@ def move_entries(step: _jaxpr.Step, operands: Values) -> list[LipschitzValue]:
         # The entries filled in are no function of the old ones: the function is applied before.
         start, value = as_selection(value, step.shapes[0]), as_root(value)
     else:
+        # Entries that were moved before keep their origin: index maps compose, so slice and join again is one
+        # selection.
         start = value.root.selection or select_all(value.root, value.bound, step.shapes[0])
     # All others put an entry in one place at most.
     injective = step.name not in ("gather", "broadcast_in_dim", "tile")
@@ -35,6 +37,7 @@ def move_entries(step: _jaxpr.Step, operands: Values) -> list[LipschitzValue]:
         selection = compose_indices(start, index_map, injective=injective)
         count = selection.max_count()
         if count is None:
+            # Too large to be counted: a root of its own, and the count from the shapes.
             results.append(compose(value, _repetition_norm(step, operands)))
         else:
             results.append(select(value, selection, sqrt(max(count, 1))))
@@ -45,6 +48,7 @@ def _repetition_norm(step: _jaxpr.Step, operands: Values) -> Any:
     """Bound the norm of a data movement from its shapes, or from its own counts."""
     if step.name == "gather":
         return _gather_norm(step, *operands)
+    # Broadcasts and tiles repeat every entry equally often, results / entries times. All others repeat none.
     return sqrt(max(1, prod(step.results[0].shape) / max(1, prod(step.shapes[0]))))
 
 
@@ -63,6 +67,7 @@ def concatenate(step: _jaxpr.Step, operands: Values) -> LipschitzValue:
     axis = int(step.params["dimension" if step.name == "concatenate" else "axis"])
     put = partial(np.concatenate if step.name == "concatenate" else np.stack, axis=axis)
     active = [operand for operand in operands if isinstance(operand, LipschitzValue)]
+    # Constants beside one value add nothing to a change.
     if len(active) == 1:
         return l2_sum(active)
     parts = [

@@ -52,6 +52,8 @@ class ScalarFunction:
         instructions: list[Instruction] = []
 
         def write(function: ScalarFunction) -> int:
+            # Shared parts stay shared, one instruction each: the rules see in `mul` that both operands are one value,
+            # hence a square, and equal functions built separately give equal programs.
             if id(function) not in positions:
                 operands = tuple(map(write, function.operands))
                 instructions.append((function.name, operands, function.exponent, function.constant))
@@ -86,6 +88,7 @@ def _lipschitz_constant(instructions: Instructions) -> float:
     # Cells: 1/16 wide up to 8, then from each power of two to the next; mirrored.
     near = np.linspace(0, 8, 129)
     edges = np.concatenate([near, 2.0 ** np.arange(4, _MAX_EXPONENT + 1)])
+    # -2^100 ... -16 -8 ... -1/16 0 1/16 ... 8 16 ... 2^100: zero is an edge, where most activations have their kink.
     edges = np.concatenate([-edges[:0:-1], edges])
     low, high = edges[:-1], edges[1:]
     attained = bound = 0.0
@@ -97,6 +100,8 @@ def _lipschitz_constant(instructions: Instructions) -> float:
         above = np.maximum(np.abs(over.slope_low), np.abs(over.slope_high))
         attained = max(attained, float(np.maximum(middle.slope_low, -middle.slope_high).max()))
         cells += low.size
+        # The budget is spent: the enclosures at hand are bounds too, only wider. With a jump still possible they are
+        # not, and the search goes on for as many cells again.
         if cells > _MAX_CELLS and not over.may_jump.any():
             return max(bound, float(above.max()))
         if attained > _MAX_SLOPE or cells > 2 * _MAX_CELLS:
@@ -105,6 +110,7 @@ def _lipschitz_constant(instructions: Instructions) -> float:
         # is so narrow that it is only asked for a jump or an infinite slope.
         open_cells = over.may_jump | (above > attained * (1 + _TOLERANCE))
         bound = max(bound, float(above[~open_cells].max(initial=0)))
+        # Narrow is meant relative to the size of the numbers, and absolutely around zero.
         far = np.maximum(np.abs(low), np.abs(high))
         narrow = open_cells & ((high - low <= 2.0**-40 * far) | (far <= 2.0**-40))
         gap = over.high - over.low > 1e-6 * np.maximum(1, np.maximum(np.abs(over.low), np.abs(over.high)))
@@ -121,6 +127,7 @@ def _enclose(instructions: Instructions, low: np.ndarray, high: np.ndarray) -> E
     values: list[Enclosure] = []
     with np.errstate(all="ignore"):
         for name, operands, exponent, ends in instructions:
+            # Operands come before the instructions that use them, so one pass is enough.
             arguments = [values[k] for k in operands]
             if exponent is not None:
                 values.append(integer_pow(arguments[0], exponent))

@@ -48,6 +48,8 @@ def apply_elementwise(step: _jaxpr.Step, operands: Values) -> LipschitzValue | N
     if aligned and all(value.root is active[0].root for value in active):
         function = _scalar_function(step, operands)
         if function is not None:
+            # A layer with a shift is the same linear map: the scale of a normalization behind a bias still joins the
+            # kernel.
             keeps = len(active) == 1 and name in ("add", "sub")
             first = active[0]
             return LipschitzValue(first.bound, first.factor, first.root, function, first.layer if keeps else None)
@@ -55,6 +57,7 @@ def apply_elementwise(step: _jaxpr.Step, operands: Values) -> LipschitzValue | N
     # with the smallest bound counts, and all are remembered.
     # A conversion of dtype that is no function of a number is one to integers, which rounds.
     pieces = _piecewise_forms(name, operands) if aligned and name != "convert_element_type" else ()
+    # A product with a constant is left to `multiply`, which may join it to a layer; the pieces go along.
     if pieces and not (name in ("mul", "div") and len(active) == 1):
         bound = jnp.min(jnp.stack([piece.bound * piece.lipschitz_constant for piece in pieces]))
         return compose(
@@ -73,15 +76,20 @@ def apply_elementwise(step: _jaxpr.Step, operands: Values) -> LipschitzValue | N
         if isinstance(value, LipschitzValue)
     ]
     if name in ("add", "add_any", "sub"):
+        # A difference of two values is remembered as such: it may be the u - max u of a softmax.
         return sum_bounds(spread, as_difference(step, operands)) if len(spread) > 1 else _shift(spread[0])
     if name == "mul" and len(spread) == 1:
         return multiply(
             spread[0], next(operand for operand in operands if not isinstance(operand, LipschitzValue)), pieces
         )
     if name == "div" and not isinstance(operands[1], LipschitzValue):
+        # A zero in the divisor makes an infinite bound, as it must.
         return multiply(spread[0], 1 / _widen(operands[1]), pieces)
     if name == "select_n" and not isinstance(operands[0], LipschitzValue):
+        # A mask takes each entry from one case, so |change|^2 <= the sum over the cases. A scalar takes one case as a
+        # whole.
         return l2_sum(spread) if step.shapes[0] else max_bound(spread)
+    # |max(u, v) - max(u', v')| <= max(|u - u'|, |v - v'|), entry by entry.
     return l2_sum(spread) if name in ("max", "min", "clamp") else None
 
 
@@ -101,6 +109,7 @@ def _scalar_function(step: _jaxpr.Step, operands: Values) -> ScalarFunction | No
     # log(exp(t)) = t, |exp(t)| = exp(t): kept simple, as softmax is recognized by its exponentials.
     if functions[0].name == "exp" and step.name in ("abs", "convert_element_type", "log"):
         return functions[0].operands[0] if step.name == "log" else functions[0]
+    # `y` is the exponent of `integer_pow`; no other rule has a parameter.
     return ScalarFunction(step.name, tuple(functions), step.params.get("y"))
 
 
@@ -109,6 +118,8 @@ def _piecewise_forms(name: str, operands: Values) -> tuple[PiecewiseLinear, ...]
     if name not in _piecewise_linear.RULES:
         return ()
     active = [value for value in operands if isinstance(value, LipschitzValue)]
+    # Candidates are all values that some operand is a function of. For each, every operand is written as a function of
+    # it; where one cannot be, `apply` returns None and the candidate drops out.
     arguments = {piece.key: piece for value in active for piece in _arguments(value)}
     forms = []
     for key, piece in arguments.items():
@@ -170,6 +181,8 @@ def _order_pairs(step: _jaxpr.Step, active: list[LipschitzValue]) -> LipschitzVa
     pairs = match_pairs(first, second)
     if pairs is None:
         return None
+    # Maximum and minimum of the same pairs are entries of one sorted value, so both must get the same root: joined
+    # again (as in MaxMin, the GroupSort of pairs), they count once.
     root = first.key[0].derived.setdefault((first.key[1:], pairs.name), Root())
     return select(as_root(active[0]), select_from_pairs(first, root, pairs, larger=step.name == "max"), 1.0)
 
@@ -180,6 +193,7 @@ def _choose_entries(step: _jaxpr.Step, operands: Values) -> LipschitzValue | Non
     shape = step.results[0].shape
     if isinstance(which, LipschitzValue | Tracer) or np.shape(which) != shape or not shape:
         return None
+    # select_n takes case k where the mask is k, as np.choose does. A mask alike in all rows keeps the rows alike.
     index = np.asarray(which).astype(int)
     same_rows = bool((index == index[:1]).all())
     index = index[:1] if same_rows else index

@@ -13,6 +13,8 @@ import numpy as np
 
 Interval = tuple[np.ndarray, np.ndarray]
 
+# At least four units in the last place of a double. `_LARGEST` replaces an end that overflowed to the side where it
+# would cut numbers off, `_SMALLEST` a slope that underflowed.
 _ULPS = 2.0**-50
 _LARGEST = np.finfo(np.float64).max
 _SMALLEST = np.nextafter(0.0, 1.0)
@@ -62,6 +64,8 @@ def identity(low: np.ndarray, high: np.ndarray) -> Enclosure:
 
 def _repair(low: np.ndarray, high: np.ndarray) -> Interval:
     """Widen ends that overflowed to the wrong side, and what is not known to all numbers."""
+    # A lower end of +inf, or an upper one of -inf, would be an empty interval: the largest finite number takes its
+    # place.
     low, high = np.minimum(low, _LARGEST), np.maximum(high, -_LARGEST)
     unknown = np.isnan(low) | np.isnan(high)
     return np.where(unknown, -np.inf, low), np.where(unknown, np.inf, high)
@@ -74,6 +78,8 @@ def _round_outward(low: np.ndarray, high: np.ndarray) -> Interval:
 
 def _multiply(a: Interval, b: Interval) -> Interval:
     """Multiply intervals; zero times what is not bounded is zero."""
+    # The product is linear in each factor, so its extremes over a box stand at the four corners. An infinite end says
+    # that no bound is known; the numbers themselves are finite, so zero times them is zero and not NaN.
     corners = np.stack([np.where((x == 0) | (y == 0), 0, x * y) for x in a for y in b])
     return _round_outward(corners.min(0), corners.max(0))
 
@@ -91,6 +97,7 @@ def _negate(a: Interval) -> Interval:
 def _reciprocal(a: Interval) -> Interval:
     """Take ``1 / a``: all numbers where the interval holds zero."""
     crosses = (a[0] <= 0) & (a[1] >= 0)
+    # 1 / a decreases on each side of zero, so the ends change places. In cells with a zero the 1 is only a placeholder.
     low, high = _round_outward(1 / np.where(crosses, 1, a[1]), 1 / np.where(crosses, 1, a[0]))
     return np.where(crosses, -np.inf, low), np.where(crosses, np.inf, high)
 
@@ -101,12 +108,14 @@ def _power(a: Interval, n: int) -> Interval:
         return _reciprocal(_power(a, -n))
     low, high = a[0] ** n, a[1] ** n
     if n % 2 == 0:
+        # An even power decreases below zero and increases above it: in a cell across zero its minimum is 0, at 0.
         low, high = np.where((a[0] < 0) & (a[1] > 0), 0, np.minimum(low, high)), np.maximum(low, high)
     return _round_outward(low, high)
 
 
 def _join(a: Enclosure, b: Enclosure, value: Interval, may_jump: np.ndarray) -> Enclosure:
     """Enclose the slope of one function or the other, with this value."""
+    # Almost everywhere the slope is that of one of the two, so the smallest interval around both holds it.
     slope = np.minimum(a.slope_low, b.slope_low), np.maximum(a.slope_high, b.slope_high)
     return Enclosure(*value, *slope, may_jump)
 
@@ -139,6 +148,7 @@ def _div(a: Enclosure, b: Enclosure) -> Enclosure:
     """Divide: ``(a / b)' = (a' - (a / b) b') / b``, with ``a / b`` used twice."""
     inverse = _reciprocal(b.value)
     quotient = _multiply(a.value, inverse)
+    # b occurs twice here and three times in (a' b - a b') / b^2: the interval is narrower as a rule.
     slope = _multiply(_add_intervals(a.slope, _negate(_multiply(quotient, b.slope))), inverse)
     return Enclosure(*quotient, *slope, a.may_jump | b.may_jump)
 
@@ -152,6 +162,7 @@ def integer_pow(a: Enclosure, n: int) -> Enclosure:
 
 def _pow(a: Enclosure, b: Enclosure) -> Enclosure:
     """Raise to a constant power: an integer one, or any of a positive base; else nothing is known."""
+    # One number as exponent, the same in all cells. Powers that are no integers are known for a positive base alone.
     n = float(b.low.flat[0])
     unknown = constant(-np.inf, np.inf, a.low)._replace(slope_low=-np.inf + a.low * 0, slope_high=np.inf + a.low * 0)
     if (b.low != n).any() or (b.high != n).any():
@@ -163,6 +174,7 @@ def _pow(a: Enclosure, b: Enclosure) -> Enclosure:
 
 def _max(a: Enclosure, b: Enclosure) -> Enclosure:
     """Take the larger; where the intervals overlap, the slope is that of either."""
+    # Intervals that do not overlap: the maximum is one function over the whole cell, and the other does not count.
     value = np.maximum(a.low, b.low), np.maximum(a.high, b.high)
     return _choose(a.low >= b.high, a, _choose(b.low >= a.high, b, _join(a, b, value, a.may_jump | b.may_jump)))
 
@@ -176,12 +188,14 @@ def _select(which: Enclosure, no: Enclosure, yes: Enclosure) -> Enclosure:
     """Choose between two functions; where the choice is open, the value may jump from one to the other."""
     value = np.minimum(no.low, yes.low), np.maximum(no.high, yes.high)
     either = _join(no, yes, value, np.ones(no.low.shape, bool))
+    # A truth value is 0 or 1: a lower end above 0 is true for certain, an upper end below 1 false for certain.
     return _choose(which.low > 0, yes, _choose(which.high < 1, no, either))
 
 
 def _indicator(yes: np.ndarray, no: np.ndarray, *, low: float = 0.0) -> Enclosure:
     """Return a truth value: one where surely yes, ``low`` where surely no, in between a jump."""
     zero = np.zeros(yes.shape)
+    # The slope of a step is zero almost everywhere; only `may_jump` says that there is one.
     return Enclosure(np.where(yes, 1.0, low), np.where(no, low, 1.0), zero, zero, ~(yes | no))
 
 
@@ -223,13 +237,18 @@ def _monotone(f: Callable[[Any], Any], slope: Callable[[Any], Any], *, rising: b
 
     def rule(a: Enclosure) -> Enclosure:
         low, high = (f(a.low), f(a.high)) if rising else (f(a.high), f(a.low))
+        # An even slope depends on |u| alone, which runs over [near, far]::
+        #
+        #     low < 0 < high     near = 0, far = max(-low, high)
+        #     else               near, far = the smaller and the larger of |low| and |high|
         ends = a.value
         if even:
             near = np.where((a.low < 0) & (a.high > 0), 0, np.minimum(np.abs(a.low), np.abs(a.high)))
             ends = near, np.maximum(np.abs(a.low), np.abs(a.high))
         slopes = [slope(end) for end in ends]
         low_slope, high_slope = np.minimum(*slopes), np.maximum(*slopes)
-        # A slope that underflows is not zero.
+        # A slope that underflows is not zero: in `_multiply` zero times an infinite slope of the argument is zero,
+        # though the true product may be any number.
         low_slope = np.where(low_slope == 0, -_SMALLEST, low_slope)
         high_slope = np.where(high_slope == 0, _SMALLEST, high_slope)
         return Enclosure(
@@ -243,6 +262,8 @@ def _trigonometric(f: Callable[[Any], Any], slope: Callable[[Any], Any]) -> Rule
     """Make the rule of sine or cosine: the value at the middle, give or take half the cell, as ``|f'| <= 1``."""
 
     def rule(a: Enclosure) -> Enclosure:
+        # |f(u) - f(middle)| <= |u - middle|, and the same for the slope, which is a sine or cosine too. For cells wider
+        # than four this gives [-1, 1], without a search for the extremes inside.
         middle, half = (a.low + a.high) / 2, (a.high - a.low) * (0.5 + _ULPS)
         value, slopes = ((np.maximum(g(middle) - half, -1), np.minimum(g(middle) + half, 1)) for g in (f, slope))
         return Enclosure(*_round_outward(*value), *_multiply(_round_outward(*slopes), a.slope), a.may_jump)
@@ -252,6 +273,7 @@ def _trigonometric(f: Callable[[Any], Any], slope: Callable[[Any], Any]) -> Rule
 
 def _logistic(u: Any) -> Any:
     """Compute ``1 / (1 + e^-u)`` without overflow on either side."""
+    # Each formula has the exponential of a negative number on its own side; the other one may overflow and is dropped.
     return np.where(u >= 0, 1 / (1 + np.exp(-u)), np.exp(u) / (1 + np.exp(u)))
 
 
@@ -293,10 +315,12 @@ RULES: dict[str, Rule] = {
     "exp": _monotone(np.exp, np.exp),
     "exp2": _monotone(np.exp2, lambda u: math.log(2) * np.exp2(u)),
     "expm1": _monotone(np.expm1, np.exp),
+    # 1 / u is finite for negative u, where there is no logarithm. NaN makes such a cell all numbers, see `_repair`.
     "log": _monotone(np.log, lambda u: np.where(u < 0, np.nan, 1 / u)),
     "log1p": _monotone(np.log1p, lambda u: np.where(u < -1, np.nan, 1 / (1 + u))),
     "sqrt": _monotone(np.sqrt, lambda u: 0.5 / np.sqrt(u)),
     "rsqrt": _monotone(lambda u: 1 / np.sqrt(u), lambda u: -0.5 / (u * np.sqrt(u)), rising=False),
+    # 1 / cosh(u)^2 = 4 e^-2u / (1 + e^-2u)^2 for u >= 0: cosh would overflow.
     "tanh": _monotone(np.tanh, lambda u: 4 * _logistic_slope(2 * u), even=True),
     "logistic": _monotone(_logistic, _logistic_slope, even=True),
     "erf": _monotone(_erf, lambda u: _ERF_SLOPE * np.exp(-np.square(u)), even=True),

@@ -49,6 +49,7 @@ def transposed_convolution_norm(kernel: Array, axes: ConvAxes, groups: int, scal
     kernel = scale_outputs(kernel, scale)
     *window, inputs, outputs = kernel.shape
     ndim = len(window)
+    # Groups are blocks of the outputs, so the exchange is made inside each block.
     kernel = jnp.reshape(jnp.flip(kernel, range(ndim)), (*window, inputs, groups, outputs // groups))
     kernel = jnp.reshape(
         jnp.transpose(kernel, (*range(ndim), ndim + 2, ndim + 1, ndim)), (*window, -1, inputs * groups)
@@ -58,6 +59,8 @@ def transposed_convolution_norm(kernel: Array, axes: ConvAxes, groups: int, scal
     for k, side, result, (low, _), s, d in zip(
         window, axes.sides, axes.results, axes.padding, axes.spread, axes.dilation
     ):
+        # Tap q is number p = k - 1 - q of the flipped window, which reads y at s j + d p - ((k - 1) d - low): so many
+        # zeros before. The zeros behind are as many as make (result + before + behind - (k - 1) d - 1) // s + 1 = side.
         before = (k - 1) * d - low
         padding.append((before, s * (side - 1) + (k - 1) * d + 1 - result - before))
     swapped = ConvAxes(axes.results, axes.sides, axes.spread, tuple(padding), (1,) * ndim, axes.dilation)

@@ -111,6 +111,7 @@ def as_root(value: LipschitzValue) -> LipschitzValue:
     factor = lipschitz_constant(value.function)
     if not isfinite(factor):
         raise UnboundedError(value.function.names)
+    # Only shifts keep the layer while they extend the function, and a shift has slope 1: the layer is still the value.
     return replace(_scale(value, factor), layer=value.layer)
 
 
@@ -126,6 +127,7 @@ def mark_tap(value: LipschitzValue) -> LipschitzValue:
     here = as_root(value)
     constant = lipschitz_constant(value.function)
     # From here on the factor counts from the tap: as a root the value has factor 1, hence before f it has 1 / slope.
+    # A constant function would need the factor 1 / 0; as a root of its own, with bound zero, the value says the same.
     if constant == 0:
         return replace(here, factor=jnp.ones_like(here.factor), tap=(here.bound, here.factor))
     return replace(value, factor=jnp.full_like(here.factor, 1 / constant), tap=(here.bound, here.factor))
@@ -145,6 +147,7 @@ def _multiply_up(bound: Array, factor: Any) -> Array:
     """Multiply a bound by a factor, rounded upwards."""
     if isinstance(factor, float) and factor == 1:
         return bound
+    # Three roundings of half an eps (two products, and the factor in this dtype) and a reserve.
     return bound * factor * _rounding_factor(4, bound)
 
 
@@ -168,6 +171,7 @@ def multiply(value: LipschitzValue, factors: Any, pieces: tuple[PiecewiseLinear,
         return plain
     # With one: factors that differ along other axes count by their largest, per channel.
     channels = jnp.max(factors, axis=tuple(axis for axis in range(factors.ndim) if axis != layer.axis))
+    # Several factors one after the other (normalization, then its own scale) gather in one scale per channel.
     layer = replace(layer, scale=layer.scale * channels)
     bound = jnp.minimum(plain.bound, _multiply_up(layer.input_bound, layer.norm(layer.scale)))
     return replace(with_bound(plain, bound, plain.root), layer=layer)
@@ -185,6 +189,7 @@ def as_selection(value: LipschitzValue, shape: tuple[int, ...]) -> Selection:
     factor = lipschitz_constant(value.function)
     if not isfinite(factor):
         raise UnboundedError(value.function.names)
+    # relu(x)[1:] and x[1:] are entries of different values: the function becomes part of the key.
     return replace(
         selection, key=(*selection.key, value.function.instructions()), bound=_multiply_up(selection.bound, factor)
     )
@@ -206,6 +211,7 @@ def with_bound(value: LipschitzValue, bound: Array, root: Root, function: Scalar
 def sum_bounds(values: Sequence[LipschitzValue], softmax_part: Any = None) -> LipschitzValue:
     """Add paths that meet in a sum: ``L = sum_i L_i``, by the triangle inequality."""
     bounds = _bounds(values)
+    # |u + v - u' - v'| <= |u - u'| + |v - v'| <= (L_u + L_v) |x - x'|
     return replace(_start_factor(jnp.sum(bounds), len(bounds)), root=Root(softmax_part=softmax_part))
 
 
@@ -222,6 +228,7 @@ def l2_sum(values: Sequence[LipschitzValue]) -> LipschitzValue:
 
 def max_bound(values: Sequence[LipschitzValue]) -> LipschitzValue:
     """Take one of the values, not known which: ``L = max_i L_i``."""
+    # The choice does not depend on the images, so two images see the same branch.
     return _start_factor(jnp.max(_bounds(values)), 1)
 
 
@@ -232,12 +239,14 @@ def _bounds(values: Sequence[LipschitzValue]) -> Array:
 
 def _start_factor(bound: Array, terms: int) -> LipschitzValue:
     """Return a value made of several, rounded upwards; a new factor begins."""
+    # A sum of so many terms rounds at most so many times; the rest is for squares, root and scale.
     bound = bound * _rounding_factor(4 + terms, bound)
     return LipschitzValue(bound, jnp.ones_like(bound), Root())
 
 
 def uniform_number(value: Any) -> float | None:
     """Return the number that is in all entries; None if they differ, or are known only when the program runs."""
+    # Extended dtypes are those of random keys, which have no value as a number.
     if isinstance(value, Tracer) or not value.size or jnp.issubdtype(value.dtype, jax.dtypes.extended):
         return None
     entries = np.asarray(value)

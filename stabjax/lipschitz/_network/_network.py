@@ -94,12 +94,15 @@ def network(f: Any, x: Any, *, spatial: Spatial = None) -> NetworkBound:
     sites = traced.program.sites
     if not any(site.kind == "output" for site in sites):
         raise ValueError(f"expected a network with outputs that are real numbers, got {traced.program.program.outputs}")
+    # A bound of the batch as a whole is one of each row only if rows do not mix; a single row has nothing to mix with.
     if x.shape[0] > 1:
         traced.check_rows()
     dtype = jnp.dtype(jax.dtypes.canonicalize_dtype(x.dtype))
+    # Bounds are never narrower than single precision: products of many factors would overflow.
     dtype = dtype if dtype.itemsize >= 4 else jnp.dtype(jnp.float32)
     arrays = map(jnp.asarray, traced.arrays)
     tapped = _jaxpr.interpret(traced.program, LipschitzDomain(), [*arrays, input_value(dtype)])
+    # A tap that does not depend on the images does not change with them.
     values = [value if depends_on_input(value) else constant_value(dtype) for value in tapped]
     values = [value_at_output(value) if site.kind == "output" else value for site, value in zip(sites, values)]
     known = [(site, value) for site, value in zip(sites, values) if isinstance(value, LipschitzValue)]
@@ -109,6 +112,7 @@ def network(f: Any, x: Any, *, spatial: Spatial = None) -> NetworkBound:
         kinds=tuple(site.kind for site, _ in known),
         factor=jnp.stack(factors),
         bound=jnp.stack(bounds),
+        # Several outputs count as one vector.
         value=l2_sum([value for site, value in known if site.kind == "output"]).bound,
         certified=True,
     )

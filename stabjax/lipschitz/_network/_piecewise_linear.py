@@ -51,6 +51,8 @@ class PiecewiseLinear:
     @property
     def lipschitz_constant(self) -> Float[Array, ""]:
         """Bound on the Lipschitz constant from above, whatever was rounded: the steeper side of the steepest entry."""
+        # Rounding is relative to the numbers that were added up, not to their sum: (1e8 + 1) - 1e8 has slope 1 and an
+        # error of about eps * 1e8. That is why the size travels along with the slopes.
         up, down, size = (jnp.max(jnp.abs(jnp.asarray(slope, self.bound.dtype))) for slope in self.slopes)
         return jnp.maximum(up, down) + _ROUNDINGS * float(jnp.finfo(self.bound.dtype).eps) * size
 
@@ -71,6 +73,8 @@ def substitute(function: ScalarFunction, number: Instructions, slopes: Slopes) -
     values: dict[int, Piecewise] = {}
 
     def evaluate(part: ScalarFunction) -> Piecewise:
+        # A function is a graph whose parts are shared: each is evaluated once. `number` is the argument itself, or a
+        # part that is a value of its own, as x + b in max(x + b, 0).
         if id(part) not in values:
             values[id(part)] = slopes if part.instructions() == number else evaluate_operation(part)
         return values[id(part)]
@@ -78,7 +82,9 @@ def substitute(function: ScalarFunction, number: Instructions, slopes: Slopes) -
     def evaluate_operation(part: ScalarFunction) -> Piecewise:
         if part.constant is not None:
             low, high = part.constant
+            # A constant that is only known to lie between two ends is no single number.
             return PiecewiseConstant(low, low) if low == high else None
+        # Powers are not linear; the rules of the others are below.
         return None if part.exponent is not None else apply(part.name, list(map(evaluate, part.operands)))
 
     return evaluate(function)
@@ -99,6 +105,7 @@ def _is_zero(x: Piecewise) -> bool:
 
 def _as_slopes(x: Piecewise) -> Slopes | None:
     """Return slopes, those of the constant zero included, which is flat; None for other constants."""
+    # A constant c != 0 beside slopes would move the kink away from zero, or the value at it: f(0) = 0 must stay true.
     return (0.0, 0.0, 0.0) if _is_zero(x) else x if isinstance(x, tuple) else None
 
 
@@ -137,6 +144,7 @@ def _div(a: Piecewise, b: Piecewise) -> Piecewise:
     """Divide by a constant."""
     if not isinstance(a, tuple) or not isinstance(b, PiecewiseConstant) or _is_zero(b):
         return None
+    # The smaller divisor makes the larger size. A zero in an array of divisors gives an infinite slope, hence no bound.
     return a[0] / b.above, a[1] / b.below, a[2] / _minimum(abs(b.above), abs(b.below))
 
 
@@ -147,6 +155,7 @@ def _select(which: Piecewise, no: Piecewise, yes: Piecewise) -> Piecewise:
         return None
 
     def choose(side: Any, k: int) -> Any:
+        # A mask that is a plain truth value is one for all entries; an array differs from entry to entry.
         return (yes[k] if side else no[k]) if isinstance(side, bool) else jnp.where(side, yes[k], no[k])
 
     return choose(which.above, 0), choose(which.below, 1), _maximum(no[2], yes[2])
@@ -159,6 +168,8 @@ def _compare(above: bool) -> Callable[[Piecewise, Piecewise], Piecewise]:
     """
 
     def rule(a: Piecewise, b: Piecewise) -> Piecewise:
+        # f(t) > 0 above zero where up > 0, and below zero where down < 0. With zero on the left, 0 > f is -f > 0.
+        # Slopes that are arrays may differ in sign from entry to entry, or be traced: not decided.
         for pieces, other, sign in ((a, b, 1), (b, a, -1)):
             if (
                 isinstance(pieces, tuple)
@@ -202,9 +213,10 @@ RULES: dict[str, Callable[..., Piecewise]] = {
     "add_any": _by_side(operator.add, operator.add, operator.add),
     "sub": _by_side(operator.sub, operator.sub, operator.add),
     "neg": _by_side(operator.neg, operator.neg, _unchanged),
-    # Below zero the larger value has the smaller slope.
+    # Below zero the larger value has the smaller slope: 2 t < t for t < 0.
     "max": _by_side(_maximum, _minimum, _maximum),
     "min": _by_side(_minimum, _maximum, _maximum),
+    # For t < 0, |down t| = -|down| t.
     "abs": _by_side(abs, lambda a: -abs(a), _unchanged),
     "mul": _mul,
     "div": _div,

@@ -41,6 +41,7 @@ from stabjax.lipschitz._network._softmax import match_softmax
 
 Values = list[Any]
 
+# Of `sort`: |sort x - sort y| <= |x - y|, by the rearrangement inequality.
 _NONEXPANSIVE = _jaxpr.PLACEMENTS | {"sort", "reduce_max", "reduce_min"}
 """Primitives with constant 1 that return each entry at most once, or the largest of several."""
 
@@ -65,6 +66,7 @@ def propagate(step: _jaxpr.Step, operands: Values) -> Values:
     Raises:
         ValueError: for an operation without a bound, or with none that is known.
     """
+    # The error of an unbounded value is raised where the value is used, and names the place where it was made.
     for operand in operands:
         if isinstance(operand, Unbounded):
             raise operand.error
@@ -155,8 +157,11 @@ def _linear_layer(
     dtype = input_bound.dtype
 
     def rounded(scale: Any) -> Array:
+        # This may round down: `compose` and `multiply` widen the product by more than that.
         return norm(scale).astype(dtype)
 
+    # Bound of the output = bound of the input * norm. The layer keeps its input bound and its norm as a function of the
+    # scale, so that a normalization behind it can be joined: |W diag(scale)| instead of |W| max |scale|.
     output = compose(LipschitzValue(input_bound, value.factor, Root()), rounded(1.0))
     output = output if bound is None else with_bound(value, output.bound, Root())
     layer = None if axis is None else Layer(input_bound, axis, rounded)
@@ -170,6 +175,7 @@ def _convolution(step: _jaxpr.Step, operands: Values) -> LipschitzValue | None:
     if isinstance(kernel, LipschitzValue) or params["batch_group_count"] > 1:
         return None
     # Kernels as `conv` has them: (*window, inputs / groups, outputs).
+    # Each spec lists axes: lhs (batch, channels, *spatial), rhs (outputs, inputs, *spatial), out as lhs.
     out, inputs, *window = numbers.rhs_spec
     kernel = _promote(jnp.transpose(kernel, (*window, inputs, out)), image)
     axes = ConvAxes(
@@ -212,6 +218,8 @@ def _axis_indices(image: LipschitzValue, step: _jaxpr.Step, spec: Sequence[int])
     if selection is None or selection.injective:
         return None
     indices = factor_axes(selection)
+    # spec[:2] are batch and channels: there every entry must stand once at most, and no constant. Only along the axes
+    # of space may the padding repeat entries.
     if indices is None or any((indices[axis] < 0).any() or max_multiplicity(indices[axis]) > 1 for axis in spec[:2]):
         return None
     return [indices[axis] for axis in spec[2:]]
@@ -223,6 +231,8 @@ def _dot_general(step: _jaxpr.Step, operands: Values) -> LipschitzValue | None:
     if len(active) > 1:
         return None
     side = 1 if isinstance(operands[0], LipschitzValue) else 0
+    # dimension_numbers = ((lhs contracted, rhs contracted), (lhs batch, rhs batch)); the results have the axes (batch,
+    # free of lhs, free of rhs). `side` is the operand that is constant.
     contracted, shared = (axes[side] for axes in step.params["dimension_numbers"])
     # The constant as (shared, contracted, free): the norm of a block-diagonal matrix is the largest of its blocks.
     kernel = jnp.asarray(operands[side])
@@ -239,6 +249,7 @@ def _dot_general(step: _jaxpr.Step, operands: Values) -> LipschitzValue | None:
         matrices = scale_outputs(kernel, scale)
         if len(matrices) == 1:
             return dense(matrices[0]).value
+        # One after the other: a Gram iteration of all matrices at once would hold all their products.
         return jnp.max(jax.lax.map(lambda matrix: dense(matrix).value, matrices))
 
     return _linear_layer(active[0], axis, norm)
@@ -258,6 +269,7 @@ def _window_matrix(step: _jaxpr.Step, axis: int) -> np.ndarray:
     # Window w reads place stride w - low + gap q at its entry q; places between entries that are spread hold nothing.
     first = params["window_strides"][axis] * np.arange(windows) - params["padding"][axis][0]
     reads = first[:, None] + gap * np.arange(params["window_dimensions"][axis])[None]
+    # (windows, taps, 1) == (entries,) -> (windows, taps, entries) -> (windows, entries)
     return (reads[..., None] == spread * np.arange(entries)).sum(1)
 
 
@@ -272,12 +284,15 @@ def _matrix_norm(matrix: np.ndarray) -> float:
     """Compute the norm of a matrix of counts, rounded upwards; 1 exactly for a selection without repetition."""
     if not matrix.any():
         return 0.0
+    # 1e-12 is thousands of units of double precision, more than the decomposition rounds.
     norm = float(np.linalg.norm(matrix.astype(float), 2)) * (1 + 1e-12)
     return 1.0 if (matrix.sum(0) <= 1).all() and (matrix.sum(1) <= 1).all() else norm
 
 
 def _reduce_window_max(step: _jaxpr.Step, operands: Values) -> LipschitzValue | None:
     """Bound a maximum over windows: an entry is returned by as many windows as read it, at most."""
+    # For two images x and y, |max_w x - max_w y|^2 <= sum over the window w of (x_i - y_i)^2. Summed over all windows,
+    # entry i is counted once for each window that reads it: at most the product of the largest counts along the axes.
     counts = [_window_matrix(step, axis).sum(0).max() for axis in range(len(step.shapes[0]))]
     return compose(operands[0], sqrt(prod(map(float, counts))))
 
@@ -303,6 +318,7 @@ def _update(arrays: int) -> Callable[[_jaxpr.Step, Values], LipschitzValue | Non
 
 def _scatter(step: _jaxpr.Step, operands: Values) -> LipschitzValue | None:
     """Bound a scatter that overwrites entries, at constant places."""
+    # Where two parts are written to one place, one of them survives: no part is returned more than once.
     base, indices, parts = operands
     return None if isinstance(indices, LipschitzValue) else l2_sum(_active([base, parts]))
 

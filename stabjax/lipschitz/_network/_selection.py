@@ -63,6 +63,8 @@ class IndexMap:
         def write(index_map: IndexMap) -> np.ndarray:
             # A part may occur in several others; it is built once.
             if id(index_map) not in built:
+                # A map without parts is asked for so many rows; every other one works on what its parts give, one row
+                # or all.
                 rows = 1 if same_rows or not index_map.shape else index_map.shape[0]
                 built[id(index_map)] = index_map.build(*(map(write, index_map.parts) if index_map.parts else [rows]))
             return built[id(index_map)]
@@ -83,6 +85,7 @@ class IndexMap:
 
 def materialize(*several: IndexMap, same_rows: bool = True) -> list[np.ndarray] | None:
     """Compute several index maps, of the first row if that is allowed and stands for all; None if one is too large."""
+    # All or none: arrays of one row and arrays of all rows cannot be compared entry by entry.
     same_rows = same_rows and all(part.same_rows for part in several) and len({part.shape[0] for part in several}) == 1
     built = [part.materialize(same_rows=same_rows) for part in several]
     known = [indices for indices in built if indices is not None]
@@ -111,6 +114,7 @@ class Selection:
         """Return how often an entry occurs at most; None if that is not known."""
         if self.injective:
             return 1
+        # Rows read disjoint parts of x if one row stands for all: the largest count in one row is that in all.
         indices = self.index_map.materialize()
         return None if indices is None else max_multiplicity(indices)
 
@@ -162,6 +166,7 @@ def index_transform(step: _jaxpr.Step, known: Sequence[Any]) -> IndexTransform |
     # Axis 0 holds the images. Where each row is moved alike, one row is enough to know all.
     if step.name == "split":
         ends, axis = np.cumsum([0, *params["sizes"]]).tolist(), int(params["axis"])
+        # The cut of each part is a default argument: a closure would see the last one of the loop only.
         cuts = [(slice(None),) * axis + (slice(a, b),) for a, b in pairwise(ends)]
         return IndexTransform([lambda x, cut=cut: x[cut] for cut in cuts], axis > 0)
     if step.name == "unstack":
@@ -178,10 +183,12 @@ def index_transform(step: _jaxpr.Step, known: Sequence[Any]) -> IndexTransform |
     if step.name == "broadcast_in_dim":
         into = params["broadcast_dimensions"]
         rows = keeps_rows and into[:1] == (0,)
+        # x (a, c) into (a, b, c), say: first (a, 1, c), then as a view with stride zero. One row stays one row.
         sides = [old[into.index(axis)] if axis in into else 1 for axis in range(len(shape))]
         return IndexTransform(
             [lambda x: np.broadcast_to(x.reshape(_with_rows(x, sides, rows)), _with_rows(x, shape, rows))], rows
         )
+    # No index arithmetic for these: the operation itself runs, on indices instead of values.
     if step.name in ("gather", "tile"):
         return IndexTransform([lambda x: _run_on_indices(step, x, known)], False)
     return None
@@ -200,6 +207,8 @@ def _slice_transform(window: tuple[slice, ...], row_wise: bool) -> IndexTransfor
 
 def _pad_indices(x: np.ndarray, shape: tuple[int, ...], config: Any) -> np.ndarray:
     """Put constants around and between the entries; negative padding cuts."""
+    # low = 1, between = 1:     x       0 1 2
+    #                           padded -1 0 -1 1 -1 2
     full = np.full(shape, -1, np.int32)
     into, source = [], []
     for n, side, (low, _, between) in zip(x.shape, shape, config):
@@ -214,6 +223,7 @@ def _pad_indices(x: np.ndarray, shape: tuple[int, ...], config: Any) -> np.ndarr
 
 def _run_on_indices(step: _jaxpr.Step, x: np.ndarray, known: Sequence[Any]) -> np.ndarray:
     """Run the operation on the indices; once more on -1 everywhere, which shows what it fills in."""
+    # Evaluated at once, also while the caller is traced. An entry that is still -1 in the second run was read from x.
     with jax.ensure_compile_time_eval():
         built, filled = (np.asarray(step.apply(jnp.asarray(y), *known)[0]) for y in (x, np.full_like(x, -1)))
     return np.where(filled == -1, built, -1)
@@ -241,10 +251,12 @@ def join(
         return None
     constants = [IndexMap(s, lambda rows, s=s: np.full((rows, *s[1:]) if s else (), -1, np.int32)) for s in shapes]
     given = tuple(none if part is None else part.index_map for part, none in zip(parts, constants, strict=True))
+    # What all parts have in common is the key: their indices count entries of the same x, flattened.
     index_map = IndexMap(shape, build, given, row_wise)
     indices = index_map.materialize()
     if indices is None:
         return None
+    # S' S is diagonal and holds the counts, so |S| = sqrt(largest count).
     count = max_multiplicity(indices)
     return sqrt(count), replace(several[0], index_map=index_map, injective=count <= 1)
 
@@ -262,9 +274,11 @@ def match_pairs(one: Selection, two: Selection) -> Pairs | None:
     if one.key != two.key:
         return None
     both = materialize(one.index_map, two.index_map)
+    # A pair with a constant is no pair of entries of x.
     if both is None or (np.stack(both) < 0).any():
         return None
     a, b = both
+    # Which operand an entry comes from does not matter to a maximum: in order, (a, b) and (b, a) are the same pair.
     first, second = np.minimum(a, b), np.maximum(a, b)
     if max_multiplicity(np.stack([first, second])) > 1:
         return None
@@ -321,4 +335,5 @@ def factor_axes(selection: Selection) -> list[np.ndarray] | None:
     kinds = prod(int(line.max()) + 1 for line in numbered)
     if len(np.unique(indices[indices >= 0])) != kinds:
         return None
+    # Where one row was written out, its line along axis 0 has a single entry. Each of the rows reads its own row of x.
     return [np.arange(selection.index_map.shape[0]), *numbered[1:]] if selection.index_map.same_rows else numbered

@@ -97,8 +97,11 @@ def match_softmax(step: _jaxpr.Step, operands: list[Any]) -> LipschitzValue | No
         return _sum_exp_rule(operands[0], step.shapes[0], tuple(map(int, step.params["axes"])))
     if len(active) != 2 or len(operands) != 2:
         return None
+    # Only quotients, differences and sums of two values that both depend on the images are left.
     first, second = operands
     if name == "div":
+        # exp(a) / exp(b) = exp(a - b): a quotient is a softmax exactly if the difference of the logarithms is a log
+        # softmax.
         logs = _log_of(first), _log_of(second)
         if logs[0] is None or logs[1] is None:
             return None
@@ -123,6 +126,8 @@ def _are_equal(one: LipschitzValue, two: LipschitzValue, shape: Shape) -> bool:
     """Tell whether two values of this shape are the same, also if each was computed by itself."""
     if one.root is two.root:
         return one.function.instructions() == two.function.instructions()
+    # Two roots may still be one value: u - c, written twice. They are equal if u is, if c is taken from the same
+    # entries, and if the entries of both differences stand in the same order.
     first, second = _part_of(one), _part_of(two)
     if not isinstance(first, Difference) or not isinstance(second, Difference):
         return False
@@ -147,12 +152,14 @@ def _same_entries(one: IndexMap, two: IndexMap) -> bool:
 def _log_of(value: LipschitzValue) -> LipschitzValue | None:
     """Return ``l`` for a value that is ``exp(l)``, or entries of one; None for others."""
     if value.function.name == "exp":
+        # The root and its bound stay: dropping the exponential only changes the function of the root.
         return LipschitzValue(value.bound, value.factor, value.root, value.function.operands[0])
     part, selection = _part_of(value), value.root.selection
     if not isinstance(part, SumExp | Softmax):
         return None
     if selection is None:
         return part.log
+    # Entries of exp(l), moved: the same entries of l. Indices do not change under a function of single entries.
     root = Root(selection=replace(selection, key=(part.log.root,), bound=part.log.bound))
     return LipschitzValue(part.log.bound, value.factor, root)
 
@@ -164,6 +171,7 @@ def _part_of(value: LipschitzValue) -> Any:
     selection = value.root.selection
     if selection is None:
         return value.root.softmax_part
+    # A key is a root, and then the functions applied to it: with one of these the entries are no part of a softmax.
     return selection.key[0].softmax_part if len(selection.key) == 1 else None
 
 
@@ -176,6 +184,7 @@ def _index_map(value: LipschitzValue, shape: Shape) -> tuple[Any, IndexMap]:
 def _broadcast_indices(indices: IndexMap, shape: Shape, axes: tuple[int, ...]) -> np.ndarray | None:
     """Broadcast indices to a value of this shape; to its first row alone, if that stands for all."""
     same_rows = indices.same_rows and indices.shape[0] == shape[0] and 0 not in axes
+    # (1 or batch, *rest) -> (1 or batch, *shape[1:]). One row stands for all unless the sum runs over the rows.
     full = indices.materialize(same_rows=same_rows)
     if full is None or full.ndim != len(shape):
         return None
@@ -187,6 +196,7 @@ def _exp_rule(value: LipschitzValue) -> LipschitzValue | None:
     part = value.root.softmax_part
     if value.function is not IDENTITY or not isinstance(part, LogSoftmax):
         return None
+    # The softmax of a single entry is 1, whatever the entry.
     result = compose(part.value, 0.5 if part.entries > 1 else 0.0)
     return _with_part(result, Softmax(value))
 
@@ -208,9 +218,13 @@ def _sum_exp_rule(value: LipschitzValue, shape: Shape, axes: tuple[int, ...]) ->
     difference = exponent.root.softmax_part if exponent.function is IDENTITY else None
     if isinstance(difference, Difference):
         indices = _broadcast_indices(_index_map(difference.other, difference.other_shape)[1], shape, axes)
+        # `indices` says which entry of c each entry of u was lowered by. Along the summed axes it must be one and the
+        # same: then sum exp(u - c) = exp(-c) sum exp(u), and c can be added back to the logarithm.
         if indices is not None and all((indices == indices.take([0], axis)).all() for axis in axes):
             part = LogSumExp(exponent, shape, axes, difference.value, difference.other, difference.other_shape)
     log = _with_part(compose(exponent, 1.0), part)
+    # If the exponential has a bounded slope (of a bounded argument), so has the sum: sqrt(n), the norm of a row of
+    # ones. Else only the logarithm has a bound, and the sum is kept as the exponential of that.
     if np.isfinite(lipschitz_constant(value.function)):
         return _with_part(compose(value, sqrt(part.entries)), SumExp(log))
     return LipschitzValue(log.bound, log.factor, log.root, ScalarFunction("exp", (IDENTITY,)))
@@ -219,6 +233,7 @@ def _sum_exp_rule(value: LipschitzValue, shape: Shape, axes: tuple[int, ...]) ->
 def _log_softmax(value: LipschitzValue, log: LipschitzValue, shapes: Any, shape: Shape) -> LipschitzValue | None:
     """Recognize ``v - log sum exp v``; its constant with respect to ``u`` is ``sqrt(n)``."""
     part = _part_of(log)
+    # The value must have the full shape of u, and the log of the sums may broadcast to it, as (batch, 1) to (batch, n).
     if not isinstance(part, LogSumExp) or shapes[0] != shape or part.shape != shape:
         return None
     if not _are_equal(part.exponent, value, shape):
@@ -237,6 +252,7 @@ def _log_softmax(value: LipschitzValue, log: LipschitzValue, shapes: Any, shape:
 def _restore_shift(log: LipschitzValue, other: LipschitzValue, shape: Shape) -> LipschitzValue | None:
     """Recognize ``log sum exp (u - c) + c``, which is ``log sum exp u``, with constant 1."""
     part = _part_of(log)
+    # For u (batch, n), summed over axis 1: c is (batch, 1), or was broadcast; log and other are (batch,) or (batch, 1).
     if not isinstance(part, LogSumExp) or part.other is None:
         return None
     (key, indices), (other_key, other_indices) = _index_map(other, shape), _index_map(part.other, part.other_shape)
@@ -248,6 +264,8 @@ def _restore_shift(log: LipschitzValue, other: LipschitzValue, shape: Shape) -> 
     groups, added, sums = materialized
     if groups.ndim != len(part.shape):
         return None
+    # groups (rows, ...) -> 1 along the summed axes. There all entries are equal, as `_sum_exp_rule` has checked, so the
+    # first one stands for its group; flattened, the array says for every sum which entry of c belongs to it.
     rows = len(groups) if 0 not in part.axes else part.shape[0]
     groups = np.broadcast_to(groups, (rows, *part.shape[1:]))
     for axis in part.axes:
@@ -257,4 +275,5 @@ def _restore_shift(log: LipschitzValue, other: LipschitzValue, shape: Shape) -> 
     result = _with_part(compose(part.value, 1.0), LogSumExp(part.value, part.shape, part.axes, part.value))
     if log.root.selection is None:
         return result
+    # The log may itself be entries of the sums that were moved: the same entries of the result.
     return select(result, replace(log.root.selection, key=(result.root,), bound=result.bound), 1.0)
