@@ -37,6 +37,7 @@ def as_key(key: Any) -> Key[Array, ""]:
         raise TypeError(f"expected one key, got {_several(key.shape)}")
     if not isinstance(key, jax.Array | np.ndarray) or key.dtype != np.uint32 or key.ndim == 0:
         raise TypeError(f"expected one key, got {_described(key)}: make it with jax.random.key(seed)")
+    # Raw numbers do not name their generator; the default one has keys of this shape, (2,) for threefry.
     words = _words(jax.default_prng_impl.value)
     if key.shape == words:
         return jax.random.wrap_key_data(jnp.asarray(key))
@@ -97,6 +98,7 @@ class FunctionArgument:
     def tree_unflatten(cls, static: ComparedByContents, children: Any) -> "FunctionArgument":
         """Return the function as it was looked at."""
         del children
+        # Not by __init__, which would look at the function again: inside of a trace it is what it was at the call.
         self = object.__new__(cls)
         self.static = static
         return self
@@ -104,6 +106,7 @@ class FunctionArgument:
 
 def as_argument(function: Any) -> Any:
     """Return a function, or None, as an argument of a compiled program: a pytree stays one, others become leafless."""
+    # A callable that is one leaf of a tree is opaque to JAX; a registered pytree (a network) flattens into its arrays.
     plain = callable(function) and jax.tree_util.all_leaves([function])
     return FunctionArgument(function) if plain else function
 

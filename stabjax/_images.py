@@ -89,6 +89,7 @@ def check_batch(
     word = as_spatial(spatial)
     for source, known in made_for.items():
         _check_word(shape, as_spatial(known), source, "images")
+        # Sides say more than a number of axes, whoever gives them; all of them have to fit the shape.
         word = known if isinstance(known, tuple) or word is None else word
     _check_word(shape, as_spatial(spatial), "", "images")
     if not 2 <= len(shape) <= 5 or (word is None and len(shape) == 2 and not vectors):
@@ -101,6 +102,7 @@ def check_batch(
     if shape[0] < least:
         few = {1: "one image", 2: "two images"}.get(least, f"{least} images")
         raise ValueError(f"expected at least {few}, got {shape[0]}, shape {shape}: give more images")
+    # Sides leave nothing open. A number of axes does not say where the channels are: the shape is looked at below.
     if isinstance(word, tuple) or len(shape) == 2:
         return
     if len(shape) == 3 and word is None:
@@ -193,6 +195,7 @@ def check_image(image: Any, *, spatial: Spatial = None, made_for: str = "", vect
             f"expected an image (h, w, channels), got shape {shape}, which may be a batch: use jax.vmap over keys and "
             f"images; {said}"
         )
+    # (5, 28, 28) may be a batch of gray images, (3, 32, 32) an image with its channels in front.
     if shape[-1] > MOST_CHANNELS or _looks_channels_first(shape):
         raise ValueError(
             f"expected an image (h, w, channels), got shape {shape}, whose last axis may be a side of the image: move "
@@ -270,6 +273,7 @@ def _check_word(shape: tuple[int, ...], word: int | tuple[int, ...] | None, made
 
     ``name`` is "images", or "an image", which has no ``n``.
     """
+    # Full shape: n, spatial axes, channels; check_image puts n = 1 in front.
     axes = word if isinstance(word, int) else len(word or ())
     if word is None or (len(shape) == axes + 2 and (isinstance(word, int) or shape[1:-1] == word)):
         return

@@ -31,9 +31,11 @@ def unknown(aval: Any) -> Axes:
 
 def role(axis: Axis) -> Role:
     """Return the role of an axis: batch if it holds the batch, channels if heads are merged with channels."""
+    # Parts of size 1 do not count beside larger ones, (n 1  s 8) is space; but a batch of one image is a batch.
     roles = {role for role, size in axis if size > 1} or {role for role, _ in axis}
     if any(role == "b" for role, _ in axis):
         return "b"
+    # Heads merged with channels, (n 3  c 64), are channels. Any other mixture has no role.
     if "c" in roles:
         roles.discard("n")
     return roles.pop() if len(roles) == 1 else None
@@ -42,6 +44,7 @@ def role(axis: Axis) -> Role:
 def channel(axes: Axes) -> int | None:
     """Return the position of the channel axis, or None if it is not known."""
     roles = [role(axis) for axis in axes]
+    # Two such axes, as of a Gram matrix of channels, leave it open.
     return roles.index("c") if roles.count("c") == 1 else None
 
 
@@ -66,6 +69,8 @@ def reshape(axes: Sequence[Axis], old: Sequence[int], new: Sequence[int]) -> Axe
     """
     if 0 in old:
         return (UNKNOWN,) * len(new)
+    # Old and new axes list the same entries, the last axis fastest. So both are the same row of parts, and each new
+    # axis takes from the front what its size needs.
     parts = [part for axis, size in zip(axes, old) for part in _parts_of(axis, size)]
     result: list[Axis] = []
     for k, size in enumerate(new):
@@ -74,9 +79,11 @@ def reshape(axes: Sequence[Axis], old: Sequence[int], new: Sequence[int]) -> Axe
             own.append(parts.pop(0))
         while missing > 1:
             name, part = parts.pop(0)
+            # The border between two new axes cuts a part at no whole number: (s 6) (s 2) -> (4, 3).
             if missing % part != 0 and part % missing != 0:
                 return (*result, *[UNKNOWN] * (len(new) - k))
             if missing % part != 0:
+                # (s 8) where 4 are missing: the outer 4 go here, the inner 2 to the next axis.
                 parts.insert(0, (name, part // missing))
                 part = missing
             own.append((name, part))
@@ -113,6 +120,7 @@ def _convolution(equation: Any, operands: Sequence[Axes | None], result: Any) ->
     if image is None or kernel is not None:
         return _of_same_rank(equation, operands, result)
     numbers = equation.params["dimension_numbers"]
+    # Channels are made anew; the batch goes through, with what it was merged with; what windows slide along is space.
     axes: list[Axis] = [(("s", size),) for size in result.shape]
     batch, channels = numbers.out_spec[:2]
     axes[batch], axes[channels] = image[numbers.lhs_spec[0]], (("c", result.shape[channels]),)
@@ -127,6 +135,7 @@ def _dot(equation: Any, operands: Sequence[Axes | None], result: Any) -> Axes:
     free = [[k for k in range(len(shapes[i])) if k not in contracted[i] and k not in batch[i]] for i in (0, 1)]
     # What a kernel brings in are new axes, the last of them channels where the activation keeps none of its own.
     known = [axes or [(("n", size),) for size in shape] for axes, shape in zip(operands, shapes)]
+    # Both operands have the shared axes; those of an activation are known.
     side = 1 if operands[0] is None else 0
     shared = [known[side][k] for k in batch[side]]
     own = [[axes[k] for k in dims] for axes, dims in zip(known, free)]
@@ -141,6 +150,7 @@ def _selection(equation: Any, operands: Sequence[Axes | None], result: Any) -> A
     axes = next(axes for axes in operands if axes is not None)
     if name in ("stack", "unstack"):
         return _rearranged(equation, [axes], result)
+    # An embedding: the indices depend on the images, the table does not.
     if name == "gather" and operands[0] is None:
         return _lookup(equation, axes)
     return axes if len(axes) == len(result.shape) else unknown(result)
@@ -150,6 +160,7 @@ def _lookup(equation: Any, axes: Axes) -> Axes:
     """Return the axes of rows of a table: batch and space of the indices, then the channels of the table."""
     offset = equation.params["dimension_numbers"].offset_dims
     shape, indices = equation.outvars[0].aval.shape, iter(axes)
+    # Tokens (b, s, 1) look up a table (v, c): the result is (b, s, c), with offset_dims (2,) for the axes of a row.
     result = [(("c", size),) if k in offset else next(indices, UNKNOWN) for k, size in enumerate(shape)]
     return tuple(axis if k in offset or role(axis) == "b" else (("s", shape[k]),) for k, axis in enumerate(result))
 
@@ -167,6 +178,7 @@ def _rearranged(equation: Any, operands: Sequence[Axes | None], result: Any) -> 
     if name == "transpose":
         return tuple(axes[k] for k in params["permutation"])
     if name == "broadcast_in_dim":
+        # An axis that is no axis of the operand was made by the network.
         broadcast: list[Axis] = [(("n", size),) for size in new]
         for source, target in enumerate(params["broadcast_dimensions"]):
             broadcast[target] = axes[source]
@@ -177,6 +189,7 @@ def _rearranged(equation: Any, operands: Sequence[Axes | None], result: Any) -> 
         return (*axes[: params["axis"]], (("n", new[params["axis"]]),), *axes[params["axis"] :])
     if name == "unstack":
         return (*axes[: params["axis"]], *axes[params["axis"] + 1 :])
+    # A reduction. Windows, reversals and casts keep the axes as they are.
     if "axes" in params and len(new) == len(old) - len(params["axes"]):
         return tuple(axis for k, axis in enumerate(axes) if k not in params["axes"])
     return axes if len(old) == len(new) else (UNKNOWN,) * len(new)
@@ -197,6 +210,7 @@ def crosses_rows(equation: Any, operands: Sequence[Axes | None]) -> bool:
         contracted, _ = equation.params["dimension_numbers"]
         summed = [axes[k] for axes, dims in zip(operands, contracted) if axes is not None for k in dims]
         result = of_results(equation, operands)[0]
+        # x' x sums over the batch, and x x' has it on two axes: every row meets every other one.
         return any(role(axis) == "b" for axis in summed) or [role(axis) for axis in result].count("b") > 1
     return operands[0] is not None and any(role(operands[0][k]) == "b" for k in crossed_axes(equation))
 
@@ -242,13 +256,16 @@ def is_pooled(axes: Axes, reduced: Sequence[int]) -> bool:
 def batch_first(axes: Axes, shape: Sequence[int], batch: int) -> tuple[int, int, int] | None:
     """Return the axis that holds the batch, and how much was merged before and behind it; None if the batch is lost."""
     holders = [k for k, axis in enumerate(axes) if role(axis) == "b"]
+    # Nothing is known of the first axis, but it is as long as the batch, and networks keep it in front.
     if not holders and shape and shape[0] == batch and role(axes[0]) is None:
         return 0, 1, 1
     if len(holders) != 1:
         return None
     axis = holders[0]
     names, sizes = zip(*_parts_of(axes[axis], shape[axis]))
+    # (n 4  b 3  s 2), 24 entries: 4 before the batch, 2 behind it.
     place = names.index("b")
+    # Two batches in one axis, or a batch that was cut or joined with another.
     if names.count("b") > 1 or sizes[place] != batch:
         return None
     return axis, prod(sizes[:place]), prod(sizes[place + 1 :])

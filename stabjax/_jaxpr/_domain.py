@@ -61,6 +61,7 @@ class Step:
     def shapes(self) -> tuple[tuple[int, ...], ...]:
         """Shapes of the operands."""
         if self._shapes is None:
+            # Made when asked for: not every rule needs shapes, and programs have many steps.
             self._shapes = tuple([getattr(atom.aval, "shape", ()) for atom in self._equation.invars])
         return self._shapes
 
@@ -86,6 +87,7 @@ class Step:
     @property
     def is_activation(self) -> bool:
         """Whether this is a call without taps inside whose program is elementwise throughout and not affine."""
+        # A plan inside means that the call was inlined, as there may be taps in it.
         return self.name in CALLS and self._child is None and is_activation(body(self._equation))
 
     def apply(self, *arrays: Any) -> list[Any]:
@@ -100,11 +102,13 @@ class Step:
         """
         if any(isinstance(array, Tracer) for array in arrays):
             return self._run(arrays)
+        # Inside of a trace every primitive, also of known arrays, would be traced, and its value not be known.
         with jax.ensure_compile_time_eval():
             return self._run(arrays)
 
     def _run(self, arrays: Sequence[Any]) -> list[Any]:
         equation = self._equation
+        # A literal stands in the equation: what was given for it is the same number.
         values = {atom: value for atom, value in zip(equation.invars, arrays, strict=True) if not is_literal(atom)}
         run(self._interpreter.jaxpr, [equation], values)
         return [None if is_dropped(var) else values[var] for var in equation.outvars]
@@ -116,6 +120,7 @@ class Step:
             operands: its inputs.
             constant: what stands for the arrays that the program holds itself; by default what the domain says.
         """
+        # A bare plan: taps inside of a call that is entered here are not recorded.
         return self._interpreter.run(TapPlan(*opened(body(self._equation))), operands, constant=constant)
 
 
@@ -153,6 +158,7 @@ class Domain:
 
     def branch(self, index: Value, count: int) -> int | None:
         """Return which of ``count`` branches is taken, if that is known."""
+        # As XLA does it: an index outside of the branches takes the first or the last.
         known = not self.is_active(index) and not isinstance(index, Tracer)
         return int(np.clip(index, 0, count - 1)) if known else None
 

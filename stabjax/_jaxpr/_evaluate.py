@@ -35,6 +35,7 @@ def evaluate(
     def operand(atom: Any) -> Any:
         return atom.val if is_literal(atom) else values[atom]
 
+    # Equations wait until a tap or a call is reached that has to be looked into, and then run in one piece.
     for index, equation in enumerate(jaxpr.eqns):
         child = plan.children.get(index)
         here = [operation for var in equation.outvars for operation in plan.taps.get(var, ()) if operation in wanted]
@@ -48,6 +49,7 @@ def evaluate(
         if here:
             flush()
             for var in equation.outvars:
+                # At once, so that only what visit returns is kept.
                 found |= {k: visit(k, values[var]) for k in plan.taps.get(var, ()) if k in wanted}
     flush()
     return [operand(atom) for atom in jaxpr.outvars], found
@@ -64,7 +66,7 @@ def _enter(
     params = equation.params
     name = equation.primitive.name
     if name in REMAT:
-
+        # What was visited is an output of the new checkpoint. On all else its policy decides, as before.
         def body(*inputs: Any) -> tuple[list[Any], dict[int, Any]]:
             return evaluate(child, inputs, wanted, visit)
 
@@ -80,6 +82,7 @@ def _scan(
     fixed, carried = scan_split(params)
     consts, init, stacked = arguments[:fixed], arguments[fixed : fixed + carried], arguments[fixed + carried :]
 
+    # (carry, row) -> (carry, (row of results, visits)); `jax.lax.scan` stacks rows and visits over the iterations.
     def body(carry: list[Any], inputs: list[Any]) -> tuple[list[Any], tuple[list[Any], dict[int, Any]]]:
         outputs, found = evaluate(child, [*consts, *carry, *inputs], wanted, visit)
         return outputs[:carried], (outputs[carried:], found)

@@ -116,8 +116,10 @@ class Node:
     @property
     def is_affine(self) -> bool:
         """Return whether it is elementwise, and affine in its active operands together."""
+        # x * y and 1 / x are not affine in x and y together; x * 2 and x / 2 are.
         if self.name in ("mul", "div"):
             return len(self.active) == 1 and (self.name == "mul" or self.operands[0].active)
+        # A select_n by a condition on the images is not affine; one by a mask is.
         return self.name in AFFINE and not (self.name == "select_n" and self.operands[0].active)
 
     @property
@@ -174,6 +176,8 @@ def _add_program(
     graph: Graph, plan: TapPlan, inputs: Sequence[Value], scope: tuple[str, ...] = (), frames: tuple[Frame, ...] = ()
 ) -> list[Value]:
     """Add the equations of a program to a graph, and return its outputs."""
+    # Arrays that the program holds are constants without a path. A variable is defined once, before it is read: one
+    # pass over the equations is enough.
     values = {var: Value(plan, var, False) for var in plan.jaxpr.constvars}
     values |= zip(plan.jaxpr.invars, inputs, strict=True)
 
@@ -182,6 +186,7 @@ def _add_program(
 
     for index, equation in enumerate(plan.jaxpr.eqns):
         own = _program.scope_of(equation)
+        # Linen puts the class of the whole network in front of all scopes.
         if not scope and own[:1] == (graph.root,):
             own = own[1:]
         node = Node(equation, plan, index, (*scope, *own), frames, tuple(map(lookup, equation.invars)))
@@ -192,6 +197,7 @@ def _add_program(
 def _add_equation(graph: Graph, node: Node) -> Sequence[Value]:
     """Add an equation, by tables, and return what it defines."""
     equation, name = node.equation, node.name
+    # The order matters: the call of an activation is one operation, so it is found before calls are inlined.
     if not node.active:
         return _add(graph, node, [None] * len(equation.outvars))
     if _axes.crosses_rows(equation, node.axes):
@@ -212,6 +218,7 @@ def _add(graph: Graph, node: Node, axes: Sequence[Axes | None]) -> tuple[Value, 
     """Add a node and return its results, given their axes, None for constants."""
     position = len(graph.nodes)
     graph.nodes.append(node)
+    # Paths go along with constants only. In an active value they have been used: they name the operation.
     parameters = [node.parameters if own is None else frozenset() for own in axes]
     node.results = tuple(
         Value(node.plan, var, own is not None, paths, own or (), node, position)
@@ -231,6 +238,7 @@ def _is_activation_call(node: Node) -> bool:
     if node.name not in JIT | CUSTOM | {"cond"} or not len(set(node.active)) == len(node.equation.outvars) == 1:
         return False
     inner = _program.default_branch(node.equation) if node.name == "cond" else _program.body(node.equation)
+    # A jit by any other name is a part of the network's own code, and is inlined.
     is_named = node.name not in JIT or _program.call_name(node.equation) in ACTIVATIONS
     return is_named and inner is not None and is_activation(inner)
 
@@ -269,6 +277,7 @@ def _add_whole(
     axes = _axes.of_results(node.equation, node.axes)
     if not is_seen:
         return _add(graph, node, axes)
+    # For each result, what every branch returns there. One that is active makes the result active.
     choices = zip(*[body.outputs for body in node.bodies], strict=True)
     inside = [max(values, key=lambda value: value.active) for values in choices]
     known = [
@@ -276,6 +285,7 @@ def _add_whole(
         for value, own in zip(inside, axes, strict=True)
     ]
     results = _add(graph, node, known)
+    # A constant keeps its definition inside, in which a norm looks for its root.
     return [result if result.active else value for result, value in zip(results, inside, strict=True)]
 
 
@@ -283,6 +293,8 @@ def _body(graph: Graph, node: Node, program: Jaxpr) -> Graph:
     """Return the graph of a program inside a call; its inputs are the last operands, if they fit."""
     jaxpr, consts = _program.opened(program)
     plan = TapPlan(jaxpr, consts)
+    # A cond reads (index, *inputs), its branches read (*inputs). A loop reads the constants of its condition, those of
+    # its body, and what it carries: they may not fit, and nothing is known then.
     operands = node.operands[len(node.operands) - len(jaxpr.invars) :]
     if [value.var.aval.ndim for value in operands] == [var.aval.ndim for var in jaxpr.invars]:
         inputs = [_input(plan, var, value, value.axes) for var, value in zip(jaxpr.invars, operands, strict=True)]
@@ -311,10 +323,13 @@ def _add_scan(graph: Graph, node: Node) -> Sequence[Value]:
     stacked = node.operands[fixed + carried :]
     child = TapPlan(jaxpr, consts)
     inputs = [
+        # Operands are (constants, carried, stacked); of the stacked ones the body reads one row, without the first
+        # axis.
         _input(child, var, value, value.axes[1:] if k >= fixed + carried else value.axes)
         for k, (var, value) in enumerate(zip(jaxpr.invars, node.operands, strict=True))
     ]
     if any(value.active and _axes.role(value.axes[0]) == "b" for value in stacked):
+        # What is carried from image to image makes rows depend on each other.
         graph.mixed_rows += ["/".join((*node.scope, node.name))] if carried else []
         node.bodies = (_nested(graph, child, inputs, node.scope),)
         node.reason = "inside a loop over the images, as lax.map makes one; jax.vmap lets them be seen"
@@ -324,17 +339,22 @@ def _add_scan(graph: Graph, node: Node) -> Sequence[Value]:
     paths = frozenset().union(*[value.parameters for value in stacked])
     frame = Frame(paths, node.scope, params["length"], params["reverse"])
     outputs = _add_program(graph, child, inputs, node.scope, (*node.frames, frame))
+    # The node reads what its body returns, so that segments end there and patterns can look back into the loop.
     node = replace(node, operands=(*node.operands, *outputs))
+    # Results are (carried, stacked): the stacked ones have the iterations on a first axis.
     iterations = ((("s", params["length"]),),)
     axes = [value.axes if k < carried else iterations + value.axes for k, value in enumerate(outputs)]
     results = _add(graph, node, [own if value.active else None for own, value in zip(axes, outputs, strict=True)])
     for result, value in zip(results, outputs, strict=True):
+        # Those of a constant alone, and not all that the scan reads.
         result.parameters = value.parameters
     return results
 
 
 def _activate_carry(graph: Graph, child: TapPlan, inputs: list[Value], carry: range) -> None:
     """Make active what a scan begins with as a constant, and carries on as a value that depends on the images."""
+    # Activity only spreads: a round makes one more carried value active, or it is the last. Rounds are tried in a graph
+    # and a plan of their own, which are thrown away.
     late = [k for k in carry if not inputs[k].active]
     while late:
         trial = Graph(graph.root, graph.has_paths, is_nested=True, mixed_rows=[])

@@ -70,6 +70,7 @@ def examine(value: Any, known: Sequence[Any] = ()) -> Examined:
     try:
         identity = look.value(value)
     except RecursionError:
+        # `look` belongs to this call alone, so this identity equals no other.
         return Examined(Itself(look), may_change=True, foreign=True)
     return Examined(identity, look.changing or bool(look.arrays), look.foreign)
 
@@ -102,6 +103,9 @@ class _Look:
 
     def program(self, jaxpr: Any, *, closed: bool = True) -> Hashable:
         inner, consts = opened(jaxpr)
+        # Variables count by their order, so that two traces of ``a * b + a`` agree:
+        #
+        #     inputs 0 1    mul 0 1 -> 2    add 2 0 -> 3    outputs 3
         numbers: dict[Any, int] = {}
 
         def atom(a: Any) -> Hashable:
@@ -123,6 +127,7 @@ class _Look:
             )
             for equation in inner.eqns
         )
+        # The name of a function inside counts, as it names taps (``relu``); that of the whole program does not.
         name = getattr(getattr(inner, "debug_info", None), "func_name", "") if closed else ""
         held = tuple(map(self.value, consts)) if closed else ()
         return name, inputs, steps, tuple(map(atom, inner.outvars)), held
@@ -134,12 +139,15 @@ class _Look:
             if id(value) in self.known:
                 return "known"
             self.arrays.append(value)
+        # An array of JAX never changes, so the object identifies it. One of NumPy may change in place: its bytes do
+        # (below).
         if isinstance(value, Tracer | jax.Array):
             return Itself(value)
         if isinstance(value, type | ModuleType):
             self.foreign |= _is_foreign(value) if isinstance(value, type) else not _is_known(value.__name__)
         if isinstance(value, _PLAIN):
             return kind, value
+        # By their bits: 0.0 == -0.0, but their inverses differ, and a nan is not equal to itself.
         if isinstance(value, float):
             return kind, value.hex()
         if isinstance(value, complex):
@@ -153,6 +161,8 @@ class _Look:
             return Itself(value)
         if hasattr(opened(value)[0], "eqns"):
             return self.program(value)
+        # A tuple is not counted as met: it cannot change, so equal ones are the same. Two references to one list are
+        # not two equal lists: a change in it is seen through both.
         if isinstance(value, tuple):
             return kind, tuple(map(self.value, value))
         if id(value) in self.met:
@@ -161,6 +171,7 @@ class _Look:
         self.held.append(value)  # else another object could take its place in memory
         if isinstance(value, list | set | Mapping):
             items = value.values() if isinstance(value, Mapping) else value
+            # Plain data in a container can be replaced in place.
             self.changing |= not self.private and any(isinstance(item, _DATA) for item in items)
         if isinstance(value, list):
             return kind, tuple(map(self.value, value))
@@ -169,6 +180,7 @@ class _Look:
         if isinstance(value, Mapping):
             return kind, tuple((self.value(key), self.value(item)) for key, item in value.items())
         if _is_transformed(value):
+            # Without what its last trace has left in it (the stores), and without the lines of code (`DebugInfo`).
             done = [(self.value(rule), tuple(map(self.value, _data(given)))) for rule, given in value.transforms]
             return kind, self.value(value.f), *done, self.value(value.params)
         return self.callable(value) if callable(value) else self.object(value)
@@ -188,6 +200,7 @@ class _Look:
             self.changing |= not self.private and any(isinstance(item, (*_DATA, tuple)) for item in variables.values())
             read = (*_held_by(f), *variables.items())
             return FunctionType, f.__code__, *[(name, self.value(value)) for name, value in read]
+        # A wrapper that a library has made, as `jax.jit` does: the function inside says what it computes.
         wrapped = getattr(f, "__wrapped__", None)
         if _is_of_library(type(f)) and wrapped is not None and not hasattr(f, "__self__"):
             return type(f), self.value(wrapped)
@@ -203,12 +216,14 @@ class _Look:
             except TypeError:
                 return (type(value), self.value(value.val)) if hasattr(value, "val") else Itself(value)
             return type(value), value
+        # The classes that no library has made; `library`: whether it has others too, as a module of Flax or Equinox.
         own = [base for base in type(value).__mro__[:-1] if not _is_of_library(base)]
         library = len(own) < len(type(value).__mro__) - 1
         if own and not library and any(isinstance(item, _DATA) for item in attributes.values()):
             self.changing |= not self.private
         found = []
         for name, item in attributes.items():
+            # What a library keeps for itself counts in the identity, but says nothing of what the user changes.
             hidden = library and name.startswith("_")
             if hidden and name in _TRACES:
                 continue
@@ -225,6 +240,7 @@ class _Look:
 def _attributes(value: Any) -> dict[str, Any]:
     """Return the attributes of the object itself: one that stands for another would give those of the other."""
     found = {}
+    # An object can have a dictionary, slots, or both, and slots of every class it descends from.
     for kind in type(value).__mro__:
         names = kind.__dict__.get("__slots__", ())
         for name in ("__dict__", *((names,) if isinstance(names, str) else names)):
@@ -239,6 +255,7 @@ def _bytes(value: Any) -> Hashable:
     array = np.asarray(value)
     if array.dtype == object:
         return Itself(value)
+    # Identities stay in caches, so large arrays are kept as digests.
     data = array.tobytes()
     return "array", array.dtype.str, array.shape, data if len(data) < 64 else hashlib.sha256(data).digest()
 
@@ -291,6 +308,8 @@ def _globals_of(f: FunctionType) -> Iterator[tuple[str, Any]]:
     names = _names(f.__code__)
     for name in names:
         value = f.__globals__.get(name)
+        # Code names ``settings.scale`` as two names, settings and scale: all attributes of that module that it may
+        # mean.
         if isinstance(value, ModuleType) and not _is_known(value.__name__):
             inside = [(f"{name}.{attribute}", vars(value).get(attribute)) for attribute in names]
         elif isinstance(value, type) and _is_foreign(value):
@@ -308,6 +327,7 @@ def _class_data(classes: Sequence[type], attributes: Mapping[str, Any]) -> dict[
     kinds = (*_DATA, list, tuple, set, Mapping, np.ndarray, jax.Array)
     return {
         name: item
+        # From the last class to the first: what a class defines replaces what it inherits.
         for base in reversed(classes)
         for name, item in vars(base).items()
         if isinstance(item, kinds) and name not in attributes and not name.startswith(_OF_FRAMEWORKS)
@@ -317,12 +337,15 @@ def _class_data(classes: Sequence[type], attributes: Mapping[str, Any]) -> dict[
 def _methods(base: type) -> Iterator[FunctionType]:
     """Return the functions that run when an object of this class is called: all but those that make it."""
     for name, item in vars(base).items():
+        # Static and class methods hold a function as `__func__`, properties as `fget`, wrappers of frameworks as
+        # `method`.
         f = getattr(item, "method", getattr(item, "__func__", getattr(item, "fget", item)))
         if isinstance(f, FunctionType) and name not in ("__init__", "__post_init__", "__new__"):
             yield f
 
 
 def _names(code: CodeType) -> tuple[str, ...]:
+    # Functions defined inside are constants of the code; they read the same globals.
     inner = [name for constant in code.co_consts if isinstance(constant, CodeType) for name in _names(constant)]
     return tuple(dict.fromkeys([*code.co_names, *inner]))
 

@@ -48,6 +48,7 @@ class Interpreter:
         self.at_taps: dict[tuple[int, tuple[int, ...]], Value] = {}
         self._names = {(site.operation, site.iteration): site.name for site in traced.sites}
         self._scopes: list[str] = []
+        # All values that an activation will ask for, in this program or one inside; the others are not kept.
         self._starts: dict[tuple[TapPlan, Var], Value | None] = dict.fromkeys(_starts_of(traced.plan))
 
     def where(self, equation: Equation) -> str:
@@ -73,13 +74,16 @@ class Interpreter:
         """
         domain, jaxpr = self.domain, plan.jaxpr
         held = dict(zip(jaxpr.constvars, plan.consts))
+        # An inner open program has no values for its constants: they are not known.
         known = {var: (constant or domain.constant)(held.get(var)) for var in jaxpr.constvars}
         known |= {var: self._exchange(plan, var, value) for var, value in zip(jaxpr.invars, inputs, strict=True)}
 
         def lookup(atom: Any) -> Value:
             return domain.literal(atom.val) if is_literal(atom) else known[atom]
 
+        # Invariant: `known` holds each variable that was defined so far, as `_exchange` left it.
         for index, equation in enumerate(jaxpr.eqns):
+            # Equations stand in order: what one reads has been defined by those before, or is an input.
             operands = [lookup(atom) for atom in equation.invars]
             step = Step(self, equation, plan.children.get(index))
             if any(map(domain.is_active, operands)):
@@ -94,8 +98,11 @@ class Interpreter:
 
     def _exchange(self, plan: TapPlan, var: Var, value: Value) -> Value:
         """Let the domain exchange the value of an activation and of a tap, and remember where activations begin."""
+        # None also where the activation began in a program that was not entered: the value then stays what the rules
+        # made.
         start = self._starts.get(plan.starts[var]) if var in plan.starts else None
         if start is not None:
+            # First the activation, then the tap: what the tap records is what goes on.
             value = self.domain.at_activation(value, start)
         if plan.taps.get(var) and self.domain.is_active(value):
             value = self.domain.at_tap(value)
@@ -128,6 +135,7 @@ class Interpreter:
     ) -> list[Value]:
         scope = scope_of(equation)
         self._scopes += scope
+        # A call without a plan holds no tap, and is entered all the same.
         outputs = self.run(child or TapPlan(*opened(body(equation))), operands, iteration)
         del self._scopes[len(self._scopes) - len(scope) :]
         return outputs
@@ -138,12 +146,14 @@ class Interpreter:
         default = default_branch(equation)
         branches = equation.params["branches"] if default is None else [default]
         known = self.domain.branch(index, len(branches)) if len(branches) > 1 else 0
+        # Branches have no plans: a cond is bound whole, and there is no tap inside.
         outcomes = [self.run(TapPlan(*opened(branch)), inputs) for branch in branches]
         if known is not None:
             return outcomes[known]
         results = []
         for var, alternatives in zip(equation.outvars, zip(*outcomes)):
             shapes = [var.aval.shape] * len(alternatives)
+            # One choice for each result, between what the branches have made of it.
             step = Step(self, equation, name="branches", params={}, shapes=shapes, result=var.aval)
             results.append(self.domain.choose(step, index, list(alternatives)))
         return results
@@ -159,8 +169,10 @@ class Interpreter:
         params = equation.params
         fixed, carried = scan_split(params)
         plan = child or TapPlan(*opened(params["jaxpr"]))
+        # Operands are (constants, carried, stacked); the body returns (carried, one row of each stacked result).
         consts, carry, stacked = operands[:fixed], operands[fixed : fixed + carried], operands[fixed + carried :]
         avals = [atom.aval for atom in equation.invars[fixed + carried :]]
+        # A step for each stacked operand, (length, *row) -> (*row), by which the domain takes a row of it.
         cuts = [
             Step(
                 self,
@@ -172,12 +184,14 @@ class Interpreter:
             )
             for aval in avals
         ]
+        # By position, not by order of execution. Each entry is replaced as a whole, so they may begin as one list.
         rows: list[list[Value]] = [[]] * params["length"]
         before: list[Value] | None = None
         outputs: list[Value] = []
         order = range(params["length"])
         for k in reversed(order) if params["reverse"] else order:
             inputs = [*consts, *carry, *[self.domain.row(cut, value, k) for cut, value in zip(cuts, stacked)]]
+            # With taps inside, every iteration is a tap of its own.
             if before is None or child is not None or not self.domain.is_same(before, inputs):
                 before, outputs = inputs, self.run(plan, inputs, (*outer, k))
                 carry = outputs[:carried]

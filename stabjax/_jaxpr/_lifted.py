@@ -45,11 +45,14 @@ def lift(program: Program) -> Lifted:
         inner = [const for call in _calls_with_constants(program.jaxpr) for const in opened(body(call))[1]]
 
         def flat(held: list[Any], x: Any) -> list[Any]:
+            # held is (parameters, arrays of the program, arrays of the calls inside), in the order of
+            # `_calls_with_constants`.
             inputs, outer_held, inner_held = held[: len(leaves)], held[len(leaves) :][: len(outer)], held[len(leaves) :]
             return _inlined(program.jaxpr, outer_held, [*inputs, x], iter(inner_held[len(outer) :]))
 
         held = [*map(_as_array, outer), *map(_as_array, inner)]
         written = trace(flat, [*leaves, *held], [""] * (len(leaves) + len(held)), x)
+        # Inputs come as parameters, arrays that tracing has added, arrays that were held before, images.
         held = [*map(_as_array, written.consts), *held]
     else:
         written = program
@@ -65,6 +68,7 @@ def _calls_with_constants(jaxpr: Jaxpr) -> Iterator[Any]:
     for equation in jaxpr.eqns:
         if equation.primitive.name in JIT and _holds(body(equation)):
             yield equation
+            # Depth first, in the order in which `_inlined` meets them: both must agree.
             yield from _calls_with_constants(opened(body(equation))[0])
 
 
@@ -82,6 +86,7 @@ def _inlined(jaxpr: Jaxpr, consts: Sequence[Any], inputs: Sequence[Any], held: I
 
     waiting = []
     for equation in jaxpr.eqns:
+        # Everything between two such calls runs in one piece.
         if equation.primitive.name not in JIT or not _holds(body(equation)):
             waiting.append(equation)
             continue
@@ -89,8 +94,10 @@ def _inlined(jaxpr: Jaxpr, consts: Sequence[Any], inputs: Sequence[Any], held: I
         waiting = []
         inner, own = opened(body(equation))
         with ExitStack() as stack:
+            # An inlined call leaves its scopes on what stood inside: taps are named by them.
             for scope in scope_of(equation):
                 stack.enter_context(jax.named_scope(scope))
+            # Its own arrays first, then those of the calls inside, which the recursion takes.
             mine = [next(held) for _ in own]
             outputs = _inlined(inner, mine, [operand(atom) for atom in equation.invars], held)
         values.update(zip(equation.outvars, outputs, strict=True))

@@ -42,7 +42,12 @@ class Names:
     def _indexed(self, parts: list[str], frames: tuple[Frame, ...], iteration: tuple[int, ...]) -> str:
         """Put the iteration of every scan behind the module it runs over: ``layers/3/conv``."""
         around = ""
+        # From the outermost scan on: each module lies inside that of the scan around it, if it can.
         modules = [around := self._module(frame, around) for frame in frames]
+        # Innermost first, so that the parts in front keep their places. Scans over blocks and, inside, over
+        # blocks/conv:
+        #
+        #     blocks/conv in iteration (0, 2)  ->  blocks/conv/2  ->  blocks/0/conv/2
         for module, k in reversed(list(zip(modules, iteration, strict=False))):
             prefix = module.split("/")
             shared = 0
@@ -69,6 +74,7 @@ def common_path(paths: Iterable[str]) -> str:
         if len(set(parts)) > 1:
             break
         shared.append(parts[0])
+    # A parameter of no module names its operation itself.
     return "/".join(shared) or (split[0][0] if len(split) == 1 else "")
 
 
@@ -87,6 +93,7 @@ def stacked_module(stacked: frozenset[str], paths: frozenset[str], around: str) 
     outer = around.split("/") if around else []
     least = len(outer) + 1 if len(parts) > len(outer) and parts[: len(outer)] == outer else 1
     while len(parts) > least:
+        # One module further out, as long as the scan stacks everything that is in it.
         inside = "/".join(parts[:-1]) + "/"
         if not all(path in stacked for path in paths if path.startswith(inside)):
             break

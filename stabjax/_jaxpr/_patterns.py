@@ -50,6 +50,7 @@ def scale_or_bias(node: Node, regions: Regions) -> Match | None:
     if len(node.active) != 1 or not any(map(regions.graph.is_parameter, node.constants)):
         return None
     operation = regions.operation(node.active[0])
+    # A bias is the last part of an operation: what follows belongs to none.
     if operation is None or "bias" in operation.affine:
         return None
     if node.name in _ADDITIONS and operation.kind in ("conv", "dense", "norm"):
@@ -64,6 +65,18 @@ def scale_or_bias(node: Node, regions: Regions) -> Match | None:
 # Normalization
 
 
+# Layer normalization, equation by equation, with the pattern that claims each:
+#
+#     s = reduce_sum x     pool             an operation for now
+#     m = div s n          mean             it goes on
+#     c = sub x m          centering        the region of x goes on; the pool is absorbed, and no operation any more
+#     q = integer_pow c    (none)           the region of x grows
+#     t = reduce_sum q     pool
+#     v = div t n          mean
+#     e = add v eps        (none)           the region of t grows
+#     r = rsqrt e          (none)
+#     y = mul c r          norm             r descends from a reduction of the region of c, by a root; t is absorbed
+#     z = mul y gain       scale_or_bias    the norm goes on
 def norm(node: Node, regions: Regions) -> Match | None:
     """Match ``x * g(rsqrt(stat(x))) [* scale] [+ bias]``, or ``x / g(sqrt(stat(x)))``; mostly ``x`` is centered."""
     if node.name not in _FACTORS or (found := regions.statistic(node)) is None:
@@ -80,6 +93,8 @@ def running_norm(node: Node, regions: Regions) -> Match | None:
     if node.name not in _FACTORS or len(node.active) != 1:
         return None
     (x,), (statistic,) = node.active, node.constants
+    # If the active factor is a root itself, this is a factor on a statistic, ``rsqrt(var) * gain``, and not yet the
+    # norm.
     if not _divides_by_root(node, statistic, regions) or _is_root(x, regions) or _is_inverse_root(x, regions):
         return None
     # The mean is a part of the norm; what is not affine in front of it is an activation.
@@ -102,6 +117,7 @@ def moments(node: Node, regions: Regions) -> Match | None:
     if not regions.joins_regions(node):
         return None
     first, second = node.active
+    # Both are statistics of one region: by origin, {origin of what is reduced: reductions}.
     if not regions.reductions(first).keys() & regions.reductions(second).keys():
         return None
     parameters = regions.segment(first).parameters | regions.segment(second).parameters
@@ -117,6 +133,7 @@ def _divides_by_root(node: Node, statistic: Value, regions: Regions) -> bool:
 
 def _is_root(value: Value, regions: Regions) -> bool:
     """Return whether a value is a root up to factors, as a deviation is; any positive power counts."""
+    # sqrt(v) + eps and max(sqrt(v), eps) count as well.
     return _descends(value, regions, lambda node: node.name == "sqrt" or _exponent(node) > 0, ("add", "mul", "max"))
 
 
@@ -126,6 +143,7 @@ def _is_inverse_root(value: Value, regions: Regions) -> bool:
     def inverts(node: Node) -> bool:
         if node.name != "div":
             return node.name == "rsqrt" or _exponent(node) < 0
+        # 1 / sqrt(v), but no quotient of two roots, in which they may cancel.
         above, below = node.operands
         return _is_root(below, regions) and not (node.active and _is_root(above, regions))
 
@@ -197,6 +215,7 @@ def mean(node: Node, regions: Regions) -> Match | None:
     if node.name not in _FACTORS or len(node.active) != 1:
         return None
     operation = regions.operation(node.active[0])
+    # Only a sum becomes a mean, and once.
     if operation is None or "sum" not in operation.label or "scale" in operation.affine:
         return None
     label = operation.label.replace("sum_pool", "avg_pool")
@@ -211,6 +230,7 @@ def pool_of_slices(node: Node, regions: Regions) -> Match | None:
     first, second = [_source(value, regions) for value in node.active]
     if first is None or first is not second:
         return None
+    # The first two slices make a pool; each further one, or a pool of others of the same map, joins it.
     pools = [operation for operation in map(regions.operation, node.active) if operation is not None]
     if pools:
         return Match(extends=pools[0], absorbs=tuple(pools[1:]), region=node.active[0])
@@ -224,6 +244,7 @@ def _source(value: Value, regions: Regions) -> Value | None:
         operand = node.active[0]
         if node.name in SELECTIONS:
             old, new = operand.var.aval.shape, value.var.aval.shape
+            # The axes along which entries are left out; those of batch or channels are no windows.
             cut = {_axes.role(axis) for axis, a, b in zip(value.axes, old, new, strict=False) if a != b}
             if node.name == "pad" or (len(old) == len(new) and cut & {"b", "c"}):
                 break

@@ -54,6 +54,7 @@ _REGIONS = (
 
 def region_label(nonlinear: frozenset[str]) -> str:
     """Name an activation by its non-affine primitives."""
+    # The whole set has to fit: {erf, mul} is a gelu, {erf} alone is not.
     for primitives, label in _REGIONS:
         if nonlinear == primitives:
             return label
@@ -69,6 +70,7 @@ def _elementwise(jaxpr: Any) -> str:
     verdict = "affine"
     for equation in opened(jaxpr)[0].eqns:
         name = equation.primitive.name
+        # One equation that is not elementwise decides (other); if there is none, one that is not affine (nonlinear).
         if name in JIT | CUSTOM:
             inner = _elementwise(body(equation))
         elif name in AFFINE or name in _WITHIN:

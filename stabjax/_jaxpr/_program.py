@@ -89,6 +89,7 @@ def trace_shared(run: Any, leaves: Sequence[Any], paths: Sequence[str], x: Any) 
 
 def _call(run: Callable[..., Any], leaves: Sequence[Any], x: Any) -> Any:
     """Call what is static here: JAX keeps the programs of one function by its static arguments."""
+    # `run` is compared by what it holds, so that JAX finds the program of another object that is equal to it.
     return run(leaves, x)
 
 
@@ -108,6 +109,7 @@ def _trace(make: Callable[..., Any], leaves: Sequence[Any], paths: Sequence[str]
     return Program(
         jaxpr=jaxpr,
         consts=consts,
+        # Inputs are the parameters in order, and behind them the images.
         paths=(*paths, *[None] * (len(jaxpr.invars) - len(paths))),
         out_names=tuple(path_name(path) for path, _ in outputs),
         out_tree=out_tree,
@@ -116,6 +118,7 @@ def _trace(make: Callable[..., Any], leaves: Sequence[Any], paths: Sequence[str]
 
 def opened(jaxpr: Jaxpr) -> tuple[Jaxpr, Sequence[Any]]:
     """Return the open program and the values of its constants."""
+    # What has no `jaxpr` inside is an open program itself.
     return getattr(jaxpr, "jaxpr", jaxpr), getattr(jaxpr, "consts", ())
 
 
@@ -132,6 +135,7 @@ def scan_split(params: dict[str, Any]) -> tuple[int, int]:
 
     From JAX 0.11 on they are read off a tree of its inputs.
     """
+    # Operands of a scan: constants, carried values, stacked values.
     if "num_consts" in params:
         return params["num_consts"], params["num_carry"]
     consts, carry, _ = params["ft_in"].unpack()
@@ -143,6 +147,7 @@ def default_branch(equation: Equation) -> Jaxpr | None:
     platforms = equation.params.get("branches_platforms")
     if platforms is None:
         return None
+    # One entry for each branch: the platforms it is for, None for all others. Without such a branch the last one.
     return equation.params["branches"][platforms.index(None) if None in platforms else -1]
 
 
@@ -163,6 +168,7 @@ def call_name(equation: Equation) -> str:
     inner = body(equation)
     if inner is None:
         return equation.primitive.name
+    # A custom_jvp has no name among its parameters; the program inside knows its function.
     info = getattr(opened(inner)[0], "debug_info", None)
     name = getattr(info, "func_name", "")
     return name if name.isidentifier() else equation.primitive.name
@@ -177,6 +183,7 @@ def scope_of(equation: Equation) -> tuple[str, ...]:
     text = str(equation.source_info.name_stack)
     parts = []
     for part in text.split("/"):
+        # ``jvp(Block_0.encode)/eqx.nn.Conv2d/head``: jvp( ) goes first, then .encode, and eqx.nn.Conv2d as a whole.
         while part.endswith(")") and "(" in part:
             part = part[part.index("(") + 1 : -1]
         module, _, rest = part.partition(".")
@@ -200,11 +207,14 @@ def run(jaxpr: Jaxpr, equations: Sequence[Equation], values: dict[Var, Any]) -> 
 
     They run as a small program of their own, so that no rule of binding a primitive is repeated here.
     """
+    # Inputs of the small program: what its equations read and none of them makes, each once. Outputs: all they make, as
+    # it is not known here which of it is read later.
     made = {var for equation in equations for var in equation.outvars}
     needed = dict.fromkeys(
         atom for equation in equations for atom in equation.invars if not is_literal(atom) and atom not in made
     )
     results = [var for equation in equations for var in equation.outvars if not is_dropped(var)]
+    # The effects of the whole program contain those of a part of it.
     part = jex.Jaxpr(
         constvars=(),
         invars=list(needed),
@@ -219,6 +229,7 @@ def run(jaxpr: Jaxpr, equations: Sequence[Equation], values: dict[Var, Any]) -> 
 
 def with_constants_as_inputs(jaxpr: Jaxpr, position: int) -> Jaxpr:
     """Return an open program whose constants are inputs, in front of the input at a position."""
+    # Variables keep their names: only the lists of inputs change, and no equation.
     inputs = [*jaxpr.invars[:position], *jaxpr.constvars, *jaxpr.invars[position:]]
     return jex.Jaxpr(
         constvars=(),

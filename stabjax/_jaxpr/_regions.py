@@ -114,12 +114,15 @@ class Regions:
         for result in node.results:
             if not result.active:
                 continue
+            # A bias, a scale or a centering continues the region of what it is applied to; an operation begins one at
+            # its value.
             origin = result if match.region is None else self.segment(match.region).origin
             operation = match.extends
             if operation is None and match.kind is not None:
                 operation = Operation(match.kind, match.label, node, result, match.parameters, match.affine)
                 self.operations[operation] = None
             elif operation is not None:
+                # The value of an operation is that behind its last part.
                 operation.site, operation.label = result, match.label or operation.label
                 operation.affine |= match.affine
                 # A kernel names its layer alone, wherever its bias is kept.
@@ -127,7 +130,9 @@ class Regions:
                     operation.parameters |= match.parameters
             if operation is not None:
                 self._claims[result] = operation
+            # Parameters that no operation has taken stay with the segment.
             parameters = match.parameters if operation is None else frozenset()
+            # A claimed value ends the segment before it, and is the start of the next.
             self._segments[result] = Segment(origin, result, parameters=parameters)
 
     def grow(self, node: Node) -> None:
@@ -137,11 +142,14 @@ class Regions:
         segments = [self.segment(value) for value in active]
         first = segments[0]
         if node.is_view:
+            # Views in front of an activation are no part of it: it starts behind them. One in the middle may change the
+            # shape, so that nothing of the start can stand in for the value.
             self._segments[result] = replace(first, start=None if first.nonlinear else result)
             return
         nonlinear = frozenset().union(*[segment.nonlinear for segment in segments])
         activation = None
         if node.is_affine and len(active) == 1:
+            # tanh(x) * gain: the activation ends in front of the gain, which makes something else of it.
             applies = nonlinear and any(map(self.graph.is_parameter, node.constants))
             activation = first.activation or (active[0] if applies else None)
         self._segments[result] = Segment(
@@ -173,6 +181,7 @@ class Regions:
     def operation(self, value: Value) -> Operation | None:
         """Return the operation whose value this is, up to views and constant factors and offsets."""
         while value not in self._claims and (node := value.node) is not None and self.goes_on(value):
+            # Numbers may be added or multiplied in between. A parameter, a difference or a sign makes another value.
             applies = len(node.active) > 1 or any(map(self.graph.is_parameter, node.constants))
             if not node.is_view and (applies or not node.is_affine or node.name in ("sub", "neg")):
                 return None
@@ -183,6 +192,7 @@ class Regions:
         """Return ``x``, a statistic of it and the reductions in between, where an equation takes these two."""
         if not self.joins_regions(node):
             return None
+        # Which of the two is the statistic: the one that descends from a reduction of the other's region.
         for x, statistic in (node.active, node.active[::-1]):
             reductions = self.reductions(statistic).get(self.segment(x).origin)
             if reductions:
@@ -199,6 +209,7 @@ class Regions:
             seen.add(value)
             if node.is_reduction:
                 found.setdefault(self.segment(node.active[0]).origin, []).append(self._claims[value])
+            # On through a reduction: a variance descends from the mean that was taken off before, too.
             if node.is_reduction or self.goes_on(value):
                 stack += node.active
         return found
@@ -207,6 +218,8 @@ class Regions:
 
     def close(self) -> list[Operation]:
         """Return all operations in order of execution; segments that are read are operations, too."""
+        # What a pool reads ends a segment. Absorbed reductions are no operations any more: what they read belongs to
+        # the norm.
         reduced = [operation.node.active[0] for operation in self.operations if operation.node.is_reduction]
         for value in (*self._reads, *self.graph.outputs, *reduced):
             if value.active:
@@ -226,6 +239,7 @@ class Regions:
             label = region_label(segment.nonlinear)
             operation = Operation("activation", label, node, value, segment.parameters, start=segment.start)
         else:
+            # A product or sum with parameters that belong to no layer: behind an activation, or by themselves.
             operation = Operation("other", "affine", node, value, segment.parameters)
         self.operations[operation] = None
         self._claims[value] = operation

@@ -33,6 +33,7 @@ class _Text:
 
     def __init__(self, jaxpr: Any) -> None:
         self.jaxpr = jaxpr
+        # Text names variables by their order, so that two traces of one function read the same.
         self.key = (str(jaxpr), *_arrays(jaxpr))
 
     def __hash__(self) -> int:

@@ -49,6 +49,11 @@ class TapSite:
 
     def arranged(self, value: Any) -> Any:
         """Return an activation with its batch in front and its channels last."""
+        # The axis that holds the batch, (*a, before batch after, *z), is split in three:
+        #
+        #     split (*a, before, batch, after, *z) -> (batch, *a, before, after, *z) -> in_order (batch, *a, merged, *z)
+        #
+        # before and after stand side by side then, so that one reshape merges them.
         if value.shape != self.in_order or self.batch_axis != 0:
             value = jnp.moveaxis(value.reshape(self.split), self.batch_axis, 0).reshape(self.in_order)
         if self.channels_from is None or self.channels_from == self.channel_axis:
@@ -138,18 +143,21 @@ def _read(program: Program, root_scope: str) -> TracedProgram:
     taps: list[_Tap] = []
     for operation in operations:
         value, start = operation.site, operation.start
+        # The interpreter asks for this where a domain treats an activation as one step from its start.
         if start is not None:
             value.plan.starts[value.var] = start.plan, start.var
         holder = _axes.batch_first(value.axes, value.var.aval.shape, batch)
         if holder is None:
             hidden.append(Hidden((operation.kind,), f"{operation.label}, whose value has no batch axis"))
         else:
+            # The position in `taps` is the number of the operation, here and in its site.
             value.plan.taps.setdefault(value.var, []).append(len(taps))
             taps.append((operation, _site(operation.kind, len(taps), value, holder, batch)))
     sites = [
         replace(site, name=names.of_operation(operation, iteration), iteration=iteration)
         for operation, site, iteration in _unrolled(taps)
     ]
+    # Outputs are numbered behind the operations; one of integers keeps its number, and is no tap.
     for k, (value, name) in enumerate(zip(graph.outputs, program.out_names, strict=True), len(taps)):
         if jnp.issubdtype(value.var.aval.dtype, jnp.inexact):
             site = _site("output", k, value, (0, 1, 1), batch)
@@ -163,6 +171,8 @@ _Tap = tuple[Operation, TapSite]
 def _unrolled(taps: list[_Tap], iteration: tuple[int, ...] = ()) -> list[tuple[Operation, TapSite, tuple[int, ...]]]:
     """Unroll the scans: all operations of the first iteration, then of the second."""
     found = []
+    # The frame at this depth, None for what stands in no further scan. Taps of one scan stand side by side, as it is
+    # one equation.
     for frame, group in groupby(taps, lambda tap: dict(enumerate(tap[0].node.frames)).get(len(iteration))):
         members = list(group)
         if frame is None:
@@ -192,6 +202,8 @@ def _site(kind: Kind, operation: int, value: Value, holder: tuple[int, int, int]
     in_order = old if is_first else (batch, *old[:axis], *merged, *old[axis + 1 :])
     shape, source, channel = in_order, _axes.channel(value.axes), None
     if source is not None:
+        # The batch comes to the front, and what it was merged with stays as one axis. Channels on axis 0 of (c, b, s):
+        # to 1. On axis 2 of (b s, h, c): to 3. On axis 2 of (n, b, c): they stay.
         source += (source < axis) + len(merged) * (source > axis)
         channel = source
     # The channels are handed out last, where they do not stand in place of the batch.

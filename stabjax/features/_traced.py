@@ -144,6 +144,7 @@ class Traced:
         Raises:
             ValueError: for a name that is no operation of the network, or a batch of another shape or dtype.
         """
+        # The program is for one shape: another one would fail deep inside, or broadcast.
         batch = self.batch
         if (tuple(x.shape), jax.dtypes.canonicalize_dtype(x.dtype)) != (batch.shape, batch.dtype):
             raise ValueError(
@@ -152,6 +153,7 @@ class Traced:
             )
         program = self.program
         sites = _select(program, as_select(select))
+        # The iterations of a scan are several sites of one operation, which is visited once for all of them.
         first: dict[int, _jaxpr.TapSite] = {}
         for site in sites:
             first.setdefault(site.operation, site)
@@ -163,8 +165,10 @@ class Traced:
         outputs, found = _jaxpr.evaluate(program.plan, [*self.arrays, x], set(first), visit)
         for site in sites:
             if site.kind == "output":
+                # Outputs are numbered behind the operations of the program.
                 found[site.operation] = visit(site.operation, outputs[site.operation - program.operations])
         # The iterations of a scan share one operation, whose value stacks them in front.
+        # A site in nested scans has the iteration (outer, inner), in the order of the stacked axes.
         activations = OrderedDict(
             (
                 site.name,
@@ -176,8 +180,10 @@ class Traced:
 
     def tree_flatten(self) -> tuple[tuple[Any, ...], Any]:
         """Return the arrays, with those that the program holds out of sight, and the rest."""
+        # A program with a key is of known modules, and all arrays that it reads are parameters.
         if self.source.key is not None:
             return self.arrays, self.source
+        # Arrays out of sight would be constants of what is compiled; as leaves they are inputs.
         source, held = self.source.lifted
         return (*self.arrays, *held), source
 
@@ -216,6 +222,8 @@ def trace_in_place(network: Network, x: Any) -> Traced:
     """Trace a network whose arrays stay on the mesh axes that they lie on."""
     adapter = network.adapter
     leaves, treedef = jax.tree_util.tree_flatten(network.variables)
+    # Foreign code may read anything, and an opaque model may hold arrays: only without both do equal adapters promise
+    # equal programs.
     shared = not (adapter.opaque or adapter.foreign)
     program = _jaxpr.trace_network(adapter, leaves, treedef, x, shared=shared)
     for name, output in zip(program.out_names, program.outputs, strict=True):
@@ -225,6 +233,7 @@ def trace_in_place(network: Network, x: Any) -> Traced:
                 f"{f'output/{name}' if name else 'output'} of shape {output.shape}; a network of single examples comes "
                 "in by networks.wrap(model, single=True)"
             )
+    # All that decides what the program is, so that two are compared without reading either.
     key = (adapter, treedef, program.images.shape, str(program.images.dtype)) if shared else None
     return Traced(tuple(leaves), _Source(program, adapter.root, key))
 
@@ -254,6 +263,7 @@ def _select(program: _jaxpr.TracedProgram, select: Any) -> list[_jaxpr.TapSite]:
         if not any(_matches(site, entry) for site in sites):
             names = ", ".join(site.name for site in sites)
             lost = "; ".join(f"{', '.join(item.operations)} {item.reason}" for item in program.hidden)
+            # A network may have no operation of a kind; a name that it does not have is a mistake.
             if entry in KINDS:
                 continue
             raise ValueError(

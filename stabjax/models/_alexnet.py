@@ -60,6 +60,7 @@ class AlexNet(nnx.Module):
 
     def __call__(self, x: Images) -> Float[Array, "batch classes"]:
         """Return logits, ``(batch, num_classes)``, of images ``(batch, 32, 32, in_channels)``."""
+        # Sides: 32, 16 by the stride of the first convolution, 8, 4 and 2 by the three pools.
         y = check_32("AlexNet", x, channels=self.in_channels)
         for k, block in enumerate(self.features):
             y = block(y)

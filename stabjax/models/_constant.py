@@ -28,6 +28,7 @@ class ConstantFilter(nnx.Module):
         x, kernel = jnp.asarray(x, dtype), self.kernel[...].astype(dtype)
         ndim = kernel.ndim - 2
         spatial = "HWD"[:ndim]
+        # Equal padding on both sides, also for an even filter: with stride 1 it makes n - 1 units of n pixels.
         y = conv.conv_general_dilated(
             x,
             kernel,
@@ -88,6 +89,8 @@ class ConstantFilterCNN(nnx.Module):
             )
         if weights not in _WEIGHTS:
             raise ValueError(f"ConstantFilterCNN: expected weights {' or '.join(_WEIGHTS)}, got {weights!r}")
+        # Away from the borders each input is read by (F / s) ** ndim units on average, so weights of (s / F) ** ndim
+        # keep the sum over all units.
         weight = (stride / kernel) ** ndim if weights == "stride/kernel" else 1.0
         self.ndim = ndim
         self.layers = nnx.List(

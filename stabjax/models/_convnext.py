@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 from stabjax._types import Images
 from stabjax.models._layers import LayerNorm, check_multiple, convolution, dense, scale_channels
 
+# Behind a first layer of stride 2, the maps of 32 x 32 images have the sides 16, 8, 4 and 2.
 _STAGES = ((40, 2), (80, 2), (160, 6), (320, 2))
 """Channels and blocks."""
 

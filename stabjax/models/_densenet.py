@@ -69,6 +69,10 @@ class DenseNet(nnx.Module):
             raise ValueError(f"DenseNet: expected depth in {tuple(_REPEATS)}, got {depth}")
         options: dict[str, Any] = {"param_dtype": param_dtype, "rngs": rngs}
         growth = scale_channels("DenseNet", _GROWTH, width)
+        # Channels and sides of depth 121 on 32 x 32 images, stage by stage (growth 32, table 1 of the paper):
+        #
+        #     64 -> 256    128 -> 512    256 -> 1024    512 -> 1024
+        #     32           16            8              4
         channels = 2 * growth
         self.in_channels = in_channels
         self.stem = convolution(in_channels, channels, (3, 3), use_bias=False, **options)

@@ -11,14 +11,16 @@ from stabjax._types import Images
 from stabjax.models._layers import ConvNorm, check_multiple, dense, scale_channels
 
 _STAGES = (
+    # Stages 2 to 8 of table 1 of the paper, and behind each the maps of 32 x 32 images. The first layer has stride 1
+    # here, so that all maps have twice the side that the published strides would leave.
     # expansion, channels, blocks, kernel, stride
-    (1, 16, 1, 3, 1),
-    (6, 24, 2, 3, 2),
-    (6, 40, 2, 5, 2),
-    (6, 80, 3, 3, 2),
-    (6, 112, 3, 5, 1),
-    (6, 192, 4, 5, 2),
-    (6, 320, 1, 3, 1),
+    (1, 16, 1, 3, 1),  # 32 x 32
+    (6, 24, 2, 3, 2),  # 16 x 16
+    (6, 40, 2, 5, 2),  # 8 x 8
+    (6, 80, 3, 3, 2),  # 4 x 4
+    (6, 112, 3, 5, 1),  # 4 x 4
+    (6, 192, 4, 5, 2),  # 2 x 2
+    (6, 320, 1, 3, 1),  # 2 x 2
 )
 
 
@@ -31,6 +33,7 @@ class SqueezeExcitation(nnx.Module):
 
     def __call__(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "batch height width channels"]:
         """Return the gated activations, in the shape of ``x``."""
+        # (b, h, w, c) -> (b, c) -> (b, hidden) -> (b, c), one gate for each channel of each image.
         gate = jax.nn.sigmoid(self.excite(jax.nn.silu(self.squeeze(jnp.mean(x, (1, 2))))))
         return x * gate[:, None, None, :]
 
@@ -54,8 +57,10 @@ class MBConv(nnx.Module):
         wide = expansion * in_channels
         self.widen = ConvNorm(in_channels, wide, (1, 1), **options) if expansion > 1 else None
         self.depthwise = ConvNorm(wide, wide, (kernel, kernel), stride=stride, groups=wide, **options)
+        # A quarter of the channels in front of the expansion, not of the wide ones.
         self.gate = SqueezeExcitation(wide, max(1, in_channels // 4), **options)
         self.narrow = ConvNorm(wide, out_channels, (1, 1), **options)
+        # Without a skip the branch is all there is: no image may drop out of it.
         has_skip = stride == 1 and in_channels == out_channels
         self.drop = nnx.Dropout(drop, broadcast_dims=(1, 2, 3), rngs=rngs) if has_skip else None
 
@@ -106,6 +111,7 @@ class EfficientNetB0(nnx.Module):
         for expansion, published, repeats, kernel, stride in _STAGES:
             wide = scale_channels("EfficientNetB0", published, width)
             for step in (stride, *[1] * (repeats - 1)):
+                # From 0 at the first block upwards; the last of 16 has 15/16 of it.
                 drop = drop_connect * len(blocks) / total
                 blocks.append(
                     MBConv(channels, wide, expansion=expansion, kernel=kernel, stride=step, drop=drop, **options)

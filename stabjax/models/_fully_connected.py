@@ -26,6 +26,8 @@ class ScaledDense(nnx.Module):
         param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ) -> None:
+        # NTK scaling: the weights stay of order one, and the scale is applied in the forward pass, so it also scales
+        # their gradients.
         self.scale, param_dtype = in_features**-power, parameter_dtype(param_dtype)
         self.kernel = nnx.Param(jax.random.normal(rngs.params(), (in_features, out_features), param_dtype))
         self.bias = nnx.Param(jax.random.normal(rngs.params(), (out_features,), param_dtype)) if use_bias else None

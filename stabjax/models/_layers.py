@@ -54,7 +54,10 @@ def convolution(
 
     ``padding`` zeros stand on each side, whatever the stride, as PyTorch counts them; ``(F - 1) // 2`` if None.
     """
+    # fan_in: inputs of one unit of the result.
     init = fan_in_uniform(in_channels // groups * math.prod(kernel))
+    # "SAME" would put the zeros elsewhere at strides above 1: 0 before and 1 behind for a kernel of 3 at stride 2 on an
+    # even side, not 1 and 1.
     zeros = [(side - 1) // 2 if padding is None else padding for side in kernel]
     return nnx.Conv(
         in_channels,
@@ -107,13 +110,17 @@ class BatchNorm(nnx.BatchNorm):
         if self.use_running_average if use_running_average is None else use_running_average:
             centered, variance = x.astype(compute) - along_channels(self.mean[...]), self.var[...]
         else:
+            # Two passes, mean and then squares of what is centered: E[x^2] - E[x]^2 loses its digits at a large mean.
             mean = jnp.mean(x, axes, dtype=compute)
             centered = x.astype(compute) - along_channels(mean)
+            # The batch is normalized by the biased variance; the running one takes count / (count - 1) of it, as
+            # PyTorch.
             variance = jnp.mean(jnp.square(centered), axes)
             for average, value in ((self.mean, mean), (self.var, variance * (count / max(count - 1, 1)))):
                 old = average[...]
                 average[...] = lax.stop_gradient(self.momentum * old + (1 - self.momentum) * value.astype(old.dtype))
         scale, bias = (along_channels(p[...]) for p in (self.scale, self.bias) if p is not None)
+        # gamma / sqrt(var + eps) first, on one number for each channel: one product on the large array.
         return (centered * (lax.rsqrt(along_channels(variance) + self.epsilon) * scale) + bias).astype(x.dtype)
 
 
@@ -218,6 +225,7 @@ def _pool(reduce: Callable[..., Array], x: Array, window: int) -> Array:
     """Give each window axes of its own, ``(batch, h, window, w, window, channels)``, and reduce over these."""
     batch, *spatial, channels = x.shape
     split = [side for n in spatial for side in (n // window, window)]
+    # (b, h, window, w, window, c): the windows are axes 2 and 4.
     return reduce(jnp.reshape(x, (batch, *split, channels)), axis=tuple(range(2, 2 * len(spatial) + 1, 2)))
 
 
@@ -225,6 +233,7 @@ def scale_channels(name: str, channels: int, width: float | int, *, multiple: in
     """Return ``width * channels`` rounded to a multiple, at least one; raise unless the factor is positive."""
     if not width > 0:
         raise ValueError(f"{name}: expected a positive width factor, got {width}; 1 is the published width")
+    # round takes halves to the even number: 0.5 of 5 channels are 2, of 7 are 4.
     return max(1, round(width * channels / multiple)) * multiple
 
 

@@ -42,6 +42,8 @@ class LocalBlock(nnx.Module):
         """Return the rectified response, ``(batch, *positions, out_channels)``."""
         kernel = self.kernel[...]
         rows, columns, window, _, channels, _ = kernel.shape
+        # Windows lie side by side, so a reshape cuts them out: axes b, p and i (rows of windows, and rows inside), q
+        # and j (columns), c. The kernel has the same letters, and o for the channels of the result.
         x = jnp.reshape(x, (len(x), rows, window, columns, window, channels))
         return jax.nn.relu(jnp.einsum("bpiqjc,pqijco->bpqo", x, kernel) + self.bias[...][None])
 
@@ -100,6 +102,7 @@ class MinimalCNN(_OneHiddenLayer):
         param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ) -> None:
+        # Sides for 32 x 32: 28 behind the convolution, 7 behind the pool; the dense layer reads 7 * 7 * 64 units.
         side = size - kernel + 1
         if side <= 0 or side % pool:
             raise ValueError(
@@ -154,6 +157,7 @@ class MinimalLCN(_OneHiddenLayer):
                 f"got {size}; change the size, the kernel or the pool"
             )
         _check_pooling("MinimalLCN", pooling)
+        # Sides for 32 x 32: 8 positions, 2 behind the pool; the dense layer reads 2 * 2 * 64 units.
         side = size // kernel
         options: dict[str, Any] = {"param_dtype": param_dtype, "rngs": rngs}
         self.size, self.pool, self.pooling, self.in_channels = size, pool, pooling, in_channels

@@ -10,14 +10,16 @@ from stabjax._types import Images
 from stabjax.models._layers import ConvBlock, ConvNorm, check_multiple, dense, scale_channels
 
 _STAGES = (
+    # The bottlenecks of table 2 of the paper, and behind each the maps of 32 x 32 images. The first layer and the
+    # second row have stride 1 here and 2 in the paper, whose strides would leave single pixels at the end.
     # expansion, channels, blocks, stride
-    (1, 16, 1, 1),
-    (6, 24, 2, 1),
-    (6, 32, 3, 2),
-    (6, 64, 4, 2),
-    (6, 96, 3, 1),
-    (6, 160, 3, 2),
-    (6, 320, 1, 1),
+    (1, 16, 1, 1),  # 32 x 32
+    (6, 24, 2, 1),  # 32 x 32
+    (6, 32, 3, 2),  # 16 x 16
+    (6, 64, 4, 2),  # 8 x 8
+    (6, 96, 3, 1),  # 8 x 8
+    (6, 160, 3, 2),  # 4 x 4
+    (6, 320, 1, 1),  # 4 x 4
 )
 
 
@@ -44,6 +46,7 @@ class InvertedResidual(nnx.Module):
         self.depthwise = ConvBlock(wide, wide, (3, 3), stride=stride, groups=wide, **options)
         self.narrow = ConvNorm(wide, out_channels, (1, 1), **options)
         self.stride = stride
+        # Where the stride is 1 there is always a shortcut, unlike in the paper, whose blocks add only equal shapes.
         changes = stride == 1 and in_channels != out_channels
         self.shortcut = ConvNorm(in_channels, out_channels, (1, 1), **options) if changes else None
 

@@ -29,6 +29,7 @@ class SimpleCNN(nnx.Module):
     def __init__(
         self, *, num_classes: int = 10, in_channels: int = 1, param_dtype: Any = jnp.float32, rngs: nnx.Rngs
     ) -> None:
+        # Sides: 28, 14, 7, 4, 2, 1.
         channels = (in_channels, 4, 8, 16, 16, num_classes)
         self.in_channels = in_channels
         self.layers = nnx.List(

@@ -20,6 +20,7 @@ from stabjax.models._layers import (
     scale_channels,
 )
 
+# conv2_x to conv5_x of table 1 of the paper; on 32 x 32 images their maps have the sides 32, 16, 8 and 4.
 _CHANNELS = (64, 128, 256, 512)
 _STRIDES = (1, 2, 2, 2)
 _BASIC = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
@@ -47,6 +48,7 @@ class ResidualBlock(nnx.Module):
         options: dict[str, Any] = {"param_dtype": param_dtype, "rngs": rngs}
         layers = []
         for k, (a, b, side) in enumerate(zip((in_channels, *channels[:-1]), channels, kernels, strict=True)):
+            # kernels (3, 3): the first; kernels (1, 3, 1): the middle one, between the narrow maps.
             spatial = {"stride": stride, "groups": groups} if k == kernels.index(3) else {}
             layers.append(ConvNorm(a, b, (side, side), **spatial, **options))
         self.layers = nnx.List(layers)
@@ -95,6 +97,8 @@ class ResNet(nnx.Module):
         known = _BASIC | _BOTTLENECK
         if depth not in known:
             raise ValueError(f"ResNet: expected depth in {tuple(known)}, got {depth}")
+        # Channels of the convolutions of a block over those of its stage: a bottleneck widens to four times, 256 to
+        # 2048.
         kernels, factors = ((3, 3), (1, 1)) if depth in _BASIC else ((1, 3, 1), (1, 1, 4))
         options: dict[str, Any] = {"param_dtype": param_dtype, "rngs": rngs}
         channels = scale_channels("ResNet", _CHANNELS[0], width)
@@ -152,6 +156,7 @@ class ResNeXt(nnx.Module):
         self.stem = ConvBlock(in_channels, channels, (1, 1), **options)
         blocks = []
         for stage, stride in enumerate((1, 2, 2)):
+            # 2 x 64d, stage by stage: 128, 256, 512 channels inside, 256, 512, 1024 outside, sides 32, 16, 8.
             inner = groups * scale_channels("ResNeXt", group_width * 2**stage, width)
             for step in (stride, 1, 1):
                 sizes = (inner, inner, 2 * inner)
@@ -190,6 +195,7 @@ class PreActBlock(nnx.Module):
 
     def __call__(self, x: Float[Array, "batch *spatial_in channels_in"]) -> Float[Array, "batch *spatial channels"]:
         """Return the sum, ``(batch, *spatial, out_channels)``."""
+        # The shortcut of a block that changes the shape reads what is normed already, the identity reads x.
         y = jax.nn.relu(self.norm(x))
         return self.second(self.conv(y)) + (x if self.shortcut is None else self.shortcut(y))
 

@@ -84,6 +84,7 @@ class LeNet(nnx.Module):
 
     def __call__(self, x: Images) -> Float[Array, "batch classes"]:
         """Return logits, ``(batch, num_classes)``, of images ``(batch, 32, 32, in_channels)``."""
+        # Sides: 32, convolved to 28, pooled to 14, convolved to 10, pooled to 5.
         x = check_32("LeNet", x, channels=self.in_channels)
         for block in self.features:
             x = max_pool(block(x), 2)

@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 from stabjax._types import Images
 from stabjax.models._layers import ConvBlock, check_multiple, dense, max_pool, scale_channels
 
+# Configurations A, B, D and E of table 1 of the paper; the five pools leave the sides 16, 8, 4, 2, 1 of 32 x 32.
 _CHANNELS = (64, 128, 256, 512, 512)
 _CONVOLUTIONS = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
 

@@ -24,9 +24,12 @@ class Attention(nnx.Module):
         """Return the response, in the shape of ``x``."""
         batch, tokens, width = x.shape
         size = width // self.heads
+        # (b, tokens, 3 width) -> (b, tokens, 3, heads, size): query, key and value in front of the heads.
         qkv = jnp.reshape(self.joined(x), (batch, tokens, 3, self.heads, size))
         query, key, value = (qkv[:, :, k] for k in range(3))
+        # (b, heads, queries, keys), each query's row of keys adding up to one.
         weights = jax.nn.softmax(jnp.einsum("bqhd,bkhd->bhqk", query, key) / math.sqrt(size))
+        # (b, queries, heads, size) -> (b, queries, width): the heads lie side by side in the channels.
         return self.out(jnp.reshape(jnp.einsum("bhqk,bkhd->bqhd", weights, value), x.shape))
 
 
@@ -104,6 +107,7 @@ class VisionTransformer(nnx.Module):
     def __call__(self, x: Images) -> Float[Array, "batch classes"]:
         """Return logits, ``(batch, num_classes)``, of images ``(batch, size, size, in_channels)``."""
         y = self.patches(check_size("VisionTransformer", x, self.size, channels=self.in_channels))
+        # (b, size / patch, size / patch, width) -> (b, tokens, width), row by row; 8 x 8 patches are 64 tokens.
         y = jnp.reshape(y, (len(y), -1, y.shape[-1])) + self.positions[...][None]
         for block in self.blocks:
             y = block(y)

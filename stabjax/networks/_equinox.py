@@ -14,6 +14,7 @@ def _claims(model: Any) -> bool:
 
 def take_apart(model: Any, mode: str) -> Parts:
     """Flatten the module in inference mode."""
+    # `inference_mode` returns a changed copy; the module that was given keeps its own.
     return _pytree.take_apart(sys.modules["equinox"].nn.inference_mode(model), mode)
 
 

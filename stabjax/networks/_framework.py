@@ -61,6 +61,7 @@ def paths_of(tree: Any, *, drop: tuple[str, ...] = ()) -> tuple[str, ...]:
     names = []
     for path, _ in jax.tree_util.tree_flatten_with_path(tree)[0]:
         name = path_name(path)
+        # The path of a Flax variable may end in the attribute that holds its array, ``kernel/value``.
         stem, _, last = name.rpartition("/")
         names.append(stem if last in drop else name)
     return tuple(names)
@@ -71,6 +72,7 @@ def number_repeats(names: Iterable[str]) -> tuple[str, ...]:
     used: Counter[str] = Counter()
     result = []
     for name in names:
+        # The order of the leaves decides which one keeps the plain name.
         result.append(f"{name}:{used[name]}" if used[name] else name)
         used[name] += 1
     return tuple(result)

@@ -48,6 +48,7 @@ class Adapter:
     layout: str
     method: str | Callable[..., Any] | None
     static: tuple[tuple[str, Any], ...]
+    # Not compared: both follow from the model, and what an opaque one holds is compared as `held`.
     opaque: bool = field(compare=False)
     foreign: bool = field(compare=False)
     held: object = None
@@ -65,6 +66,7 @@ class Adapter:
         if self.layout == "channels_first":
             x = jnp.moveaxis(x, -1, 1)
         if self.single:
+            # (batch, ...) -> one example (...) at a time, in the layout of the model.
             return jax.vmap(lambda example: function(example, **static))(x)
         return function(x, **static)
 
@@ -96,6 +98,8 @@ class Network:
         """
         adapter = self.adapter
         if adapter.opaque:
+            # `jit` compares what is flattened: with a token of the contents, a change in place is another adapter, and
+            # compiles anew.
             held = of_object((adapter.skeleton, adapter.method, adapter.static))
             adapter = replace(adapter, held=token(held))
         return ((jax.tree_util.GetAttrKey("variables"), self.variables),), adapter
@@ -181,9 +185,11 @@ def _wrap(
     if isinstance(model, Network):
         raise TypeError("expected a model, got a network that networks.wrap has already made; use it as it is")
     try:
+        # They become a part of the adapter, which `jit` looks up by its hash.
         hash((method, tuple(static.values())))
     except TypeError as error:
         raise TypeError(f"expected hashable keyword arguments, got {static}; arrays belong into the network") from error
+    # The last framework of the table claims everything, so there is always one.
     framework = next(framework for framework in FRAMEWORKS if framework.claims(model))
     if framework.is_callable and not callable(model) and method is None:
         raise TypeError(f"expected a network, a callable, got {type(model).__name__}; name its method=...")
@@ -194,8 +200,10 @@ def _wrap(
             "argument of its own, networks.wrap(module.bind(variables), train=True)"
         )
     parts = framework.take_apart(model, mode)
+    # Of a framework that does not show its state, the worst is assumed: its models are traced at every call.
     opaque = foreign = True
     if framework.shows_its_state:
+        # The variables are inputs of the program. What else in the model can change, or read anything, is looked for.
         found = examine(model, jax.tree_util.tree_leaves(parts.variables))
         opaque, foreign = found.may_change, found.foreign
     adapter = Adapter(

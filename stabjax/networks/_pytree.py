@@ -20,6 +20,7 @@ def take_apart(model: Any, mode: str) -> Parts:
     arrays = [leaf for leaf in leaves if is_array(leaf)]
     paths = [path for path, leaf in zip(paths_of(model), leaves, strict=True) if is_array(leaf)]
     if isinstance(model, jax.tree_util.Partial) and paths:
+        # A leaf of ``Partial(apply, params)`` is ``0/0/conv/kernel``: positional arguments, the first one, its path.
         paths = _without_argument(paths)
     distinct = number_repeats(paths)
     # A dictionary flattens in the order of its sorted keys.
@@ -29,6 +30,8 @@ def take_apart(model: Any, mode: str) -> Parts:
 
 def _rebuild(skeleton: Any, variables: Any, method: Any) -> Callable[..., Any]:
     treedef, static, paths = skeleton
+    # `paths` has the order of the leaves, the dictionary `variables` that of its sorted keys: they are looked up by
+    # path.
     arrays = iter([variables[path] for path in paths])
     return bind_method(treedef.unflatten([next(arrays) if leaf is ARRAY else leaf for leaf in static]), method)
 

@@ -87,6 +87,7 @@ def cut_to_image(bounds: np.ndarray, side: int) -> np.ndarray:
 
     With ``(lower, -upper)`` the image itself is ``(0, 1 - side)``, and a box is empty if ``lower - upper > 0``.
     """
+    # max(lower, 0) and max(-upper, 1 - side): the box and the image have this in common.
     bounds = np.maximum(bounds, np.array([0.0, 1.0 - side]).reshape(2, *[1] * (bounds.ndim - 1)))
     return np.where(bounds[:1] + bounds[1:] > 0, np.inf, bounds)
 
@@ -96,6 +97,7 @@ def with_clipped(box: Box, clipped: Box) -> Box:
 
     Beyond the borders of the array nothing is seen inside the image, whatever strides the boxes show.
     """
+    # Along an axis one of the two may be constant, of length one, and the other written out: they broadcast.
     if (cut_to_image(box.bounds, box.side) == clipped.bounds).all():
         return replace(box, exact=clipped.exact, clipped=None)
     return replace(box, clipped=replace(clipped, strides=frozen_strides(clipped.strides)))
@@ -114,6 +116,7 @@ def map_boxes(box: Box, function: Callable[[Box], Box], *, mixes: bool = False) 
     if box.clipped is not None:
         return with_clipped(function(replace(box, clipped=None)), function(box.clipped))
     moved = function(box)
+    # Entries that only move may be cut before or after: `clipped` stays None.
     return with_clipped(moved, function(clip(box))) if mixes else moved
 
 
@@ -134,6 +137,7 @@ def report(box: Box) -> Box:
     # Entry by entry: whether the box holds what is seen, is just that, and lies in the image.
     holds, equal = (inner >= outer).all(0), (inner == outer).all(0)
     contained = (outer == box.bounds).all(0) & np.isfinite(outer).all(0)
+    # 1 - (lower - upper) is the size of a box, and -inf where nothing is seen.
     beyond = (1 - box.bounds.sum(0)).max() > box.side
     large = (holds & ~equal).mean() > 0.5 and beyond
     lost = uneven and (beyond or (holds & ~equal).any())
@@ -167,6 +171,7 @@ def _union(a: Box, b: Box) -> Box:
     strides, _ = common_strides((a, b))
     bounds = np.minimum(a.bounds, b.bounds)
     both = Box(bounds, visible_strides(bounds, strides), a.side, a.exact and b.exact)
+    # Without a gap between the two boxes, cutting both is cutting what holds both (see `map_boxes`).
     if a.clipped is None and b.clipped is None and _overlap(a.bounds, b.bounds):
         return both
     inner, other = clip(a), clip(b)
@@ -193,6 +198,8 @@ def common_strides(boxes: Sequence[Box], *, but: int | None = None) -> tuple[tup
         stride = candidates[0]
         if any(other != stride for other in candidates[1:]):
             known = [other for other in candidates if other is not None]
+            # Pixels per entry. Arrays of one rate share a stride at the least common multiple of their periods.
+            # Quotients of equal ratios are equal floats.
             rates = {shift / period for period, shift in known}
             agree &= axis == but or len(rates) == 1
             stride = None
@@ -206,6 +213,7 @@ def common_strides(boxes: Sequence[Box], *, but: int | None = None) -> tuple[tup
 def visible_strides(bounds: np.ndarray, strides: Sequence[Stride]) -> tuple[Stride, ...]:
     """Return the strides of which the array has a whole period, and None for the others."""
     return tuple(
+        # Invariant: a period is at most the length, so that `bounds_at` finds all of its entries.
         None if stride is not None and stride[0] > length else stride
         for stride, length in zip(strides, bounds.shape[1:], strict=True)
     )

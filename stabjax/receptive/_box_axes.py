@@ -33,6 +33,7 @@ def reverse(box: Box, axis: int) -> Box:
     """Put the entries along an axis in reverse order."""
 
     def flip(box: Box) -> Box:
+        # One entry further on is now one entry further back: box k + period of the reversed array lies -shift away.
         stride = box.strides[axis]
         back = None if stride is None else (stride[0], -stride[1])
         return with_axis(box, axis, np.flip(box.bounds, axis + 1), back)
@@ -48,6 +49,7 @@ def reduce_axes(box: Box, axes: Iterable[int]) -> Box:
         strides = tuple(stride for axis, stride in enumerate(box.strides) if axis not in gone)
         return replace(box, bounds=box.bounds.min(tuple(axis + 1 for axis in gone)), strides=strides)
 
+    # Bounds of length one are the same for all entries: joining them joins nothing that differs.
     return map_boxes(box, reduce, mixes=any(box.bounds.shape[axis + 1] > 1 for axis in gone))
 
 
@@ -66,10 +68,12 @@ def accumulate(box: Box, axis: int, *, backwards: bool) -> Box:
     """Let every entry along an axis see what those before it see, and itself."""
     if is_constant(box, axis):
         return box
+    # One end of the box stays while the other moves on. That is no stride, so only what is seen inside counts.
     box = clip(box)
     order = slice(None, None, -1 if backwards else 1)
     index = (slice(None),) * (axis + 1) + (order,)
     stride = CONSTANT if box.strides[axis] == CONSTANT else None
+    # The minimum so far is the box around all so far. Backwards: reversed, accumulated, reversed again.
     return with_axis(box, axis, np.minimum.accumulate(box.bounds[index], axis + 1)[index], stride)
 
 
@@ -95,12 +99,14 @@ def broadcast(box: Box, rank: int, places: Sequence[int], lengths: Sequence[int]
     """
 
     def spread(box: Box) -> Box:
+        # New axes, and those that are stretched from length one, repeat one entry.
         strides: list[Stride] = [CONSTANT] * rank
         shape = [1] * rank
         for axis, place in enumerate(places):
             if old[axis] == lengths[place]:
                 strides[place] = box.strides[axis]
             shape[place] = box.bounds.shape[axis + 1]
+        # (2, axes of the array) -> (2, axes in the order of their places) -> (2, axes of the result, ones in between).
         order = sorted(range(len(places)), key=places.__getitem__)
         bounds = box.bounds.transpose(0, *[axis + 1 for axis in order]).reshape(2, *shape)
         return replace(box, bounds=bounds, strides=tuple(strides))
@@ -141,6 +147,9 @@ def mix_channels(box: Box, axis: int, groups: int, count: int) -> Box:
         if length == 1:
             return box
         before, after = box.bounds.shape[: axis + 1], box.bounds.shape[axis + 2 :]
+        # Four channels in two groups become six:
+        #
+        #     channels   a b | c d  ->  ab ab ab | cd cd cd
         bounds = box.bounds.reshape(*before, groups, length // groups, *after).min(axis + 2)
         return with_axis(box, axis, np.repeat(bounds, count // groups, axis + 1), None)
 
@@ -155,6 +164,7 @@ def unite(values: Sequence[Value]) -> Any:
     active = [value for value in values if isinstance(value, tuple)]
     if not active:
         return PARAMETER
+    # `active` has one entry for each value, each with a box for each axis of the image; `zip` groups by axis.
     return tuple(union(boxes) for boxes in zip(*active, strict=True)) if len(active) > 1 else active[0]
 
 

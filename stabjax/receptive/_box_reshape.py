@@ -40,12 +40,15 @@ def reshape(box: Box, old: Sequence[int], new: Sequence[int]) -> Box:
 def _reshape(box: Box, old: Sequence[int], new: Sequence[int]) -> Box:
     bounds, strides, done = box.bounds, [], 0  # the first `done` axes are those of the result already
     for (i, before), (j, after) in _groups(old, new):
+        # Invariant: `bounds` is (lower and -upper, `done` axes of the result, axes of the array from i on). An axis of
+        # stride CONSTANT has length one there, whatever its size in the array.
         sizes, targets = old[i : i + before], new[j : j + after]
         mine = box.strides[i : i + before]
         if before == after == 1:
             strides.append(mine[0])
         elif before == 0:
             # An axis of length one in front of another: the next row would begin where that ends.
+            # (6,) -> (1, 6) with stride (1, 1) gives (1, 6) and (1, 1), as (12,) -> (2, 6) does.
             following = box.strides[i] if i < len(old) and j + 1 < len(new) and old[i] == new[j + 1] else CONSTANT
             outer = stride_after(following, old[i]) if following is not None and following != CONSTANT else CONSTANT
             bounds = np.expand_dims(bounds, done + 1)
@@ -56,6 +59,8 @@ def _reshape(box: Box, old: Sequence[int], new: Sequence[int]) -> Box:
             bounds = bounds.reshape(*bounds.shape[: done + 1], *[1] * after, *bounds.shape[done + 1 + before :])
             strides += [CONSTANT] * after
         else:
+            # Axes that are split or merged: all their entries are written out, and what is constant is found again
+            # after.
             full = (*bounds.shape[: done + 1], *sizes, *bounds.shape[done + 1 + before :])
             bounds = np.broadcast_to(bounds, full).reshape(*full[: done + 1], *targets, *full[done + 1 + before :])
             for axis in range(done, done + after):
@@ -99,8 +104,10 @@ def detect_stride(bounds: np.ndarray, axis: int) -> Stride:
     if length > 4096:
         return None  # a flattened map: nothing slides along it, and the search would take its time
     rows = np.moveaxis(bounds, axis + 1, 1).reshape(2, length, -1)  # (lower and -upper, entries, all other axes)
+    # At most half of the length: a period is believed only where the array shows it twice.
     for period in range(1, min(length // 2, 256) + 1):
         before, after = rows[:, :-period], rows[:, period:]
+        # Entries one period apart both see something, or both see nothing.
         seen = np.isfinite(before)
         if not (seen == np.isfinite(after)).all():
             continue
@@ -133,6 +140,11 @@ def concatenate(parts: Sequence[Box | None], lengths: Sequence[int], axis: int, 
     seeing = [box for box in parts if box is not None]
     if len(seeing) == len(parts) and all(part is parts[0] and part.strides[axis] == CONSTANT for part in seeing):
         return seeing[0]
+    # Three cases:
+    #
+    #     the longest part that moves is the map, the others continue it    the boxes go on beyond the result
+    #     the parts do not continue each other                              only what is seen inside the image counts
+    #     no part has a stride along this axis, as where channels are joined    both kinds of boxes are written out
     inner = [None if box is None else clip(box) for box in parts]
     agree = common_strides(seeing, but=axis)[1]
     moving = [k for k, box in enumerate(parts) if box is not None and box.strides[axis] not in (CONSTANT, None)]
@@ -194,6 +206,7 @@ def _continue(
 def _continues(part: Box, base: Box, axis: int, positions: np.ndarray) -> bool:
     """Return whether a neighbour continues an array: as it is, a whole side further on, mirrored, or by its border."""
     length = base.bounds.shape[axis + 1]
+    # A part of one entry that stands for several, as the border repeated.
     if part.strides[axis] == CONSTANT and len(positions) > 1:
         part = replace(part, bounds=np.repeat(part.bounds, len(positions), axis + 1))
     expected = bounds_at(base, axis, positions)
@@ -203,6 +216,7 @@ def _continues(part: Box, base: Box, axis: int, positions: np.ndarray) -> bool:
         return True
     if not (np.isfinite(part.bounds).all() and np.isfinite(expected).all()):
         return False
+    # Circular: lower bounds and upper bounds move alike, each by a whole number of sides.
     shift = part.bounds - expected
     if (shift[0] == -shift[1]).all() and (shift % base.side == 0).all():
         return True
@@ -231,6 +245,7 @@ def gather(box: Box, places: Sequence[np.ndarray], kept: dict[int, int]) -> Box:
 
 
 def _gather(box: Box, places: Sequence[np.ndarray], kept: dict[int, int]) -> Box:
+    # Where the boxes are constant along an axis of the array, its one entry is read at every position.
     index = tuple(
         np.zeros_like(table) if box.bounds.shape[axis + 1] == 1 else table for axis, table in enumerate(places)
     )
@@ -265,6 +280,7 @@ def contract(box: Box, axis: int, table: np.ndarray, kept: Sequence[int], *, beh
 
 def _columns(box: Box, axis: int, table: np.ndarray, kept: Sequence[int], *, behind: bool) -> Box:
     """Let every column of the matrix see through the rows where it is not zero."""
+    # (2, *kept, entries), for each column (2, *kept), together (2, *kept, columns), and then (2, *kept, *others).
     bounds = box.bounds.transpose(0, *[k + 1 for k in kept], axis + 1)
     columns = table.reshape(len(table), -1).T
     seen = np.stack([np.where(column, bounds, np.inf).min(-1) for column in columns], -1)
@@ -297,8 +313,11 @@ def _resample(box: Box, axis: int, table: np.ndarray) -> Box | None:
     middle = count // period // 2
     bounds = []
     for seen in (table.argmax(0), entries - 1 - table[::-1].argmax(0)):  # the first and the last entry of each result
+        # Result (turn, rest) reads what (middle, rest) reads, moved on by (turn - middle) * shift entries.
         pattern = seen[middle * period + rest] + (turns - middle) * shift
         if (pattern.clip(0, entries - 1) != seen).any():
             return None
         bounds.append(bounds_at(box, axis, pattern))
+    # The boxes of the array move evenly, so the first and the last entry decide. shift entries are shift * stride
+    # pixels.
     return with_axis(box, axis, np.minimum(*bounds), (period, shift * stride[1]))

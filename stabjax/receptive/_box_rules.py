@@ -33,6 +33,7 @@ from stabjax.receptive._masks import Passive, is_dense, nonzero
 
 def follow(step: Step, operands: list[Value]) -> list[Any] | None:
     """Propagate boxes through one operation, an operand of which is active; None if the primitive has no rule."""
+    # A view of several arrays (an optimization barrier) hands each of them on.
     if step.name in VIEWS and len(step.results) > 1:
         return operands
     rule = _follow_elementwise if step.name in AFFINE or step.name in NONLINEAR else _RULES.get(step.name)
@@ -58,6 +59,7 @@ def _follow_elementwise(step: Step, operands: list[Value]) -> Any:
         if isinstance(operand, tuple)
     ]
     result: Any = unite(active)
+    # One entry alone is a number, not a mask, and is taken for one that is not zero.
     if step.name == "mul" and len(active) == 1:
         for old, operand in zip(step.shapes, operands, strict=True):
             if not isinstance(operand, tuple) and prod(old) > 1:
@@ -88,6 +90,7 @@ def _choose(operands: list[Value], shape: tuple[int, ...]) -> Any:
         return as_inexact(unite(cases))
     if np.ndim(table) == 0:
         return cases[int(table)]
+    # select_n takes entry s from case table[s]: every case is seen where the table names it.
     table = np.broadcast_to(table.astype(int), shape)
     parts = [
         tuple(restrict(box, table == k) for box in case) for k, case in enumerate(cases) if isinstance(case, tuple)
@@ -109,6 +112,8 @@ def _follow_convolution(step: Step, operands: list[Value]) -> Any:
     params, shapes, out = step.params, step.shapes, step.results[0].shape
     numbers, groups = params["dimension_numbers"], params["feature_group_count"]
     taps, exact = _used_taps(kernel, shapes[1], numbers.rhs_spec)
+    # lhs_spec and out_spec are (batch, channels, *space), rhs_spec is (channels out, channels in, *space), each by its
+    # position in the array: for NHWC (0, 3, 1, 2). Windows along different axes do not depend on each other.
     for k, axis in enumerate(numbers.lhs_spec[2:]):
         image = slide_all(
             image,
@@ -121,6 +126,7 @@ def _follow_convolution(step: Step, operands: list[Value]) -> Any:
             spread=params["lhs_dilation"][k],
         )
     # Axes so far in the order of the images; in that of the result stands at axis a what out_spec names it.
+    # From NCHW to NHWC: lhs_spec (0, 1, 2, 3), out_spec (0, 3, 1, 2), order [0, 2, 3, 1].
     order = sorted(range(len(out)), key=numbers.out_spec.__getitem__)
     result = []
     for box in image:
@@ -146,6 +152,7 @@ def _used_taps(kernel: Any, shape: Sequence[int], spec: Sequence[int]) -> tuple[
     table = None if is_dense(kernel) else nonzero(kernel)
     if table is None or not table.any():
         return [np.arange(side) for side in sides], is_dense(kernel)
+    # A tap is used if it is not zero for any pair of channels.
     table = table.transpose(spec).reshape(-1, *sides)  # (channels out and in, *sides)
     lines = [np.moveaxis(table, axis + 1, 0).reshape(side, -1).any(1) for axis, side in enumerate(sides)]
     outer = np.logical_and.reduce(np.meshgrid(*lines, indexing="ij"))
@@ -156,6 +163,8 @@ def _follow_product(step: Step, operands: list[Any]) -> Any:
     """Multiply along contracted axes; the result has the shared axes, those of the first operand, of the second."""
     contracted, batch = step.params["dimension_numbers"]
     shapes, out = step.shapes, step.results[0].shape
+    # (b, m, k) times (b, n, k), contracted k, shared b: the result is (b, m, n), free m of the first and n of the
+    # second.
     free = [[k for k in range(len(shapes[i])) if k not in contracted[i] and k not in batch[i]] for i in (0, 1)]
     shared = len(batch[0])
     results = []
@@ -173,10 +182,13 @@ def _follow_product(step: Step, operands: list[Any]) -> Any:
             dense = weights is None or not mixes or is_dense(weights)
             table = None if weights is None or dense else nonzero(weights)
             if table is not None and not shared and len(contracted[0]) == 1:
+                # Rows are the contracted entries, columns all else: a resampling matrix moves boxes, it does not mix
+                # them all.
                 table = np.moveaxis(table, contracted[1 - side][0], 0)
                 boxes.append(contract(box, contracted[side][0], table, kept, behind=side == 0))
                 continue
             box = box if dense else mark_inexact(box)
+            # (*kept, *contracted) -> (*kept) -> the axes of the result, constant along those of the other operand.
             mixed = reduce_axes(transpose(box, [*kept, *contracted[side]]), range(len(kept), len(shapes[side])))
             boxes.append(broadcast(mixed, len(out), places, out, [shapes[side][k] for k in kept]))
         results.append(tuple(boxes))
@@ -192,6 +204,7 @@ def _follow_pool(step: Step, operands: list[Value]) -> list[Any] | None:
     boxes, ones = _unite_arrays(step, operands), (1,) * len(old)
     if boxes is None:
         return None
+    # A pool has a window along every axis; that of batch and channels has one entry.
     for axis in range(len(old)):
         boxes = slide_all(
             boxes,

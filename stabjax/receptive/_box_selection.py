@@ -30,6 +30,7 @@ def follow_slice(step: Step, box: Box) -> Box:
     params, old, new = step.params, step.shapes[0], step.results[0].shape
     strides = params["strides"] or (1,) * len(old)
     for axis, (start, stride) in enumerate(zip(map(int, params["start_indices"]), map(int, strides), strict=True)):
+        # Entry i of the slice is entry start + stride i of the array.
         if (start, stride, new[axis]) != (0, 1, old[axis]):
             box = slide(box, axis, new[axis], stride=stride, low=-start)
     return box
@@ -40,6 +41,7 @@ def follow_pad(step: Step, operands: list[Value]) -> Any:
     first, filling = operands
     old, new = step.shapes[0], step.results[0].shape
     padded: Boxes = first if isinstance(first, tuple) else ()
+    # Entry i of the result is at place i - low of the entries, spread apart by interior; a negative low cuts.
     for axis, (low, _, interior) in enumerate(step.params["padding_config"]):
         padded = slide_all(padded, axis, old[axis], new[axis], low=int(low), spread=int(interior) + 1)
     if not isinstance(filling, tuple):
@@ -83,10 +85,13 @@ def follow_concatenate(step: Step, operands: list[Value]) -> Any:
     """Join arrays one behind the other."""
     axis = int(step.params["dimension"])
     pieces = [(operand, shape[axis]) for operand, shape in zip(operands, step.shapes, strict=True)]
+    # Empty parts leave no trace, and would have no box to continue.
     parts, lengths = zip(*[piece for piece in pieces if piece[1] > 0], strict=True)
     if not any(isinstance(part, tuple) for part in parts):
         return PARAMETER
+    # Known numbers are padding; parameters are not, as a class token that stands in front of the others.
     blank = [isinstance(part, Constant) for part in parts]
+    # From boxes by part to boxes by axis of the image; what is passive has None for each axis.
     by_axis = zip(*[part if isinstance(part, tuple) else repeat(None) for part in parts])
     return tuple(concatenate(boxes, lengths, axis, blank) for boxes in by_axis)
 
@@ -95,6 +100,7 @@ def follow_stack(step: Step, operands: Sequence[Value]) -> Any:
     """Join arrays along a new axis."""
     axis, rank = step.params["axis"], len(step.results[0].shape)
     places = [k for k in range(rank) if k != axis]
+    # Equal lengths, here zeros, before and after: no axis is stretched, and strides stay.
     ones = [0] * rank
     result = []
     for parts in zip(*[operand if isinstance(operand, tuple) else repeat(None) for operand in operands]):
@@ -116,6 +122,7 @@ def row(boxes: Boxes, k: int, axis: int = 0) -> Boxes:
 def follow_split(step: Step, operands: list[Any]) -> list[Any]:
     """Cut an axis into parts one behind the other."""
     axis, sizes = step.params["axis"], [int(size) for size in step.params["sizes"]]
+    # Sizes 2 3 1 start at 0 2 5.
     starts = np.cumsum([0, *sizes[:-1]]).tolist()
     return [
         tuple(slide(box, axis, size, low=-start) for box in operands[0])
@@ -132,10 +139,17 @@ def follow_gather(step: Step, operands: list[Value]) -> Any:
     table, indices = operands
     if not isinstance(table, tuple):
         return None
+    # ``x[[2, 0]]`` of a table (5, 3) is a gather with offset_dims (1,), collapsed_slice_dims (0,), start_index_map (0,)
+    # and slice_sizes (1, 3); the result is (2, 3). Positions read on each axis of the table, by axes of the result:
+    #
+    #     axis 0    2 0      along axis 0, (2, 1)
+    #     axis 1    0 1 2    along axis 1, (1, 3), as it was: kept is {1: 1}
     numbers, sizes = step.params["dimension_numbers"], step.params["slice_sizes"]
     old, new = step.shapes[0], step.results[0].shape
     batching = tuple(getattr(numbers, "operand_batching_dims", ()))
     indices_batching = tuple(getattr(numbers, "start_indices_batching_dims", ()))
+    # Axes of the result: those of the indices, and (offset_dims) those inside of a row. Axes inside of a row are all
+    # axes of the table that have not been taken away, in order.
     rows = [axis for axis in range(len(new)) if axis not in numbers.offset_dims]
     inside = [axis for axis in range(len(old)) if axis not in numbers.collapsed_slice_dims and axis not in batching]
     known = indices.value if isinstance(indices, Constant) else None
@@ -149,11 +163,14 @@ def follow_gather(step: Step, operands: list[Value]) -> Any:
 
     places, kept, unknown = [], {}, []
     for axis, side in enumerate(old):
+        # An array of the result's rank, with length one on each axis that the position does not depend on.
         position = np.zeros([1] * len(new), int)
         if axis in numbers.start_index_map and sizes[axis] < side:
             if known is None:
                 unknown.append(axis)
             else:
+                # The last axis of the indices holds one start for each axis in start_index_map; a row is moved until it
+                # fits.
                 start = known[..., numbers.start_index_map.index(axis)].astype(int)
                 position = position + placed(start.clip(0, side - sizes[axis]), rows)
         if axis in batching:
@@ -173,6 +190,7 @@ def follow_gather(step: Step, operands: list[Value]) -> Any:
                 box = mark_inexact(merge_axis(box, axis))
         result.append(gather(box, [np.zeros_like(p) if k in unknown else p for k, p in enumerate(places)], kept))
     if isinstance(indices, tuple):
+        # Indices that are computed from the image: every entry may depend on all that any index sees.
         chosen = tuple(reduce_axes(box, range(len(box.strides))) for box in indices)
         result = unite([tuple(result), stretch(chosen, new)])
     return tuple(result)
@@ -199,6 +217,7 @@ def _overwrite(
         part       x x            moved there by a padding of p in front
                    p
     """
+    # True inside of the part: the outer product of one line for each axis.
     inside = np.ones((1,) * len(old), bool)
     for axis, (side, length, start) in enumerate(zip(old, new, places, strict=True)):
         line = (np.arange(side) >= start) & (np.arange(side) < start + length)
@@ -224,16 +243,19 @@ def follow_scatter(step: Step, operands: list[Value]) -> Any:
     numbers = step.params["dimension_numbers"]
     old, given = step.shapes[0], step.shapes[2]
     batching = tuple(getattr(numbers, "operand_batching_dims", ()))
+    # The shape of one part on the axes of the base: one where the part has no such axis.
     sizes = iter([given[axis] for axis in numbers.update_window_dims])
     new = [1 if axis in numbers.inserted_window_dims or axis in batching else next(sizes) for axis in range(len(old))]
     keeps = step.name != "scatter"  # what is added to stays
     table = indices.value if isinstance(indices, Constant) and not batching else None
+    # Each row of the indices is one place, its columns in the order of scatter_dims_to_operand_dims.
     starts = [] if table is None else table.reshape(-1, table.shape[-1]).astype(int)
     places = [[0] * len(old) for _ in starts]
     for place, start in zip(places, starts, strict=True):
         for axis, number in zip(numbers.scatter_dims_to_operand_dims, start, strict=True):
             place[axis] = int(number)
     fits = all(0 <= p <= a - b for place in places for p, a, b in zip(place, old, new, strict=True))
+    # What happens to a part that does not fit depends on the mode, so only those that fit are followed.
     if len(places) == 1 and fits:
         if isinstance(parts, tuple):
             parts = tuple(reshape(box, given, new) for box in parts)
@@ -242,6 +264,7 @@ def follow_scatter(step: Step, operands: list[Value]) -> Any:
         return as_inexact(unite([base, stretch(parts, step.results[0].shape)]))
     if keeps:
         return base
+    # Numbers that overwrite make holes in what is seen: one for each place.
     if not fits or not 0 < len(places) <= 256:
         return as_inexact(base)
     for place in places:

@@ -37,6 +37,7 @@ def bounds_at(box: Box, axis: int, positions: np.ndarray) -> np.ndarray:
         outside = (positions < 0) | (positions >= length)
         return np.where(_along_axis(outside, axis, box), np.inf, read)
     period, shift = stride
+    # divmod rounds down, also below zero: position -1 is the last entry of the period before, turn -1.
     turns, rest = np.divmod(positions, period)
     moved = _along_axis(turns * float(shift), axis, box)
     return box.bounds.take(rest, axis + 1) + np.stack([moved, -moved])
@@ -44,6 +45,7 @@ def bounds_at(box: Box, axis: int, positions: np.ndarray) -> np.ndarray:
 
 def box_at(box: Box, places: Sequence[int]) -> tuple[float, float] | None:
     """Return first and last pixel of one entry, also outside of the array; None where the boxes do not go on there."""
+    # One axis after the other is cut to the one entry; those behind it are still whole.
     for axis, place in enumerate(places):
         if box.strides[axis] is None and not 0 <= place < box.bounds.shape[axis + 1]:
             return None
@@ -105,6 +107,8 @@ def slide(
     if is_constant(box, axis):
         return box
     positions = (stride * np.arange(count) - low)[:, None] + np.asarray(taps)  # (windows, taps)
+    # Strides of the other axes. If those move and all windows read entry 0 of a single one, this axis is only a dummy,
+    # as that of a signal (n, 1, w, c).
     others = set(box.strides[:axis] + box.strides[axis + 1 :]) - {CONSTANT, None}
     if box.bounds.shape[axis + 1] == 1 and others and (positions == 0).any(1).all():
         return merge_axis(box, axis)  # a new axis of length one, along which nothing would go on
@@ -119,6 +123,7 @@ def slide(
         bounds = _enclose(_bounds_of_entries(box, axis, read, spread), axis, read.shape)
         return with_axis(box, axis, bounds, stride_after(own, stride, spread))
 
+    # Two answers: with boxes that go on beyond the array, and with what is seen inside the image alone.
     windows = over(replace(box, clipped=None))
     if box.clipped is None and spread == 1 and _is_clipping_enough(box, axis, positions):
         return windows
@@ -151,6 +156,7 @@ def slide_all(
     moved = tuple(slide(box, axis, count, taps=taps, stride=stride, low=low, spread=spread) for box in boxes)
     if not boxes or not all(is_constant(box, axis) for box in boxes):
         return moved
+    # Constant boxes do not tell where the array ends, so windows in the padding are found by their positions.
     entries, rest = np.divmod((stride * np.arange(count) - low)[:, None] + np.asarray(taps), spread)
     reading = ((entries >= 0) & (entries < length) & (rest == 0)).any(1)
     return moved if reading.all() else (restrict(moved[0], _along_axis(reading, axis, moved[0])), *moved[1:])
@@ -170,6 +176,7 @@ def _enclose(bounds: np.ndarray, axis: int, shape: tuple[int, ...]) -> np.ndarra
     """Return the bounds of the boxes around all entries of each window; ``shape`` is ``(windows, taps)``."""
     if shape[1] == 1:
         return bounds
+    # (2, ..., windows * taps, ...) -> (2, ..., windows, taps, ...) -> (2, ..., windows, ...).
     return bounds.reshape(*bounds.shape[: axis + 1], *shape, *bounds.shape[axis + 2 :]).min(axis + 2)
 
 
@@ -184,6 +191,7 @@ def _is_clipping_enough(box: Box, axis: int, positions: np.ndarray) -> bool:
         outermost box        [-----]            it does not (a crop): pixel 0 would be added, which no entry sees
     """
     stride, length, size = box.strides[axis], box.bounds.shape[axis + 1], positions.shape[1]
+    # One tap, always inside: entries move, and nothing is mixed.
     if positions.size == 0 or (positions[0, 0] >= 0 and positions[-1, -1] < length and size == 1):
         return True
     if stride is None or stride[0] > 1:
@@ -195,6 +203,8 @@ def _is_clipping_enough(box: Box, axis: int, positions: np.ndarray) -> bool:
         first, last, before, after = last, first, after, before
     gap = np.diff(positions[0]).max(initial=1)
     passed = abs(shift) * (gap - 1)  # of the entries inside, this many pixels at the border may be read by none
+    # In this order: boxes of neighboring taps, |shift| gap pixels apart, overlap or touch (1 - first[0] - first[1] is
+    # the size); every window reads an entry; the first box reaches pixel 0; the last one reaches pixel side - 1.
     return bool(
         (abs(shift) * gap <= 1 - first[0] - first[1]).all()
         and positions[0, -1] >= 0

@@ -63,6 +63,7 @@ def constant_weight(
         def network(x: Any) -> Any:
             return unit_weight_output(traced.program, traced.arrays, found.site, x)
 
+        # The mean over the channels of the unit, as a linear function of the tap; its transpose is the map of the unit.
         weights = jnp.where(unit_mask(place, shape, channel_axis), 1 / found.channels, 0.0).astype(np.float64)
         (counts,) = jax.linear_transpose(network, jax.ShapeDtypeStruct(image.shape, np.float64))(weights)
         known = is_inside(place, [shape[axis] for axis in axes_of(shape, channel_axis)])

@@ -36,6 +36,7 @@ class Constant:
     def value(self) -> np.ndarray | None:
         """The array."""
         if not self._known and self.step is not None:
+            # Before the evaluation, so that one that fails is not tried again.
             self._known = True
             outputs = evaluate(self.step, [operand.value for operand in self.operands])
             self._value = None if outputs is None else outputs[self.output]
@@ -47,6 +48,7 @@ def evaluate(step: Step, operands: Sequence[np.ndarray | None]) -> list[Any] | N
     rule = _call if step.is_jit else _RULES.get(step.name)
     known = [operand for operand in operands if operand is not None]
     sizes = [result.size for result in step.results]
+    # The rules take arrays: with one operand unknown, no output is known.
     if rule is None or max(sizes, default=0) > LARGEST or len(known) < len(operands):
         return None
     with np.errstate(all="ignore"):
@@ -55,6 +57,7 @@ def evaluate(step: Step, operands: Sequence[np.ndarray | None]) -> list[Any] | N
         return None
     outputs = made if isinstance(made, list) else [made]
     return [
+        # NumPy promotes otherwise than JAX: the dtype is that of the program.
         None if value is None else np.asarray(value).astype(result.dtype)
         for value, result in zip(outputs, step.results, strict=True)
     ]
@@ -69,6 +72,7 @@ def _elementwise(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _broadcast(step: Step, x: np.ndarray) -> np.ndarray:
+    # x (3,) at place 1 of (2, 3, 4): (3,) -> (1, 3, 1) -> (2, 3, 4).
     shape = [1] * len(step.params["shape"])
     for axis, place in enumerate(step.params["broadcast_dimensions"]):
         shape[place] = np.shape(x)[axis]
@@ -77,6 +81,7 @@ def _broadcast(step: Step, x: np.ndarray) -> np.ndarray:
 
 def _iota(step: Step) -> np.ndarray:
     params = step.params
+    # Counts along one axis, the same along all others.
     line = np.arange(params["shape"][params["dimension"]])
     shape = [-1 if axis == params["dimension"] else 1 for axis in range(len(params["shape"]))]
     return np.broadcast_to(line.reshape(shape), params["shape"])
@@ -94,6 +99,7 @@ def _select(step: Step, which: np.ndarray, *cases: np.ndarray) -> np.ndarray:
 
 def _truncated(name: str) -> Callable[..., Any]:
     def divide(step: Step, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        # Integer quotients round to zero in XLA, -7 / 2 = -3, and down in NumPy's //.
         if np.issubdtype(np.asarray(a).dtype, np.inexact):
             return np.divide(a, b) if name == "div" else np.fmod(a, b)
         return np.fmod(a, b) if name == "rem" else np.trunc(np.true_divide(a, b))
@@ -107,6 +113,7 @@ def _reducer(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def _accumulated(step: Step, x: np.ndarray) -> np.ndarray:
     axis = step.params["axis"]
+    # In reverse every entry adds up itself and those behind it.
     return np.flip(np.cumsum(np.flip(x, axis), axis), axis) if step.params["reverse"] else np.cumsum(x, axis)
 
 
@@ -125,10 +132,15 @@ def _reshape(step: Step, x: np.ndarray) -> np.ndarray:
 def _pad(step: Step, x: np.ndarray, filling: np.ndarray) -> np.ndarray:
     """Pad, cut where that is negative, and spread apart."""
     for axis, (low, high, interior) in enumerate(step.params["padding_config"]):
+        # Entry k goes to place low + k (interior + 1) of a line of all places; what falls outside of it is cut:
+        #
+        #     low 1, high 1, interior 1     . 0 . 1 . 2 .
+        #     low -1                        0 1 2  ->  1 2
         length = x.shape[axis]
         places = np.arange(length) * (interior + 1) + low
         total = low + high + length + max(length - 1, 0) * interior
         inside = (places >= 0) & (places < total)
+        # A view with the axis in front: (places, all other axes).
         line = np.moveaxis(np.full((*x.shape[:axis], total, *x.shape[axis + 1 :]), filling, x.dtype), axis, 0)
         line[places[inside]] = np.moveaxis(x, axis, 0)[inside]
         x = np.moveaxis(line, 0, axis)
@@ -141,15 +153,18 @@ def _window_sum(step: Step, x: np.ndarray) -> np.ndarray | None:
     if any(side > 1 for name in ("base_dilation", "window_dilation") for side in params.get(name) or ()):
         return None
     x = np.pad(x, params["padding"])
+    # (*sides) -> (*windows, *window); every stride-th window, summed over its entries.
     seen = np.lib.stride_tricks.sliding_window_view(x, params["window_dimensions"])
     return seen[tuple(slice(None, None, step) for step in params["window_strides"])].sum(tuple(range(-x.ndim, 0)))
 
 
 def _dot(step: Step, a: np.ndarray, b: np.ndarray) -> np.ndarray | None:
     (left, right), batch = step.params["dimension_numbers"]
+    # Without shared axes tensordot has the axes of dot_general: free ones of a, then those of b.
     return None if any(batch) else np.tensordot(a, b, (tuple(left), tuple(right)))
 
 
+# Entry by entry. Their parameters do not matter: `evaluate` brings what they give to the dtype of the program.
 _ALIKE = {
     "add": np.add, "sub": np.subtract, "mul": np.multiply, "max": np.maximum, "min": np.minimum, "neg": np.negative,
     "abs": np.abs, "floor": np.floor, "ceil": np.ceil, "sign": np.sign, "exp": np.exp, "log": np.log, "pow": np.power,

@@ -76,6 +76,7 @@ def effective(
     chosen = numbers_of(wanted if np.ndim(wanted) else [wanted], found.channels)
     if chosen is None or not len(chosen):
         raise ValueError(f"expected channels of {tap!r} within 0..{found.channels - 1}, got {channel!r}")
+    # The program is for one image (or two, see `locate`), and is mapped over all images.
     return _mean_gradient(traced, images, found.place, chosen, tap, found.site.channel_axis, batch_size)
 
 
@@ -92,6 +93,7 @@ def _mean_gradient(
     """Average gradients; the unit and its channels are traced: they choose what is handed back, not what compiles."""
 
     def activation(image: Array) -> Array:
+        # The program was traced for a batch of this length. `unit_mask` asks for row 0 alone: the copies add nothing.
         batch = jnp.stack([image] * traced.batch.shape[0])
         _, found = traced.capture(batch, select=lambda site: site.name == tap)
         return found[tap]
@@ -100,19 +102,23 @@ def _mean_gradient(
     unit = unit_mask(place, shape, channel_axis)
     sides = [shape[axis] for axis in axes_of(shape, channel_axis)]
     if channel_axis is None:
+        # Without a channel axis there is one channel, 0, everywhere.
         channel, count = jnp.zeros(shape, np.int32), 1
     else:
         channel, count = jax.lax.broadcasted_iota(np.int32, shape, channel_axis), shape[channel_axis]
     precision = jnp.promote_types(images.dtype, np.float32)
 
     def of_image(image: Array) -> Array:
+        # One forward pass for all channels; each is a backward pass of a cotangent that is one at the unit.
         value, backward = jax.vjp(activation, image)
 
         def of_channel(number: Array) -> Array:
             here = unit & (channel == from_start(number, count))
+            # sum_c |d a_u / d x_{s,c}|: the absolute value of each channel of the image, before the sum.
             return jnp.sum(jnp.abs(backward(here.astype(value.dtype))[0]).astype(precision), axis=-1)
 
         return jnp.mean(jax.vmap(of_channel)(jnp.asarray(channels)), axis=0)
 
+    # Image by image: no row can see another, and the memory is that of batch_size images.
     field = jnp.mean(jax.lax.map(of_image, images, batch_size=batch_size), axis=0)
     return jnp.where(is_inside(place, sides) & is_inside(channels, count), field, jnp.nan)

@@ -135,6 +135,7 @@ def extent(f: Any, x: Any, *, spatial: Spatial = None) -> dict[str, Extent]:
         boxes = [clip(box) if math.isnan(_along_axis(box, axes, order)[1]) else box for box, axes in zip(boxes, moving)]
         sides = [_along_axis(box, axes, order) for box, axes in zip(boxes, moving)]
         size, stride, start, even = zip(*sides) if sides else ((), (), (), ())
+        # Only then start + stride k says all; otherwise the boxes are kept.
         regular = _is_in_place(moving) and all(even)
         exact = all(box.exact for box in boxes)
         result[name] = Extent(size, stride, start, exact, regular, () if regular else tuple(boxes))
@@ -160,6 +161,7 @@ def _along_axis(box: Box, moving: Sequence[int], all_moving: Sequence[int]) -> t
         moving: axes of the tap along which the boxes change.
         all_moving: those of all axes of the image, one after the other.
     """
+    # All entries of the tap in a row; axes along which the boxes are constant have length one here.
     low, high = box.bounds[0].ravel(), -box.bounds[1].ravel()
     seen = np.isfinite(low)
     if not seen.any():
@@ -167,9 +169,11 @@ def _along_axis(box: Box, moving: Sequence[int], all_moving: Sequence[int]) -> t
     sizes, starts = (high - low + 1)[seen], low[seen]
     size, start = int(sizes.max()), int(starts[0])
     equal = bool((sizes == size).all() and seen.all())
+    # The plain case: this axis of the image is one axis of the tap, which belongs to no other axis of the image.
     stride = box.strides[moving[0]] if len(moving) == 1 else None
     if stride is not None and all_moving.count(moving[0]) == 1:
         period, shift = stride
+        # With a period of several entries the starts inside of it decide, and there must be two of them at least.
         even = equal and len(set(np.diff(starts).tolist())) <= 1 and (period == 1 or len(starts) > 1)
         return size, shift // period if shift % period == 0 else shift / period, start, even
     # Without a stride, as where the map ends at its border: boxes inside it may still lie at even distances.
@@ -177,6 +181,9 @@ def _along_axis(box: Box, moving: Sequence[int], all_moving: Sequence[int]) -> t
     if len(moving) == 1 and all_moving.count(moving[0]) == 1 and len(gaps) == 1 and equal:
         return size, int(gaps[0]), start, True
     # Several axes of the image in one of the tap, or one in several: the grid is that of the distinct boxes.
+    # Tokens of 4 x 4 patches of a 12 x 12 image, merged to one axis of 9, along the rows of the image:
+    #
+    #     starts    0 0 0 4 4 4 8 8 8     distinct 0 4 8, stride 4
     strides = np.unique(np.diff(np.unique(starts)))
     if not (sizes == size).all() or len(strides) > 1:
         return size, math.nan, start, False

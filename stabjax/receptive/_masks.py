@@ -82,6 +82,7 @@ def _table(operand: Passive, shape: tuple[int, ...]) -> np.ndarray | None:
     if isinstance(operand, Constant):
         return operand.value
     known = isinstance(operand, GivenParameter | MaskedParameter)
+    # A one stands for any number: nothing here is zero by construction.
     table = operand.nonzero if known else np.ones(shape, bool)
     return None if table is None else table.astype(np.float32)
 
@@ -96,8 +97,11 @@ def parameter_of(step: Step, operands: Sequence[Passive]) -> Parameter:
         # A kernel and a mask that is a parameter, in either order.
         return MaskedParameter(step, operands) if step.shapes[0] == step.shapes[1] else PARAMETER
     masked = any(isinstance(operand, MaskedParameter) for operand in operands)
+    # A given parameter masks only what it is multiplied by. Elsewhere its zeros and ones are numbers like others.
     known = [PARAMETER if isinstance(operand, GivenParameter) else operand for operand in operands]
     if (
+        # Where zeros stay zeros, or are made: entries moved or negated; divided; multiplied by a mask, or joined with
+        # one; chosen by a known table (operand 0 of select_n), or padded by a known number (operand 1 of pad).
         (name in _KEEPS_ZEROS and masked)
         or (name == "div" and isinstance(operands[0], MaskedParameter))
         or (name in ("mul", "concatenate") and may_mask(step, operands))
@@ -146,6 +150,7 @@ class MaskDomain(Domain):
             return [Constant(step, operands, k) for k in range(len(step.results))]
         if step.name in IDENTITIES and len(operands) == len(step.results):
             return operands
+        # A mask may be multiplied inside of a jit, as `jnp.where` is one.
         if step.is_jit and may_mask(step, operands):
             return step.enter(operands)
         return [parameter_of(step, operands)] * len(step.results)
@@ -158,6 +163,8 @@ class MaskDomain(Domain):
         """Return a constant of a table of integers, which counts by its values, and a parameter of a kernel."""
         if value is None:
             return PARAMETER
+        # Integers and truths are indices and masks. Floating arrays may be weights: all that is read of them is
+        # whether they are masks.
         known = isinstance(value, np.ndarray | np.generic | jax.Array) and not isinstance(value, Tracer)
         if known and (jnp.issubdtype(value.dtype, jnp.integer) or value.dtype == bool):
             return Constant.of(value)

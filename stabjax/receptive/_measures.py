@@ -51,6 +51,7 @@ def _moments(weights: AnyArray) -> list[tuple[Array, Array]]:
     for axis in range(weights.ndim):
         line = jnp.sum(weights, tuple(k for k in range(weights.ndim) if k != axis))
         pixels, total = jnp.arange(len(line), dtype=line.dtype), jnp.sum(line)
+        # Moments along one axis are those of the marginal, the map summed over all others.
         mean = safe_ratio(jnp.sum(line * pixels), total)
         moments.append((mean, safe_ratio(jnp.sum(line * jnp.square(pixels - mean)), total)))
     return moments

@@ -40,6 +40,7 @@ def unit_weight_output(traced: TracedProgram, parameters: Sequence[Any], site: T
         x: images, of a floating type of one's choice; the value is linear in them.
     """
     values = interpret(traced, PathCounts(), [*map(GivenParameter, parameters), x])
+    # `interpret` returns values in the order of the sites.
     value = values[traced.sites.index(site)]
     return jnp.zeros(site.shape, x.dtype) if isinstance(value, Passive) else site.arranged(value)
 
@@ -54,6 +55,7 @@ class PathCounts(MaskDomain):
         rule = _apply_elementwise if step.name in AFFINE or step.name in NONLINEAR else _RULES.get(step.name)
         outputs = None if rule is None else rule(step, operands)
         if outputs is None:
+            # What every rule keeps: linear, no negative weights, positive where an operand that is read is positive.
             mixed = sum(jnp.mean(value) for value in _active(operands))
             return [jnp.broadcast_to(mixed, result.shape) for result in step.results]
         return outputs if isinstance(outputs, list) else [outputs]
@@ -71,6 +73,7 @@ class PathCounts(MaskDomain):
 
     def choose(self, step: Step, index: Any, alternatives: list[Any]) -> Any:
         """Return the mean of the branches, and of the choice between them."""
+        # The index, where it is active, is a scalar, and counts as one value more.
         return _mean([*alternatives, index], step.results[0].shape)
 
     def row(self, step: Step, value: Any, k: int) -> Any:
@@ -133,17 +136,21 @@ def _apply_elementwise(step: Step, operands: list[Any]) -> Any:
     """Add sums up, multiply by the size of a number, and average what is chosen among or multiplied."""
     name, shape = step.name, step.results[0].shape
     active = _active(operands)
+    # select_n by a known table is linear in its cases.
     if name == "select_n" and isinstance(operands[0], Constant) and operands[0].value is not None:
         return step.apply(operands[0].value, *_fill(operands[1:], step.shapes[1:]))
+    # A difference adds up as well: no weight is negative, and no two paths cancel.
     if name in ("add", "add_any", "sub"):
         return sum(_fit(value, shape) for value in active)
     result = _mean(active, shape)
     if name not in ("mul", "div") or len(active) > 1:
         return result
+    # The other factor, or the divisor; a number divided by the image has no linear part, and counts as the identity.
     factor = operands[1] if operands[0] is active[0] else operands[0] if name == "mul" else None
     if not isinstance(factor, Constant) or factor.value is None:
         return result
     size = np.abs(np.asarray(factor.value, float))
+    # A factor that is zero everywhere would end all paths, and a division by zero would make infinitely many.
     usable = np.isfinite(size).all() and size.any() and (name == "mul" or size.all())
     size = size if name == "mul" else 1 / np.where(size, size, 1)
     return result * jnp.asarray(np.broadcast_to(size, shape), result.dtype) if usable else result
@@ -164,6 +171,8 @@ def _apply_convolution(step: Step, operands: list[Any]) -> Any:
     shape = list(step.shapes[1])
     groups, width = params["feature_group_count"], shape[numbers.rhs_spec[1]]
     table = None if is_dense(kernel) else nonzero(kernel)
+    # All outputs are equal, and read the mean of the inputs: one channel goes in, and one comes out, which is
+    # broadcast in the end.
     if groups == 1 and table is None:
         x = jnp.mean(x, numbers.lhs_spec[1], keepdims=True)
         shape[numbers.rhs_spec[0]] = shape[numbers.rhs_spec[1]] = width = 1
@@ -192,11 +201,13 @@ def _apply_product(step: Step, operands: list[Any]) -> Any:
             continue
         other = operands[1 - side]
         table = other.value if isinstance(other, Constant) else None
+        # A known matrix (a resampling, a mean over space) keeps its weights; any other averages over what it contracts.
         if table is not None:
             weights = np.abs(np.asarray(table, float))
         else:
             mask = None if not isinstance(other, Passive) or is_dense(other) else nonzero(other)
             weights = (np.ones(step.shapes[1 - side]) if mask is None else mask) / count
+        # In the order of the operands, so that the result has its axes in theirs.
         pair = [operand, jnp.asarray(weights, operand.dtype)]
         left, right = pair if side == 0 else pair[::-1]
         results.append(lax.dot_general(left, right, numbers))
@@ -221,12 +232,14 @@ def _apply_pool(step: Step, operands: list[Any]) -> list[Any]:
         base_dilation=params.get("base_dilation") or ones,
         window_dilation=params.get("window_dilation") or ones,
     )
+    # A sum stays one: what divides it to an average is an equation of its own.
     return [total if step.name == "reduce_window_sum" else total / prod(params["window_dimensions"])] * count
 
 
 def _apply_reduction(step: Step, operands: list[Any]) -> list[Any]:
     axes = tuple(int(axis) for axis in step.params.get("axes", step.params.get("dimensions", ())))
     x = _mean(operands[: len(step.results)], step.shapes[0])
+    # As for windows: a mean is a sum, and a division that follows.
     return [jnp.sum(x, axes) if step.name == "reduce_sum" else jnp.mean(x, axes)] * len(step.results)
 
 
@@ -238,6 +251,7 @@ def _apply_scatter(step: Step, operands: list[Any]) -> Any:
     base, parts = _fill([base, parts], [step.shapes[0], step.shapes[2]])
     scatter = lax.scatter if step.name == "scatter" else lax.scatter_add
     numbers, mode = step.params["dimension_numbers"], step.params["mode"]
+    # A transpose of a scatter that overwrites exists for unique indices only.
     return scatter(base, jnp.asarray(indices.value), parts, numbers, unique_indices=True, mode=mode)
 
 

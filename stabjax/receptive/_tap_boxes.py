@@ -26,6 +26,7 @@ def boxes_of_taps(traced: TracedProgram, parameters: Sequence[Any]) -> dict[str,
     shape = traced.program.jaxpr.invars[-1].aval.shape
     sides = shape[1:-1]
     images = tuple(box_of_image(shape, 1 + k) for k in range(len(sides)))
+    # Parameters in front, images last, as in the inputs of the program.
     values = interpret(traced, BoxDomain(sides), [*map(GivenParameter, parameters), images])
     return {site.name: _boxes_of_units(site, value, sides) for site, value in zip(traced.sites, values, strict=True)}
 
@@ -36,9 +37,13 @@ def _boxes_of_units(site: TapSite, value: Value, sides: Sequence[int]) -> Boxes:
     result = []
     for box in value:
         if site.split != site.in_order or site.batch_axis != 0:
+            # As `TapSite.arranged` does to arrays. Four windows of each of 3 images, merged with the batch:
+            #
+            #     (12, 7, 7, c) -> (1, 3, 4, 7, 7, c) -> (3, 1, 4, 7, 7, c) -> (3, 4, 7, 7, c)
             box = reshape(box, _shape_in_program(site), site.split)
             order = [site.batch_axis, *[k for k in range(len(site.split)) if k != site.batch_axis]]
             box = reshape(transpose(box, order), [site.split[k] for k in order], site.in_order)
+        # A unit is a position with all its channels; its box is the same for all images of the batch.
         joined = [0] if site.channels_from in (None, 0) else [0, site.channels_from]
         result.append(report(reduce_axes(box, joined)))
     return tuple(result)
@@ -48,6 +53,7 @@ def _shape_in_program(site: TapSite) -> tuple[int, ...]:
     """Return the shape in the program, in which the batch may be merged with what stands before and behind it."""
     if site.batch_axis == 0:
         return site.split
+    # split[axis - 1 : axis + 2] is (before, batch, after), one axis in the program.
     axis = site.batch_axis
     return (*site.split[: axis - 1], prod(site.split[axis - 1 : axis + 2]), *site.split[axis + 2 :])
 
@@ -94,6 +100,7 @@ def _is_same(one: Value, two: Value) -> bool:
         if one is two or one.value is None or two.value is None:
             return one is two
         return np.array_equal(one.value, two.value)
+    # Two masks may differ; parameters without one are any numbers, and alike.
     if isinstance(one, MaskedParameter) or isinstance(two, MaskedParameter):
         return one is two
     return one is two or (isinstance(one, Parameter) and isinstance(two, Parameter))

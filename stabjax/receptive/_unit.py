@@ -43,6 +43,7 @@ def axes_of(shape: Sequence[int], channel_axis: int | None) -> list[int]:
 
 def unit_mask(place: Any, shape: Sequence[int], channel_axis: int | None) -> Array:
     """Return an array of this shape that is true at a unit of the first image, at all its channels."""
+    # Comparisons instead of an index: they take a traced place, and a vmap over places stays elementwise.
     found = jax.lax.broadcasted_iota(np.int32, shape, 0) == 0
     for k, axis in enumerate(axes_of(shape, channel_axis)):
         found &= jax.lax.broadcasted_iota(np.int32, shape, axis) == from_start(place[k], shape[axis])
@@ -51,6 +52,7 @@ def unit_mask(place: Any, shape: Sequence[int], channel_axis: int | None) -> Arr
 
 def from_start(number: Any, side: int) -> Any:
     """Return a position or channel, counted from the first one; negative ones count from the last."""
+    # np.int32, so that nothing becomes 64 bits wide where x64 is on.
     return jnp.where(number < 0, number + np.int32(side), number)
 
 
@@ -95,10 +97,12 @@ def numbers_of(numbers: Any, sides: Any) -> Any:
     """
     known = None if isinstance(numbers, Tracer) else integers(numbers)
     if known is not None:
+        # -low are the sides, one for each number or one for all. The remainder counts -1 as the last one.
         low = -np.asarray(sides)
         fit = low.shape in ((), (len(known),)) and ((known >= low) & (known < -low)).all()
         return (np.array(known, np.int64) % -low).astype(np.int32) if fit else None
     try:
+        # What is left may be traced: as a whole, or number by number.
         array = numbers if isinstance(numbers, Tracer) else jnp.stack([*map(jnp.asarray, numbers)])
     except (TypeError, ValueError):
         return None
