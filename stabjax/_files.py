@@ -15,6 +15,8 @@ def write(file: Path, payload: bytes) -> None:
     """Write a file in one step; a draft that a kill leaves behind is named ``.<name>.draft``."""
     draft = file.with_name(f".{file.name}.draft")
     try:
+        # Bytes on disk, then the name, then the folder that holds it: at every moment the name stands for the old
+        # contents or for all of the new ones.
         draft.write_bytes(payload)
         force_to_disk(draft)
         draft.replace(file)
@@ -28,6 +30,7 @@ def write(file: Path, payload: bytes) -> None:
 def write_json(file: Path, contents: Mapping[str, Any], *, allow_nan: bool = False) -> None:
     """Write a file in one step, with a checksum."""
     text = json.dumps(contents, allow_nan=allow_nan)
+    # The checksum is that of the contents as one line, without itself, so that the file may be indented.
     write(file, json.dumps({"checksum": zlib.crc32(text.encode()), **contents}, indent=1).encode())
 
 
@@ -41,6 +44,7 @@ def read_json(file: Path) -> dict[str, Any]:
     try:
         contents = json.loads(file.read_text())
         checksum = contents.pop("checksum")
+        # JSON keeps the order of names and the digits of numbers: dumped again, the contents are the same text.
         good = zlib.crc32(json.dumps(contents).encode()) == checksum
     except FileNotFoundError:
         raise
@@ -61,6 +65,7 @@ def refuse_difference(saved: Mapping[str, Any], given: Mapping[str, Any], what: 
 
 def _differences(name: str, saved: Any, given: Any) -> Iterator[str]:
     if isinstance(saved, Mapping) and isinstance(given, Mapping):
+        # Names of both, in order, each once; one that is missing counts as null.
         for key in dict.fromkeys([*saved, *given]):
             yield from _differences(f"{name}.{key}".lstrip("."), saved.get(key), given.get(key))
     # As text, in which NaN equals itself and 1 differs from 1.0.
@@ -85,6 +90,7 @@ def locked(folder: Path) -> Iterator[None]:
     except ImportError:  # no such locks on this system
         yield
         return
+    # The file is never removed: two processes could then hold locks on two files of one name.
     file = folder / ".lock"
     with file.open("w") as handle:
         try:

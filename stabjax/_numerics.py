@@ -30,6 +30,8 @@ def permit_nan() -> Iterator[None]:
 def safe_norm(x: Float[AnyArray, "..."], *, axis: int | tuple[int, ...] | None = None) -> Float[Array, "..."]:
     """Return the Euclidean norm over ``axis``; its gradient at zero is zero, where that of a plain norm is NaN."""
     square = jnp.sum(jnp.square(x), axis=axis)
+    # Two `where`: the outer one sets the value at zero, the inner one keeps the infinite slope of the root out of the
+    # gradient, where it would become NaN (0 times infinity).
     positive = square > 0
     return jnp.where(positive, jnp.sqrt(jnp.where(positive, square, 1)), 0)
 
@@ -56,6 +58,7 @@ def extremes(x: Shaped[AnyArray, "..."]) -> tuple[float, float]:
         with jax.debug_nans(False):
             low, high = float(jnp.min(x)), float(jnp.max(x))
             return (float(jnp.nanmin(x)), float(jnp.nanmax(x))) if math.isnan(low) else (low, high)
+    # Shard by shard, where they lie: an array over several devices is not gathered.
     parts = [np.asarray(shard.data) for shard in x.addressable_shards] if isinstance(x, jax.Array) else [np.asarray(x)]
     lows, highs = ([float(f.reduce(part, axis=None)) for part in parts if part.size] for f in (np.fmin, np.fmax))
     return float(np.fmin.reduce(lows)), float(np.fmax.reduce(highs))
@@ -90,6 +93,7 @@ def centered(
     rows = jnp.reshape(x, (x.shape[0], -1))
     weights = jnp.ones((x.shape[0],), rows.dtype) if weights is None else jnp.asarray(weights, rows.dtype)
     shifted = rows - rows[:1]
+    # The mean of the rows less the first: zero, exactly, where all are equal.
     mean = jnp.matmul(weights, shifted, precision=HIGHEST) / jnp.maximum(jnp.sum(weights), 1)
     return jnp.reshape(rows[0] + mean, x.shape[1:]), row_sum(jnp.square(shifted - mean[None]))
 
@@ -109,8 +113,11 @@ def scatter(
         weights: How often each row counts.
     """
     numbers = jnp.sum(weights, axis=1)
+    # (batches,): rows in the batches before each. Joining n and m rows whose means are d apart adds n m / (n + m) |d|^2
+    # (Chan, Golub and LeVeque 1983). The first batch has n = 0: its shift does not count.
     before = jnp.cumsum(numbers) - numbers
     between = before * numbers / jnp.maximum(before + numbers, 1)
+    # (*layers, batches, size) with (batches, size) -> (*layers).
     within = jnp.tensordot(distances, weights, axes=2, precision=HIGHEST)
     return within + jnp.matmul(shifts, between, precision=HIGHEST)
 

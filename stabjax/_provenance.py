@@ -87,6 +87,7 @@ def describe(value: Any, *, inside: tuple[int, ...] = ()) -> Any:
         value: a function, a container, an array, or anything else.
         inside: ``id`` of the values that hold this one.
     """
+    # An object may refer to itself, directly or through others.
     if id(value) in inside:
         return "itself"
     go = functools.partial(describe, inside=(*inside, id(value)))
@@ -97,10 +98,12 @@ def describe(value: Any, *, inside: tuple[int, ...] = ()) -> Any:
     if isinstance(value, (list, tuple)):
         return [go(each) for each in value]
     if isinstance(value, (set, frozenset)):
+        # Sets have another order in each process.
         return sorted(str(go(each)) for each in value)
     if isinstance(value, Mapping):
         return [[go(k), go(v)] for k, v in value.items()]
     if isinstance(value, types.CodeType):
+        # Neither lines nor the file: code that was only moved stays the same.
         text = repr((value.co_code, value.co_names, go(value.co_consts)))
         return hashlib.sha256(text.encode()).hexdigest()
     if isinstance(value, functools.partial):
@@ -108,6 +111,7 @@ def describe(value: Any, *, inside: tuple[int, ...] = ()) -> Any:
     if isinstance(value, types.MethodType):
         return [go(value.__func__), go(value.__self__)]
     if isinstance(value, types.FunctionType):
+        # "<lambda>" and "f.<locals>.g": names that do not tell which function it is.
         if "<" not in value.__qualname__:
             return value.__qualname__
         held = [cell.cell_contents for cell in value.__closure__ or ()]
@@ -128,6 +132,7 @@ def describe_shortly(value: Any) -> str:
     if isinstance(value, frozenset):
         return f"frozenset({{{', '.join(sorted(map(describe_shortly, value)))}}})"
     if isinstance(value, tuple):
+        # A named tuple is shown by its name, and (x,) with its comma.
         name = "" if type(value) is tuple else type(value).__qualname__
         return f"{name}({', '.join(map(describe_shortly, value))}{',' if len(value) == 1 else ''})"
     if is_compared_by_fields(value):

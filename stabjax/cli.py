@@ -122,6 +122,7 @@ def _demo(demo: Demo, console: Console) -> None:
     images = data.normalize(jnp.asarray(images), task.recipe.statistics)
     options = {"key": probe_key, "deformation": task.deformation, "draws": demo.draws}
     with console.status("probing before and after training"):
+        # Before training there are no statistics of the data: the network takes those of its batch, here of all images.
         initial = networks.wrap(run.model("initial"), mode="batch_statistics")
         before = probe.stability(initial, images, batch_size=len(images), **options)
         after = probe.stability(run.model("last"), images, **options)
@@ -145,9 +146,11 @@ def _task(demo: Demo, key: jax.Array) -> _Task:
     if demo.data == "scale-detection":
         task = data.ScaleTask.plane(size=28)
         sets = [
+            # One key, and the test images are those behind the training images in its order: no pair is in both.
             data.scale_detection(key, count, task=task, skip=skip)
             for count, skip in ((demo.images, 0), (2048, demo.images))
         ]
+        # Lit pixels become 1: the deformation, which takes their value away and puts it elsewhere, gets it as `value`.
         training, test = [(drawn.images / task.value, drawn.labels) for drawn in sets]
         return _Task(
             training=training,

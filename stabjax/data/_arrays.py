@@ -67,6 +67,7 @@ def normalize(
         _check_range(images, value_range)
     if images.dtype == np.uint8:
         return normalize_channels(images, mean, deviation)
+    # Half precision is normalized in single precision, and rounded once.
     wide = np.float64 if images.dtype == np.float64 else np.float32
     return normalize_channels(images.astype(wide), mean, deviation).astype(images.dtype)
 
@@ -97,12 +98,16 @@ def statistics(
     shift = np.asarray(images[:1]).astype(np.float64).reshape(-1, images.shape[-1])[0]
     total = square = np.zeros(images.shape[-1])
     for start in range(0, images.shape[0], 256):
+        # (pixels, channels) of 256 images at a time, less the first pixel.
         part = np.asarray(images[start : start + 256]).astype(np.float64).reshape(-1, images.shape[-1]) - shift
         total, square = total + part.sum(0), square + (part * part).sum(0)
     count = images.size // images.shape[-1]
     unit = 255.0 if images.dtype == np.uint8 else 1.0
+    # <x^2> - <x>^2 loses digits where a mean is far above its spread: both are about the first pixel, in double
+    # precision.
     mean = total / count
     deviation = np.sqrt(np.maximum(square / count - mean * mean, 0))
+    # Bytes were summed as they are; both results are divided by 255 once.
     return Statistics(tuple(((shift + mean) / unit).tolist()), tuple((deviation / unit).tolist()))
 
 

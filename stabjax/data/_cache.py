@@ -47,6 +47,7 @@ def fingerprint(paths: Iterable[Path], *options: object) -> str:
     digest = hashlib.sha256(repr((FORMAT, options)).encode())
     for path in paths:
         state = path.stat()
+        # A zero byte ends each field: no name and number run into another pair.
         digest.update(f"{path.name}\0{state.st_size}\0".encode())
         if state.st_size > _WHOLE:
             digest.update(f"{path.resolve()}\0{state.st_mtime_ns}".encode())
@@ -94,6 +95,7 @@ class Entry:
         for name, (dtype, shape) in self.arrays.items():
             size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
             listed[name] = {"dtype": dtype, "shape": shape, "bytes": size}
+        # Last: an entry without it is not whole, and with it every size can be checked.
         (self.folder / "entry.json").write_text(json.dumps({"arrays": listed, "facts": self.facts}))
         self.folder.chmod(0o755)  # temporary folders are private; a cache may be shared
         for path in self.folder.iterdir():
@@ -116,6 +118,7 @@ def read(folder: Path) -> Decoded | None:
         arrays = {}
         for name, told in record["arrays"].items():
             path = folder / f"{name}.bin"
+            # A file of the right size is taken as whole: it was on disk before the folder had its name.
             if path.stat().st_size != told["bytes"]:
                 return None
             arrays[name] = np.asarray(np.memmap(path, told["dtype"], "r", shape=tuple(told["shape"])))
@@ -135,6 +138,7 @@ def decoded(label: str, key: str, build: Callable[[Entry], None], *, keep: bool 
     """
     shelf = cache_dir() / "decoded"
     final = shelf / f"{label}-{key}"
+    # Without a lock: a folder under its final name does not change, and only a damaged one is ever replaced.
     if keep and (known := read(final)) is not None:
         return known
     work = _workplace(shelf) if keep else None
@@ -146,6 +150,7 @@ def decoded(label: str, key: str, build: Callable[[Entry], None], *, keep: bool 
         entry.seal()
         if kept:
             _place(work, final)
+        # From the final place, also where another process was faster: both have the same contents.
         result = read(final if kept else work)
     finally:
         # The maps of an entry that is not kept outlive its files.
@@ -159,10 +164,12 @@ def _workplace(shelf: Path) -> Path | None:
     """Make a folder beside the entries, None where nothing can be written; clear what killed runs have left."""
     try:
         shelf.mkdir(parents=True, exist_ok=True)
+        # Only what is older than a day: a younger one may be of a process that is still decoding.
         for old in shelf.glob(".partial-*"):
             with contextlib.suppress(OSError):
                 if time.time() - old.stat().st_mtime > _DAY:
                     shutil.rmtree(old, ignore_errors=True)
+        # Beside the entries: a rename is one step only within one file system.
         return Path(tempfile.mkdtemp(prefix=".partial-", dir=shelf))
     except OSError as error:
         warnings.warn(
@@ -175,8 +182,10 @@ def _workplace(shelf: Path) -> Path | None:
 
 def _place(work: Path, final: Path) -> None:
     """Rename ``work`` to ``final``; an entry that another process placed meanwhile is as good, a damaged one goes."""
+    # Other processes may place or remove an entry between two of these steps: try again, but not forever.
     for _ in range(10):
         try:
+            # Fails if there is a folder with something in it: of another process, or damaged.
             os.rename(work, final)
             return
         except OSError:

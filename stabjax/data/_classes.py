@@ -55,6 +55,7 @@ def grouped(names: Iterable[str]) -> list[list]:
     counts: dict[tuple[str, ...], int] = {}
     for name in names:
         path = PurePosixPath(name.lstrip("/"))
+        # An empty folder is listed too, with no image: it may be a class whose images are missing.
         folder, more = (path.parts, 0) if name.endswith("/") else (path.parent.parts, 1)
         counts[folder] = counts.get(folder, 0) + more
     return [["/".join(folder), count] for folder, count in sorted(counts.items())]
@@ -113,6 +114,8 @@ def select(
     holding = [(path, count) for path, count in paths if count]
     if not holding:
         raise nothing(source)
+    # The folder above the classes, and the numbers of the groups below it. Those must be consecutive, since the rows of
+    # a split are one slice; this is checked below.
     top, chosen = _split_of([path for path, _ in holding], source, split)
     level = len(top)
     below = [holding[i][0][level:] for i in chosen]
@@ -148,6 +151,7 @@ def select(
             "there, remove the folder, or name the folders that are classes by classes="
         )
     counts = [holding[i][1] for i in chosen]
+    # Rows are sorted as the groups are: those of the split begin behind all groups before its first.
     first = sum(count for _, count in holding[: chosen[0]])
     number = {name: k for k, name in enumerate(names)}
     labels = np.repeat(np.array([number[name] for name in own], np.int32), counts)
@@ -176,6 +180,7 @@ def _splits_beside(paths: list[tuple[str, ...]], top: tuple[str, ...]) -> list[s
     """Return the class names of the splits beside ``top`` in the same listing."""
     found: dict[str, set[str]] = {}
     for path in paths:
+        # A class folder of another split: as deep as those below `top`, and under a neighbor of it.
         if len(path) == len(top) + 1 and path[: len(top) - 1] == top[:-1] and path[: len(top)] != top:
             found.setdefault(path[-2], set()).add(_spelling(path[-1]))
     return list(found.values())

@@ -72,6 +72,7 @@ def members(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, by
 
 def _zip_members(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
     with zipfile.ZipFile(path) as archive:
+        # By name: the order in the archive is that of whoever packed it.
         for name in sorted(info.filename for info in archive.infolist()):
             if wanted(name):
                 try:
@@ -99,6 +100,7 @@ def _tar_members(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[st
         except BROKEN as error:
             raise ValueError(f"{path}: {error}, after member {last!r}. {REMEDY}") from error
     # `tarfile` ends quietly at a header it cannot read and at a missing end. A whole archive ends in zeros.
+    # At `offset` the reader has stopped: something must follow, and all of it must be zero.
     if stream.size <= archive.offset or stream.written > archive.offset:
         raise ValueError(f"{path}: unreadable after member {last!r}. {REMEDY}")
 
@@ -115,6 +117,7 @@ class _Measured:
         data = self.raw.read(size)
         significant = len(data.rstrip(b"\0"))
         if significant:
+            # Ends at the last byte of this piece that is not zero, counted from the start of the stream.
             self.written = self.size + significant
         self.size += len(data)
         return data
@@ -125,6 +128,7 @@ def idx(path: Path, *, rank: int) -> np.ndarray:
     data = content(path)
     if len(data) < 4 or data[:2] != b"\0\0":
         raise ValueError(f"{path}: expected an IDX file, which starts with two zero bytes, got {data[:4]!r}. {REMEDY}")
+    # Byte 2 is the type of the elements, 8 for unsigned bytes; byte 3 is the number of axes.
     if data[2] != 8 or data[3] != rank:
         raise ValueError(
             f"{path}: expected IDX magic number {0x0800 + rank} (bytes, {rank} axes), "
@@ -133,6 +137,7 @@ def idx(path: Path, *, rank: int) -> np.ndarray:
     start = 4 + 4 * rank
     if len(data) < start:
         raise ValueError(f"{path}: ends within its header. {REMEDY}")
+    # A length of four bytes for each axis, the most significant first; then the bytes, in C order.
     shape = struct.unpack(f">{rank}I", data[4:start])
     if len(data) - start != math.prod(shape):
         raise ValueError(f"{path}: header promises {math.prod(shape)} bytes {shape}, got {len(data) - start}. {REMEDY}")
@@ -171,6 +176,7 @@ def cifar_batch(data: bytes, where: str) -> tuple[np.ndarray, np.ndarray]:
             raise ValueError(f"expected data uint8 ({n}, 3072), got {flat.dtype} {flat.shape}")
     except Exception as error:  # a damaged pickle raises whatever its broken program runs into
         raise ValueError(f"{where}: not a CIFAR-10 batch: {error!r}. {REMEDY}") from error
+    # A row is all of red, then green, then blue, each 32 x 32: channels go last.
     return flat.reshape(n, 3, 32, 32).transpose(0, 2, 3, 1), labels
 
 
@@ -196,6 +202,7 @@ def mat(path: Path) -> dict[str, np.ndarray]:
     data = memoryview(path.read_bytes())
     if len(data) >= 128 and b"MATLAB 7.3" in bytes(data[:116]):
         raise ValueError(f"{path}: is a MATLAB 7.3 (HDF5) file, expected version 5: save it again with '-v7'")
+    # The header: 116 bytes of text, 8 of an offset, the version, and a mark whose two letters show the byte order.
     mark = bytes(data[126:128])
     if mark not in (b"IM", b"MI"):
         raise ValueError(f"{path}: expected a MATLAB 5 file, got the mark {mark!r} at byte 126. {REMEDY}")
@@ -206,6 +213,7 @@ def mat(path: Path) -> dict[str, np.ndarray]:
         while position < len(data):
             kind, body, position = _mat_element(data, position, order, aligned=False)
             if kind == _MAT_COMPRESSED:
+                # Compressed elements stand one after the other without padding; inside is one element, a matrix.
                 kind, body, _ = _mat_element(memoryview(zlib.decompress(body)), 0, order)
             if kind == _MAT_MATRIX:
                 name, array = _mat_matrix(body, order)
@@ -218,6 +226,9 @@ def mat(path: Path) -> dict[str, np.ndarray]:
 
 def _mat_element(data: memoryview, position: int, order: Order, *, aligned: bool = True) -> tuple[int, memoryview, int]:
     """Return type, bytes and end of one element: a tag of eight bytes and its data, or both in eight if it is small."""
+    # The two layouts of an element, words of 4 bytes; the small one has its size in the upper half of the first word:
+    #     | type        | size        | data ...                      | up to a multiple of 8
+    #     | size | type | up to 4 bytes of data |
     kind, size = struct.unpack_from(f"{order}2I", data, position)
     start = position + 8
     end = start + size
@@ -232,6 +243,7 @@ def _mat_element(data: memoryview, position: int, order: Order, *, aligned: bool
 
 def _mat_matrix(body: memoryview, order: Order) -> tuple[str, np.ndarray | None]:
     """Return name and value of a matrix; None for cells, structures, sparse and character arrays."""
+    # Four elements: flags (the class in the lowest byte), sizes of the axes, name, values.
     _, flags, position = _mat_element(body, 0, order)
     _, sizes, position = _mat_element(body, position, order)
     _, name, position = _mat_element(body, position, order)
@@ -239,7 +251,9 @@ def _mat_matrix(body: memoryview, order: Order) -> tuple[str, np.ndarray | None]
         return bytes(name).decode(), None
     kind, values, _ = _mat_element(body, position, order)
     shape = struct.unpack(f"{order}{len(sizes) // 4}i", sizes)
+    # The type of the values as written, which may be a shorter one than the class of the matrix.
     flat = np.frombuffer(values, np.dtype(_MAT_TYPES[kind]).newbyteorder(order))
     if flat.size != math.prod(shape):
         raise ValueError(f"array {bytes(name).decode()!r} of shape {shape} has {flat.size} values")
+    # MATLAB writes the first axis fastest.
     return bytes(name).decode(), flat.reshape(shape, order="F")

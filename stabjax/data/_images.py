@@ -91,6 +91,7 @@ def folder_bytes(
     options = (height_width, channels, fit)
     decoding: dict[str, Any] = {"size": height_width, "channels": channels, "fit": fit}
     if not place.is_dir():
+        # An archive is decoded whole, all splits in one entry; rows and labels of a split are chosen from it.
         key = _cache.fingerprint([place], *options) if cache else ""
         build = partial(decode, _formats.members(place, _classes.is_wanted), place, **decoding)
         entry = _cache.decoded(_label(place), key, build, keep=cache)
@@ -146,6 +147,7 @@ def decode(
     folders: list[str] = []
     names: list[str] = []
     shape: tuple[int, ...] = ()
+    # In the order they come, since an archive is read once and its images may not fit into memory together.
     with entry.open("stream") as file:
         for name, data in stream:
             if name.endswith("/"):
@@ -165,12 +167,15 @@ def decode(
     if not names:
         raise _classes.nothing(source)
     keys = [_classes.order(name) for name in names]
+    # order[k] is the place in the stream of the image that is to be number k.
     order = sorted(range(len(names)), key=keys.__getitem__)
     streamed = entry.folder / "stream.bin"
     if order == list(range(len(names))):
+        # Sorted already, as files from a folder are: nothing is copied.
         streamed.rename(entry.folder / "images.bin")
         entry.declare("images", "|u1", (len(names), *shape))
     else:
+        # One image at a time through a map: sorting takes no memory, and for a while twice the space on disk.
         unsorted = np.memmap(streamed, np.uint8, "r", shape=(len(names), *shape))
         with entry.open("images") as file:
             for i in order:
@@ -221,6 +226,7 @@ def _pixels(
         with Image.open(io.BytesIO(data)) as image:
             refusal = _refusal(image)
             converted = image if refusal else _converted(_upright(image), channels)
+            # Pillow has sizes as (width, height).
             if not refusal and size is not None and converted.size != (size[1], size[0]):
                 bring = ImageOps.fit if fit == "crop" else Image.Image.resize
                 converted = bring(converted, (size[1], size[0]), Image.Resampling.BILINEAR)
@@ -243,8 +249,10 @@ def _refusal(image: Image.Image) -> str:
     bits, signs = [], []
     if image.format == "TIFF":
         tags: Any = getattr(image, "tag_v2")  # noqa: B009
+        # Tags 258 BitsPerSample and 339 SampleFormat (2: signed), one number per channel or one for all.
         bits, signs = (np.atleast_1d(tags.get(tag, 1)) for tag in (258, 339))
     elif image.format == "PPM":
+        # Behind the raw mode stands the largest value; of floats, which are refused by their mode, a stride of 0.
         bits = [8 if limit <= 255 else 16 for _, *limits in arguments for limit in limits[:1] if limit > 0]
     raw = any(str(each[0]).endswith((";16B", ";16L", ";16N")) for each in arguments if each)
     if image.mode.startswith(("I", "F")) or raw or max(bits, default=8) > 8:
@@ -267,6 +275,7 @@ def _upright(image: Image.Image) -> Image.Image:
 
 def _converted(image: Image.Image, channels: int | None) -> Image.Image:
     """Return the image in gray, RGB or RGBA: its own kind, or the one with that many channels."""
+    # An alpha channel ("a": premultiplied), or transparent colors of a palette or a gray image.
     transparent = "A" in image.getbands() or "a" in image.getbands() or "transparency" in image.info
     if channels is None:
         mode = "RGBA" if transparent else "L" if image.mode in ("1", "L") else "RGB"

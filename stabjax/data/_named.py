@@ -136,6 +136,7 @@ def load_bytes(
         raise ValueError(f"{source.path}: {len(images)} images, but {len(labels)} labels. {_formats.REMEDY}")
     if labels.min() < 0 or labels.max() > 9:
         raise ValueError(f"{source.path}: labels from {labels.min()} to {labels.max()}, expected 0 to 9")
+    # Alike for all formats: those that come from the cache are maps that cannot be written to.
     images.flags.writeable = False
     return images, labels
 
@@ -161,6 +162,7 @@ def _roots(root: str | os.PathLike[str] | None) -> list[Path]:
         raise FileNotFoundError(f"{origin}={str(given)!r} is no folder{', but a file' if chosen.exists() else ''}")
     if chosen is None:
         return [_cache.cache_dir()]
+    # A root that is given is the only one; the variable goes before the cache.
     return [chosen] if root is not None else [chosen, _cache.cache_dir()]
 
 
@@ -186,6 +188,7 @@ def _read_idx(source: Source, split: str) -> Pair:
     images = _formats.idx(_idx_file(source, split, "images"), rank=3)
     path = _idx_file(source, split, "labels")
     labels = _formats.idx(path, rank=1)
+    # The files of MNIST and Fashion-MNIST have the same names and sizes; other sets of this form pass.
     if (known := _places.set_of_labels(labels, split)) not in (None, source.name):
         raise ValueError(
             f"{path}: expected the labels of {source.name}, got those of {known}; move the files of {known} to a "
@@ -206,6 +209,7 @@ def _idx_file(source: Source, split: str, part: str) -> Path:
 
 
 def _read_images(source: Source, split: str) -> Pair:
+    # The published order of the classes, which is the alphabetical one, so that numbers do not depend on what is there.
     images, labels = _images.folder_bytes(source.path, split=split, classes=CLASSES["cifar10"])
     classes = len(np.unique(labels))
     if images.shape[1:] != (32, 32, 3) or classes != 10:
@@ -237,6 +241,7 @@ def _read_batches(source: Source, split: str) -> Pair:
         def wanted(member: str) -> bool:
             return member.rpartition("/")[2] in (*parts["train"], *parts["test"])
 
+        # Both splits from one pass: an archive cannot be entered in the middle.
         found = {member.rpartition("/")[2]: data for member, data in _formats.members(source.path, wanted)}
         for part, names in parts.items():
             images, labels = _batches(found, names, source.path, read)
@@ -269,6 +274,7 @@ def _build_mat(path: Path, entry: _cache.Entry) -> None:
     if images is None or labels is None or images.dtype != np.uint8 or images.shape[:3] != (32, 32, 3):
         got = {name: (str(array.dtype), array.shape) for name, array in arrays.items()}
         raise ValueError(f"{path}: expected X (32, 32, 3, n) of bytes and y (n, 1), got {got}. {_formats.REMEDY}")
+    # Published as (32, 32, 3, n), the images last.
     entry.put("images", np.moveaxis(images, -1, 0))
     # The digit 0 is published as class 10.
     entry.put("labels", (labels.reshape(-1) % 10).astype(np.int32))
@@ -292,6 +298,7 @@ def _download(name: str, root: str | os.PathLike[str] | None) -> Source:
         errors = []
         for mirror in MIRRORS[name]:
             try:
+                # A file that is there already with the right hash is not fetched again.
                 pooch.retrieve(mirror + file, f"md5:{md5}", fname=file, path=target)
                 break
             except (OSError, ValueError) as error:  # no network, no permission; or another hash

@@ -44,10 +44,13 @@ def shuffled(
     def network(x: np.ndarray) -> np.ndarray:
         left, right = x >> half, x & mask
         for round_key in round_keys:
+            # A round can be undone whatever the hash: the new `left` is the old `right`, which was hashed.
             left, right = right, left ^ (_mixed(right ^ round_key) & mask)
         return (left << half) | right
 
     values = network(places)
+    # Followed from a place below `total`, the cycle of the permutation comes back below it, so this ends; two places
+    # never meet, since each value has one predecessor.
     while np.any(outside := values >= np.uint64(total)):
         values[outside] = network(values[outside])
     return values

@@ -53,6 +53,7 @@ def places(name: str, base: Path) -> list[Path]:
     """
     found = [base / folder for folder in FOLDERS[name]]
     others = [each for each in _FIRST_LABELS if each != name] if name in _FIRST_LABELS else []
+    # The path ends with a folder of the other set, of one or two parts.
     if any(base.parts[-folder.count("/") - 1 :] == Path(folder).parts for each in others for folder in FOLDERS[each]):
         return found
     return found if others and _is_other(name, base) else [*found, base]

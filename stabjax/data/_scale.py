@@ -34,8 +34,8 @@ __all__ = [
     "translation_steps",
 ]
 
-_FIRST, _LARGEST = 1 << 12, 1 << 20
-_LIMIT = 1 << 27
+_FIRST, _LARGEST = 1 << 12, 1 << 20  # pairs looked at in the first step, and in one step at most
+_LIMIT = 1 << 27  # pairs looked at in all, before a label counts as too rare
 
 
 @jax.tree_util.register_static
@@ -169,7 +169,7 @@ def scale_detection(
         count: number of images.
         task: image and rule of the labels.
         skip: number of images of the same key that are left out in front.
-        balanced: labels alternate, starting with +1; otherwise they come as often as they are.
+        balanced: labels alternate, +1 first in the order of the key; otherwise they come as often as they are.
         noise: standard deviation of Gaussian noise on every pixel.
 
     Raises:
@@ -181,6 +181,7 @@ def scale_detection(
     if count < 1 or skip < 0:
         raise ValueError(f"expected count >= 1 and skip >= 0, got {count} and {skip}")
     order_key, noise_key = jax.random.split(as_key(key))
+    # Two words of 32 bits for each round, the high one and the low one: the keys of 64 bits that JAX has only with x64.
     words = np.asarray(jax.random.bits(order_key, (2, ROUNDS), np.uint32)).astype(np.uint64)
     chosen = _first(task, words[0] << np.uint64(32) | words[1], skip + count, balanced)[skip:]
     points = _points(pair(chosen), task)
@@ -202,11 +203,11 @@ def scale_labels(points: Integer[AnyArray, "*batch 2 ndim"], task: ScaleTask) ->
     if points.shape[-1] != len(task.shape):
         raise ValueError(f"expected points with {len(task.shape)} coordinates, got shape {points.shape}")
     if task.rule == "cell":
-        cells = points // task.cell
+        cells = points // task.cell  # (*batch, 2, ndim)
         near = xp.all(cells[..., 0, :] == cells[..., 1, :], axis=-1)
         far = ~near
     else:
-        step = xp.abs(points[..., 0, :] - points[..., 1, :])
+        step = xp.abs(points[..., 0, :] - points[..., 1, :])  # (*batch, ndim), in whole pixels
         if task.periodic:
             step = xp.stack([xp.minimum(step[..., i], n - step[..., i]) for i, n in enumerate(task.shape)], axis=-1)
         size = xp.max(step, axis=-1) if task.norm == "Linf" else xp.sum(step * step, axis=-1)
@@ -229,12 +230,13 @@ def scale_images(
     """
     xp = jnp if isinstance(points, jax.Array) else np
     lit = xp.asarray(task.value if value is None else value, np.float32)
+    # Pixel (i, j) is number i * width + j: the stride of an axis is the product of the sides behind it.
     strides = xp.asarray([math.prod(task.shape[i + 1 :]) for i in range(len(task.shape))], points.dtype)
     flat = xp.sum(points * strides.reshape((1,) * (points.ndim - 1) + (-1,)), axis=-1).reshape(-1, 2)
     rows = xp.arange(flat.shape[0]).reshape(-1, 1)
     dark = xp.zeros((flat.shape[0], task.pixels), np.float32)
     if isinstance(dark, np.ndarray):
-        np.add.at(dark, (rows, flat), lit)
+        np.add.at(dark, (rows, flat), lit)  # += would light a pixel once where both points fall on it
         images = dark
     else:
         images = dark.at[rows, flat].add(lit)
@@ -251,6 +253,7 @@ def translation_steps(key: PRNGKey, shape: tuple[int, ...], *, ndim: int = 2) ->
         return jax.random.rademacher(key, (*shape, 1), jnp.int32)
     if ndim != 2:
         raise ValueError(f"expected one or two dimensions, got {ndim}")
+    # Of sine and cosine one is at least 0.707 in size, and rounds to 1: no step is zero.
     angle = jax.random.uniform(key, shape, maxval=2 * math.pi)
     return jnp.round(jnp.stack([jnp.sin(angle), jnp.cos(angle)], axis=-1)).astype(jnp.int32)
 
@@ -305,7 +308,7 @@ class LocalTranslation:
         points = lit_points(image)
         moved = translate_points(points, translation_steps(key, (2,), ndim=points.shape[-1]), self.task)
         lit = jnp.asarray(self.task.value if self.value is None else self.value, image.dtype)
-        corner = jnp.zeros(2, points.dtype)
+        corner = jnp.zeros(2, points.dtype)  # the channel of both points
         return jnp.asarray(image).at[(*points.T, corner)].add(-lit).at[(*moved.T, corner)].add(lit)
 
 
@@ -317,6 +320,7 @@ def lit_points(image: Float[AnyArray, "*shape 1"]) -> Int[Array, "2 ndim"]:
 
 def _threshold(distance: float | int, norm: str) -> int:
     """Return the smallest integer that the (squared) distance of two pixels must reach to be at least ``distance``."""
+    # Exact: a float is a fraction, and so is its square. A whole number is below a fraction if it is below its ceiling.
     exact = max(Fraction(distance), Fraction(0))
     return math.ceil(exact if norm == "Linf" else exact * exact)
 
@@ -327,7 +331,7 @@ def _points(pairs: np.ndarray, task: ScaleTask) -> np.ndarray:
 
 def _first(task: ScaleTask, round_keys: UInt64[np.ndarray, " rounds"], count: int, balanced: bool) -> np.ndarray:
     """Number the first ``count`` pairs with a label, in the order of the key; alternating if ``balanced``."""
-    wanted = {1: (count + 1) // 2, -1: count // 2} if balanced else {0: count}
+    wanted = {1: (count + 1) // 2, -1: count // 2} if balanced else {0: count}  # 0: any label
     found: dict[int, list[np.ndarray]] = {label: [] for label in wanted}
     have = dict.fromkeys(wanted, 0)
     start, chunk = 0, _FIRST
@@ -346,10 +350,11 @@ def _first(task: ScaleTask, round_keys: UInt64[np.ndarray, " rounds"], count: in
             part = numbers[labels == label] if label else numbers[labels != 0]
             found[label].append(part)
             have[label] += len(part)
-        start, chunk = stop, min(2 * chunk, _LARGEST)
+        start, chunk = stop, min(2 * chunk, _LARGEST)  # where the steps end changes nothing in the set
     if not balanced:
         return np.concatenate(found[0])[:count]
     order = np.empty(count, np.int64)
+    # +1, -1, +1, ...: any part of the set is as balanced, and the first ones are those of any longer set.
     order[0::2] = np.concatenate(found[1])[: wanted[1]]
     order[1::2] = np.concatenate(found[-1])[: wanted[-1]]
     return order

@@ -101,6 +101,7 @@ def _as_list(group: Any) -> list[Stability]:
         return [each for one in group for each in _as_list(one)]
     if np.ndim(group.deformation) == 1:
         return [group]
+    # One axis is taken off per round, until each result has layers alone.
     stacked = jax.tree.map(np.asarray, group)
     return [
         each for k in range(len(stacked.deformation)) for each in _as_list(jax.tree.map(lambda x, k=k: x[k], stacked))
@@ -114,11 +115,13 @@ def _curve_colors(count: int) -> list[str]:
 
 def _mean_and_band(group: list[Stability], name: str) -> tuple[Curve, Curve, Curve]:
     """Return the curve, and the lower and upper end of its band; zero in the curve is zero."""
+    # (networks, layers); NaN where a number is not defined or cannot be drawn.
     values = np.stack([np.asarray(getattr(result, name), np.float64) for result in group])
     values = np.where(np.isfinite(values) & (values >= 0), values, np.nan)
     if len(group) == 1:
         interval = np.asarray(getattr(group[0], f"{name}_interval"), np.float64)
         return values[0], interval[:, 0], interval[:, 1]
+    # NaN for zero as well, without a warning; its mean and deviation are NaN where one network has none.
     logarithm = np.log(values, out=np.full_like(values, np.nan), where=values > 0)
     middle, deviation = logarithm.mean(0), logarithm.std(0, ddof=1)
     # One zero makes a geometric mean of zero, which has no band.
@@ -130,8 +133,10 @@ def _draw_curve(axes: "Axes", group: list[Stability], name: str, *, color: str, 
     """Draw one curve; return what there was in it, of ``positive`` and ``zero``."""
     middle, low, high = _mean_and_band(group, name)
     position, zero = np.arange(len(middle)), middle == 0
+    # NaN breaks the line, so nothing is drawn to a zero that the axis does not have.
     positive = np.where(zero, np.nan, middle)
     axes.plot(position, positive, color=color, linewidth=1.2, label=label, zorder=2)
+    # Where the upper end is zero or NaN there is nothing to fill on a logarithmic axis.
     band = high > 0
     axes.fill_between(position, np.where(band, low, np.nan), high, color=color, alpha=0.25, linewidth=0, zorder=1)
     kinds = np.asarray(group[0].kinds)
@@ -143,6 +148,7 @@ def _draw_curve(axes: "Axes", group: list[Stability], name: str, *, color: str, 
         if np.any(here & zero):
             foot = axes.get_xaxis_transform()  # data along x, the panel along y
             at = position[here & zero]
+            # At height 0 of the panel, whatever the limits of its axis become.
             axes.plot(at, 0 * at, marker, transform=foot, markerfacecolor="white", clip_on=False, **style)
     found = {"positive": positive > 0, "zero": zero}
     return {what for what, where in found.items() if np.any(where)}
@@ -155,6 +161,7 @@ def _scale_axis(axes: "Axes", seen: set[str], *, unit: bool) -> None:
         if unit:
             axes.axhline(1, color="0.7", linewidth=0.8, linestyle="--", zorder=0)
     else:
+        # Only zeros, or nothing: without a positive number a logarithmic axis has no limits.
         axes.set_ylim(0, 1)
         axes.set_yticks([0] if "zero" in seen else [])
     text = "" if seen == {"positive"} else "at the foot: 0" if "zero" in seen else "undefined in all layers"

@@ -54,6 +54,7 @@ class Batches:
 
     def lengths(self) -> Int[np.ndarray, " number"]:
         """Return the number of images of each batch; shorter ones come first, so that no slice runs over the end."""
+        # Fewer than there are batches, so the last one has full length. A shorter one reads one image of the next.
         shorter = self.number * self.size - self.images
         return self.size - (np.arange(self.number) < shorter).astype(int)
 
@@ -61,6 +62,7 @@ class Batches:
         """Return the first image, the number of images and the first draw of each step."""
         lengths = self.lengths()
         starts = np.cumsum(lengths) - lengths
+        # Batch by batch, and within a batch draw by draw; a single step unless the versions pass separately.
         per_batch = self.draws // self.draws_per_step
         return np.repeat(starts, per_batch), np.repeat(lengths, per_batch), np.tile(np.arange(per_batch), self.number)
 
@@ -79,6 +81,7 @@ def divide(images: int, draws: int, batch_size: int) -> Batches:
         return Batches(images, draws, 1, separate=True)
     # As many rows as ``batch_size`` images with one draw: clean, deformed, noisy.
     size = max(2, 3 * batch_size // (1 + 2 * draws))
+    # At most images // 2 batches: even the shortest one has two images.
     return Batches(images, draws, max(1, min(-(-images // size), images // 2)), separate=False)
 
 
@@ -123,6 +126,7 @@ def divide_into_tiles(images: int, batch_size: int, held: int) -> Tiles:
     """Divide into as few tiles of at most ``held`` images as there can be (one batch at least), of like size."""
     if batch_size >= images:
         return Tiles(images, images, 1, 1)
+    # Every division is rounded up, so there is room for all images; blank ones fill the rest, at the end.
     number = -(-images // max(held, batch_size))
     per_tile = -(-images // number)
     batches = -(-per_tile // batch_size)

@@ -36,6 +36,7 @@ def compare(
     """Compare the layers of one or two networks, each with its images; see `stabjax.probe.similarity`."""
     finite = jnp.stack(list(map(finite_rows, images)))
     measured = jnp.all(finite, axis=0)
+    # (padded,): an image counts if both networks can see it; blank ones at the end do not count.
     counted = jnp.pad(measured, (0, tiles.padded - tiles.images))
     streams = [
         open_stream(f, x, counted, which, tiles, select, units)
@@ -43,6 +44,7 @@ def compare(
     ]
     if measure in ("cka", "cka_debiased"):
         debiased = measure == "cka_debiased"
+        # Both give the same terms, up to a factor per layer that cancels in CKA.
         terms = (terms_by_products if strategy == "products" else _terms_by_grams)(streams, tiles, debiased)
         matrix, interval = terms.alignment(debiased=debiased, confidence=confidence)
     else:
@@ -51,6 +53,7 @@ def compare(
     return Similarity(
         layers=layers[0].names,
         kinds=layers[0].kinds,
+        # One network with itself has one entry in all these tuples: the first is the last, too.
         other_layers=layers[-1].names,
         other_kinds=layers[-1].kinds,
         matrix=matrix,

@@ -26,6 +26,7 @@ def gram_matrices(stream: NetworkStream, tiles: Tiles) -> Float[Array, "layers p
     """
 
     def with_tile(grams: tuple[Array, ...], first: Array) -> tuple[tuple[Array, ...], None]:
+        # (batches, size, units) of every layer -> (tile, units).
         starts = first + tiles.size * jnp.arange(tiles.batches)
         held = tuple(
             jnp.reshape(x, (tiles.tile, -1)) for x in jax.lax.map(lambda start: stream.units(start, tiles), starts)
@@ -39,12 +40,14 @@ def gram_matrices(stream: NetworkStream, tiles: Tiles) -> Float[Array, "layers p
                 for k, x, tile in zip(grams, stream.units(start, tiles), held, strict=True)
             )
 
+        # Batches are numbered through all tiles: the first one behind this tile, up to the last of all.
         later = first // tiles.size + tiles.batches
         return jax.lax.fori_loop(later, tiles.number * tiles.batches, with_batch, grams), None
 
     empty = tuple(jnp.zeros((tiles.padded, tiles.padded), m.dtype) for m in stream.read.shifts)
     grams, _ = jax.lax.scan(with_tile, empty, tiles.tile * jnp.arange(tiles.number))
     dtype = jnp.result_type(*(k.dtype for k in grams))
+    # What was written above the diagonal, within a block, is dropped, and the lower half mirrored.
     return jnp.stack([jnp.tril(k) + jnp.tril(k, -1).T for k in (k.astype(dtype) for k in grams)])
 
 
@@ -71,6 +74,7 @@ def _write_own_products(gram: Array, x: Array, start: Array) -> Array:
             column, columns = block(j)
             return _write(gram, _multiply(rows, columns), start + row, start + column)
 
+        # Columns up to the block of the rows: j <= i.
         return jax.lax.fori_loop(0, i + 1, write_columns, gram)
 
     return jax.lax.fori_loop(0, blocks, write_rows, gram)

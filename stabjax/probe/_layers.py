@@ -32,6 +32,7 @@ class Layers:
 
 def layers_of(traced: features.Traced, select: features.Select, units: Units) -> Layers:
     """List what there is to compare in a network; nothing is computed."""
+    # Shapes alone: (rows, units) of every operation.
     found = jax.eval_shape(partial(_activations, traced, select=select, units=units), traced.batch)
     kinds = {tap.name: tap.kind for tap in traced.taps}
     names = tuple(name for name in kinds if name in found)
@@ -60,6 +61,8 @@ class UnitReader:
         """Return the units of each layer, ``(b, units)``."""
         found = self.run(images)
         rows = zip((found[name] for name in self.layers.names), self.shifts, self.scales, strict=True)
+        # One scale for all units of a layer keeps their variances in proportion. Chosen after the division: NaN of
+        # images that do not count goes too.
         return tuple(jnp.where(counted[:, None], (x - m[None]) / s, 0) for x, m, s in rows)
 
 
@@ -84,7 +87,9 @@ def _shift_and_scale(x: Array, counted: Array) -> tuple[Array, Array]:
     one = x[jnp.argmax(counted)]
     shifted = jnp.where(counted[:, None], x - one[None], 0)
     mean = jnp.sum(shifted, axis=0) / jnp.maximum(jnp.sum(counted), 1).astype(x.dtype)
+    # Rows that do not count stand where `one` stands, which counts: the maximum is that of the others.
     largest = jnp.max(jnp.abs(shifted - mean[None]))
+    # NaN stays: a layer that returns it shall show it, not look like one that does not vary.
     return one + mean, jnp.where(largest > 0, largest, jnp.where(jnp.isnan(largest), largest, 1))
 
 
@@ -105,6 +110,8 @@ def _units(rows: int, units: Units, tap: features.Tap, activation: Array) -> Flo
             f"expected to know the channels of {tap.name!r} of shape {shape} for units='average', got none: leave it "
             "out with select, or take units='all'"
         )
+    # A complex number has become two along a further last axis. With the channels beside it, (..., channels, 2), each
+    # channel is averaged over all other axes: (rows, positions, 2 channels) -> (rows, 2 channels).
     channels = 2 if activation.ndim > len(shape) else 1
     maps = jnp.moveaxis(jnp.reshape(activation, (*shape, channels)), tap.channel_axis, -2)
     return jnp.mean(jnp.reshape(maps, (rows, -1, shape[tap.channel_axis] * channels)), axis=1)

@@ -44,6 +44,7 @@ def open_stream(
     units: Units,
 ) -> NetworkStream:
     """Blank images that do not count, fill the last batch, and take shifts and scales from the first batch."""
+    # Blank, not only weighed with zero: NaN times zero would be NaN, and the first batch sets the scales.
     kept = jnp.expand_dims(counted[: tiles.images], tuple(range(1, images.ndim)))
     blanked = jnp.where(kept, images, 0)
     filled = jnp.pad(blanked, ((0, tiles.padded - tiles.images), *[(0, 0)] * (images.ndim - 1)))

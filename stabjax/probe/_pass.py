@@ -64,20 +64,25 @@ def measure(
 
     def step(carried: tuple[Array, dict[str, Array]], position: Position) -> tuple[Any, Any]:
         (seen, means), (start, length, draw) = carried, position
+        # (size, *image); pairs: deformed and noisy, (draws, size, *image) each.
         clean, finite, keys = _read_batch(images, key, start, batches)
         of_image = partial(perturb_pairs, deformation, noise_of, draw, batches.draws_per_step)
         pairs = jax.vmap(of_image, out_axes=1)(keys, clean)
         versions = jnp.concatenate([clean[None], *pairs])  # clean, deformed by each draw, noisy by each draw
-        # Further draws of the same images must not count again.
+        # (size,): zero for what fills the batch up and for images that are not finite. Further draws of the same images
+        # must not count again.
         weights = ((jnp.arange(batches.size) < length) & finite & (draw == 0)).astype(seen.dtype)
         rows = _run(traced, versions, weights, batches, select)
         # Running means of every layer: mean += (mean of the batch - mean) * weight of the batch / weight so far.
         seen = seen + jnp.sum(weights)
         share = jnp.sum(weights) / jnp.maximum(seen, 1)
+        # The first shift is from zero, which is no mean: nothing stands before it, so `scatter` gives it no weight. Nor
+        # does it to the shifts of further draws, which move no mean.
         shifts = {name: row.mean - means[name] for name, row in rows.items()}
         means = {name: means[name] + shift * share.astype(shift.dtype) for name, shift in shifts.items()}
         changed = _has_changed(versions, batches)
         found = {
+            # Of each layer: changes (2 draws, size), distances (size,), and the squared shift of its mean, ().
             name: (jnp.where(changed, row.changes, 0), row.distances, jnp.sum(jnp.square(shifts[name])))
             for name, row in rows.items()
         }
@@ -85,9 +90,12 @@ def measure(
         return (seen, means), (found, radii, finite[None], weights)
 
     layers, kinds, empty = _layers(traced, batches, select)
+    # The steps become the first axis of all that is found. Means and their weight are carried, and forgotten.
     _, (found, radii, finite, weights) = jax.lax.scan(step, (jnp.zeros((), jnp.float32), empty), steps)
 
     def numerators(changes: Float[Array, "steps changed size"]) -> Float[Array, "two draws n"]:
+        # (per_batch, two draws_per_step, n): deformed by each draw, then noisy. Once `two` stands in front, steps and
+        # draws of a step are the draws in their order.
         pairs = jnp.reshape(batches.by_image(changes), (-1, 2, batches.draws_per_step, batches.images))
         return jnp.reshape(jnp.moveaxis(pairs, 1, 0), (2, batches.draws, batches.images))
 
@@ -97,9 +105,11 @@ def measure(
 
     changes = jax.vmap(numerators)(stack_layers(0))
     distances, shifts = stack_layers(1), stack_layers(2)
+    # (steps, 1): measured images of each step.
     number = jnp.sum(weights, axis=1, keepdims=True).astype(distances.dtype)
     # An unbiased share of each image in <|f(x) - f(z)|^2>: 2 |f_i - batch mean|^2 B / (B - 1).
     spread = 2 * distances * (number / jnp.maximum(number - 1, 1))[None]
+    # (layers,): squared distances to the mean over all images, so that <|f(x) - f(z)|^2> = 2 total / n.
     total = scatter(distances, shifts, weights.astype(distances.dtype))
     return summarize(
         jax.random.fold_in(key, _BOOTSTRAP),
@@ -107,6 +117,7 @@ def measure(
         kinds=kinds,
         deformation_numerators=changes[:, 0],
         noise_numerators=changes[:, 1],
+        # (layers, steps, 1, size) -> (layers, per_batch, 1, n): the steps of the first draw alone have weight.
         spread=jax.vmap(batches.by_image)(spread[:, :, None])[:, 0, 0],
         pair_distance=2 * total / jnp.sum(number),
         noise_radius=jnp.reshape(batches.by_image(radii), (batches.draws, batches.images)),
@@ -123,6 +134,7 @@ def _read_batch(
     clean = jax.lax.dynamic_slice_in_dim(images, start, batches.size)
     finite = finite_rows(clean)
     blanked = jnp.where(jnp.expand_dims(finite, tuple(range(1, clean.ndim))), clean, 0)
+    # The key of an image depends on its position among all, so that batches and their size change nothing.
     return blanked, finite, jax.vmap(jax.random.fold_in, (None, 0))(key, start + jnp.arange(batches.size))
 
 
@@ -156,6 +168,7 @@ def _mean_radius(
         deformed, _ = jax.vmap(pairs, out_axes=1)(keys, clean)
         return jax.vmap(_distances, (0, None))(deformed, clean), finite[None]
 
+    # (per_batch, draws_per_step, n), and (per_batch, 1, n): an image is finite or not in all draws alike.
     radii, finite = (batches.by_image(values) for values in jax.lax.map(step, steps))
     return jnp.mean(radii, where=jnp.broadcast_to(finite[:1, :1], radii.shape))
 
@@ -194,6 +207,8 @@ def _run(
         return traced.capture(x, select=select, reduce=reduce)[1]
 
     if batches.separate:
+        # For the network each version is a batch of its own. At the taps the versions meet (`all_gather`), so that
+        # every one finds the same row, which therefore has no axis of versions.
         found = jax.vmap(capture, axis_name=_VERSION, out_axes=None)(versions)
     else:
         found = capture(jnp.reshape(versions, (batches.rows, *versions.shape[2:])))
@@ -202,6 +217,7 @@ def _run(
 
 
 def _reduce(activation: Array, weights: Float[Array, " size"], batches: Batches) -> Row:
+    # (versions, size, units): the clean images first.
     versions = jnp.reshape(real(activation), (batches.versions, batches.size, -1))
     # The clean images' change from themselves is computed too: on the CPU leaving it out would copy all the others.
     changes = jnp.sum(jnp.square(versions - versions[:1]), axis=-1)[1:]
@@ -222,6 +238,7 @@ def _layers(
     batch = traced.batch
     versions = jax.ShapeDtypeStruct((batches.versions, batches.size, *batch.shape[1:]), batch.dtype)
     weights = jax.ShapeDtypeStruct((batches.size,), jnp.float32)
+    # Shapes alone, so that names and sizes of the rows are known before the first batch.
     rows = jax.eval_shape(partial(_run, traced, batches=batches, select=select), versions, weights)
     kinds = {_INPUT: _INPUT} | {_rename_input(tap.name): tap.kind for tap in traced.taps}
     layers = tuple(name for name in kinds if name in rows)

@@ -106,6 +106,7 @@ def similarity(
     # The batch that passes is known if the activations of all images can be held, and seldom is it another one.
     tiles = divide_into_tiles(n, batch_size, n)
     traced = trace(tiles.size)
+    # Names and numbers of units depend on no batch size: they tell what one image takes.
     layers = tuple(layers_of(h, select, units) for h in traced)
     if not tiles.is_one_batch:
         for h in traced if tiles.size > 1 else trace(2):  # a row alone does not show what it depends on
@@ -113,6 +114,7 @@ def similarity(
     _check_canonical(layers, n, measure)
     # Of both networks: nothing keeps the compiler from running them side by side.
     bytes_of_image = sum(sum(each.sizes) for each in layers) * jnp.zeros(()).dtype.itemsize
+    # So many images as the memory holds; only Gram matrices need it, the other ways hold one batch.
     tiles = divide_into_tiles(n, batch_size, int(memory * 2**30 / bytes_of_image))
     if tiles.size != traced[0].batch.shape[0]:
         traced = trace(tiles.size)

@@ -22,12 +22,14 @@ def terms_by_products(streams: list[NetworkStream], tiles: Tiles, debiased: bool
         return products.update(x, y, streams[0].counts(start, tiles))
 
     empty = UnitProducts.init(streams[0].layers.sizes, streams[-1].layers.sizes, dtype=dtype)
+    # The whole first pass, before the second one begins: the terms of an image need the sums over all.
     products = accumulate(with_batch, empty, tiles)
 
     def with_terms(terms: ProductTerms, start: Array) -> ProductTerms:
         x, y = _both_units(streams, start, tiles)
         return terms.update(start, x, y, streams[0].counts(start, tiles))
 
+    # Room for the blank images, too: whole batches are written.
     return accumulate(with_terms, ProductTerms.init(products, tiles.padded), tiles).finish(debiased=debiased)
 
 
@@ -42,6 +44,7 @@ def correlations(streams: list[NetworkStream], tiles: Tiles, measure: Canonical)
         x, y = _both_units(streams, start, tiles)
         return products.update(x, y, streams[0].counts(start, tiles))
 
+    # One network with itself has one list of bases: first and last are the same.
     return accumulate(with_batch, WhitenedProducts.init(bases[0], bases[-1]), tiles).finish(measure)
 
 

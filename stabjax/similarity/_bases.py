@@ -58,11 +58,13 @@ class Basis(NamedTuple):
     @property
     def coefficients(self) -> Array:
         """Return ``c`` with ``(centered units) @ c`` the basis, ``(units, k)``."""
+        # (X / scale) right / values = U, where X / scale = U diag(values) right'.
         return self.right * (_reciprocal(self.values)[None] / self.scale[:, None]).astype(self.right.dtype)
 
     @property
     def loadings(self) -> Array:
         """Return the product of every basis vector with every centered unit, ``(k, units)``."""
+        # U'X = diag(values) right' diag(scale).
         return jnp.conj(self.right.T) * (self.values[:, None] * self.scale[None]).astype(self.right.dtype)
 
 
@@ -83,13 +85,18 @@ def orthonormal_bases(x: AnyArray, y: AnyArray, *, standardize: bool) -> BasisPa
             and which keeps tiny and huge units exact; otherwise units count by their variance.
     """
     x, y = (jnp.asarray(z) for z in (x, y))
+    # Both sets take one route: the products of the vectors need both bases at the same samples.
     if min(len(x) // z.shape[1] for z in (x, y)) < _MANY_PER_UNIT:
         return _bases_by_svd(*(center_and_scale(z, standardize=standardize) for z in (x, y)))
     if jnp.iscomplexobj(x) or jnp.iscomplexobj(y):
         return _bases_by_qr(x, y, standardize)
     first, second, (xx, xy, yy), is_reliable = moments(x, y, standardize=standardize)
     spectra = [_spectrum(gram, each.varies) for gram, each in ((xx, first), (yy, second))]
+    # Eigenvalues are squares of singular values, rising: the first over the last is the smallest share. Where a unit
+    # does not vary the first is negative, and its set is not resolved.
     resolved = jnp.array([squares[0] > _SMALLEST_VARIANCE * squares[-1] for squares, _ in spectra])
+    # The first branch needs the moments alone, the second further passes over the samples. Outside of `vmap` only the
+    # branch that is taken runs.
     return jax.lax.cond(
         is_reliable & jnp.all(resolved),
         lambda *_: _bases_by_covariances(first, second, spectra, xy),
@@ -106,6 +113,7 @@ def _take_flat(f: Callable[..., BasisPair], *sets: Array) -> Callable[..., Basis
 def _spectrum(gram: Array, varies: Array) -> Spectrum:
     """Decompose products of units; a unit that does not vary, alone in its row, gets a negative eigenvalue."""
     diagonal = jnp.diagonal(gram)
+    # Its row and column are zero, so it is an eigenvector by itself and the others stay as they are.
     dead = jnp.where(varies, 0, jnp.max(diagonal) + 1)
     return jnp.linalg.eigh(gram - jnp.diag(dead))
 
@@ -125,6 +133,7 @@ def _bases_by_qr(x: Array, y: Array, standardize: bool) -> BasisPair:
     """Decompose triangular factors, which have the singular values and the right singular vectors of all samples."""
     first, second = (standardization_of(z, standardize=standardize) for z in (x, y))
     p, q = (_basis_of_factor(each, qr_factor(z, each), len(x) - 1) for z, each in ((x, first), (y, second)))
+    # a and b, (units, k), have X a = U; of the three blocks of products only U_x'U_y is asked for.
     a, b = (basis.right * _reciprocal(basis.values)[None].astype(basis.right.dtype) for basis in (p, q))
     return p, q, transformed_products(x, y, first, second, a, b)[1]
 
@@ -146,16 +155,19 @@ def _bases_by_cholesky_qr2(
 
     If some ``G`` is not close to the identity, the first step was no whitening, and triangular factors are taken.
     """
+    # Eigenvalues that are not positive are rounding, or a unit that does not vary: their column of Q is zero.
     roots = [jnp.sqrt(jnp.maximum(squares, 0)) for squares, _ in spectra]
     whiteners = [vectors * _reciprocal(root)[None] for root, (_, vectors) in zip(roots, spectra, strict=True)]
     # Q'Q of both sets, and Q_x'Q_y between them.
     xx, xy, yy = transformed_products(x, y, first, second, *whiteners)
     sets = list(zip((first, second), roots, (vectors for _, vectors in spectra), (xx, yy), strict=True))
+    # A lost direction shows here too: Q must have as many vectors as there are units that vary.
     near = [_is_nearly_orthonormal(gram, root > 0, each.varies) for each, root, _, gram in sets]
 
     def orthonormalize(*_: Array) -> BasisPair:
         bases, rotations = [], []
         for each, root, vectors, gram in sets:
+            # root V', (k, units): what takes the first whitening back to the units.
             unwhitening = root[:, None] * vectors.T
             squares, axes = jnp.linalg.eigh(gram)
             # G^1/2; roots of negative eigenvalues, which are rounding, are zero.
@@ -165,6 +177,7 @@ def _bases_by_cholesky_qr2(
             rotation = jnp.matmul(unwhitening, basis.right, precision=HIGHEST)
             rotations.append(rotation * _reciprocal(basis.values)[None])
             bases.append(basis)
+        # U_x'U_y = rotation_x' (Q_x'Q_y) rotation_y.
         cross = jnp.matmul(xy, rotations[1], precision=HIGHEST)
         return *bases, jnp.matmul(rotations[0].T, cross, precision=HIGHEST)
 
@@ -192,6 +205,7 @@ def truncated_svd(units: Array, most: Scalar) -> tuple[Array, Array, Array]:
     """
     left, values, right = jnp.linalg.svd(units, full_matrices=False)
     floor = _ROUNDINGS * values[0] * jnp.finfo(values.dtype).eps * units.shape[1] ** 0.5
+    # Values fall, so those that are kept stand in front.
     kept = (values > floor) & (jnp.arange(len(values)) < most)
     return jnp.where(kept[None], left, 0), jnp.where(kept, values, 0), jnp.where(kept[None], jnp.conj(right.T), 0)
 
@@ -202,8 +216,11 @@ def _bases_by_covariances(
     """Take the eigenvectors of covariances of full rank as right singular vectors."""
     bases = []
     for each, (squares, right) in zip((first, second), spectra, strict=True):
+        # Rising eigenvalues become falling values. This route is taken where all directions are well above rounding:
+        # the rank is the number of units, and nothing is divided by zero.
         values = jnp.sqrt(squares[::-1])
         bases.append(Basis(each.mean, each.scale, values, right[:, ::-1], jnp.array(len(values)), each.varies))
+    # U_x'U_y = a'(X'Y) b, with X a = U_x and Y b = U_y.
     a, b = (basis.right / basis.values[None] for basis in bases)
     return *bases, jnp.matmul(a.T, jnp.matmul(cross, b, precision=HIGHEST), precision=HIGHEST)
 

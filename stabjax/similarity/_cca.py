@@ -143,11 +143,13 @@ def pwcca(x: X, y: Y, *, weights: Weights = "paper") -> Float[Array, ""]:
     x, y = validate_pair(x, y)
     if weights not in get_args(Weights):
         raise ValueError(f"expected weights to be one of {get_args(Weights)}, got {weights!r}")
+    # All weights are of first order in x: a common factor cancels from the weighted mean.
     x = x / _power_of_two(x)
     first, second, products = orthonormal_bases(x, y, standardize=weights == "paper")
     if weights == "google":
         # Whitened units, (x - mean) (X'X)^-1/2, in place of the basis: left singular vectors are theirs then.
         products = first.right @ products @ second.right.T
+    # Column i of `left` says what the variate i of x is made of, in terms of the basis.
     left, correlations, _ = jnp.linalg.svd(products, full_matrices=False)
     if weights == "paper":
         alpha = projection_weights(first, left)
@@ -172,8 +174,10 @@ def _google_weights(x: Array, basis: Basis, left: Array) -> Array:
 
     These are means of units that vary. With fewer samples than directions, the last ones have no weight.
     """
+    # Means of the units that vary in front, in their order: False sorts before True.
     means = basis.mean[jnp.argsort(~basis.varies, stable=True)]
     directions = jnp.matmul(x - basis.mean[None], left, precision=HIGHEST) + means[None, : left.shape[1]]
+    # (n, k), or (n, n) where there are fewer samples than directions.
     orthonormal, _ = jnp.linalg.qr(directions)
     alpha = jnp.sum(jnp.abs(jnp.matmul(orthonormal.T, x, precision=HIGHEST)), axis=1)
     return jnp.pad(alpha, (0, left.shape[1] - len(alpha)))
@@ -181,6 +185,7 @@ def _google_weights(x: Array, basis: Basis, left: Array) -> Array:
 
 def _anatome_weights(x: Array, basis: Basis, left: Array) -> Array:
     """Weigh by orthonormal coefficients, applied to activations as they are."""
+    # (units, k): the columns of coefficients are made orthonormal here, not the variates x @ coefficients.
     coefficients, _ = jnp.linalg.qr(jnp.matmul(basis.coefficients, left, precision=HIGHEST))
     return jnp.sum(jnp.abs(jnp.matmul(x, coefficients, precision=HIGHEST)), axis=0)
 
@@ -192,6 +197,7 @@ def projection_weights(basis: Basis, left: Array) -> Float[Array, " k"]:
 
 def weighted_mean(weights: Array, correlations: Array, first: Basis, second: Basis, n: Scalar) -> Float[Array, ""]:
     """Average correlations over ``n`` samples up to the smaller rank, ``()``; NaN where they are not reliable."""
+    # Beyond the smaller rank correlations are zero and variates arbitrary: their weights must not enter the sum.
     weights = jnp.where(jnp.arange(len(weights)) < jnp.minimum(first.rank, second.rank), weights, 0)
     value = jnp.dot(weights, correlations, precision=HIGHEST) / jnp.sum(weights)
     return jnp.where(is_reliable(first, second, correlations, n), jnp.clip(value, 0, 1), jnp.nan)
@@ -199,6 +205,7 @@ def weighted_mean(weights: Array, correlations: Array, first: Basis, second: Bas
 
 def truncate_pair(first: Basis, second: Basis, products: Array, keep: float | int) -> tuple[Basis, Basis, Array]:
     """Truncate two bases and the products of their vectors to leading directions; see `svcca` for ``keep``."""
+    # Vectors that were dropped have the value zero; their rows and columns of the products go with them.
     first, second = (_truncate(basis, keep) for basis in (first, second))
     kept = (first.values > 0)[:, None] & (second.values > 0)[None]
     return first, second, jnp.where(kept, products, 0)
@@ -214,6 +221,7 @@ def _truncate(basis: Basis, keep: float | int) -> Basis:
         squares = jnp.square(basis.values)
         before = jnp.cumsum(squares) - squares
         kept = before < keep * jnp.sum(squares)
+    # What is beyond the rank is zero already, and is not counted as a direction.
     kept = kept & (index < basis.rank)
     values, right = jnp.where(kept, basis.values, 0), jnp.where(kept[None], basis.right, 0)
     return basis._replace(values=values, right=right, rank=jnp.sum(kept))
@@ -245,5 +253,7 @@ def cca_of_bases(first: Basis, second: Basis, products: Array, n: Scalar) -> CCA
 
 def is_reliable(first: Basis, second: Basis, correlations: Array, n: Scalar) -> Bool[Array, ""]:
     """Tell whether correlations over ``n`` samples say anything: see ``valid`` of `CCA`."""
+    # Centered samples span n - 1 dimensions. Two subspaces with more dimensions than that together share a direction: a
+    # correlation of 1, whatever the units.
     finite = jnp.all(jnp.isfinite(correlations))
     return finite & (jnp.minimum(first.rank, second.rank) > 0) & (first.rank + second.rank < n)

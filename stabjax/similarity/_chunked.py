@@ -45,6 +45,8 @@ def standardization_of(x: Array, *, standardize: bool) -> Standardization:
     The numbers are those of `stabjax.similarity._inputs.center_and_scale`.
     """
 
+    # Distances from the first sample, not from the mean, which is not known in this pass: a unit that does not vary has
+    # exactly zero.
     def largest(rows: Array) -> Array:
         return jnp.max(jnp.abs(rows - x[:1]), axis=0)
 
@@ -54,6 +56,7 @@ def standardization_of(x: Array, *, standardize: bool) -> Standardization:
     def total(rows: Array) -> Array:
         return jnp.sum((rows - x[:1]) / divisor[None], axis=0)
 
+    # About the first sample and over the scale, the mean is of order one: no digits are lost, nothing overflows.
     shift = _reduce_chunks(total, jnp.add, x) / len(x)
     return Standardization(x[0], shift, x[0] + shift * divisor, scale, varies)
 
@@ -75,6 +78,7 @@ def moments(x: Array, y: Array, *, standardize: bool) -> tuple[Standardization, 
     """
     n, units_x = len(x), x.shape[1]
     estimated = [_estimate(z, standardize) for z in (x, y)]
+    # From here on the units of both sets stand side by side: one product gives all three blocks.
     origin, size = (jnp.concatenate(parts) for parts in zip(*estimated, strict=True))
 
     def sums(*sets: Array) -> tuple[Array, ...]:
@@ -84,15 +88,19 @@ def moments(x: Array, y: Array, *, standardize: bool) -> tuple[Standardization, 
     def add(total: tuple[Array, ...], new: tuple[Array, ...]) -> tuple[Array, ...]:
         return total[0] + new[0], total[1] + new[1], jnp.maximum(total[2], new[2])
 
+    # sum u u', (units, units); sum u and max |u|, (units,).
     products, total, largest = _reduce_chunks(sums, add, x, y)
     mean, squares = total / n, jnp.diagonal(products)
     limits = jnp.finfo(products.dtype)
     # Products are of second order and their squares of fourth: within the fourth roots of the limits all are exact.
     in_range = (largest > limits.tiny**0.25) & (largest < limits.max**0.25)
+    # n m^2 is the part of sum u^2 that the mean makes: at least half has to be left. With max |u| = 0 a unit does not
+    # vary.
     is_reliable = jnp.all((in_range & (n * jnp.square(mean) <= squares / 2)) | (largest == 0))
     # One common scale is common to a set, not to both, so they part here.
     scaled = [unit_scales(part, standardize=standardize) for part in _split_units(size * largest, units_x)]
     scale, varies = (jnp.concatenate(parts) for parts in zip(*scaled, strict=True))
+    # s / t: from the estimated to the exact scale.
     ratio = size / scale
     products = (products - n * mean[:, None] * mean[None]) * ratio[:, None] * ratio[None]
     first, second = (
@@ -111,6 +119,7 @@ def transformed_products(
     """Sum the products of ``X a`` and ``Y b``, where ``X`` and ``Y`` are centered and scaled."""
 
     def products(x: Array, y: Array) -> Array:
+        # X a and Y b of one chunk, (rows, k_x) and (rows, k_y): neither is ever written for all samples.
         sets = (jnp.matmul(s.apply(z), m, precision=HIGHEST) for z, s, m in ((x, first, a), (y, second, b)))
         return _gram(_concatenate_units(sets))
 
@@ -126,6 +135,8 @@ def qr_factor(x: Array, standardization: Standardization) -> Array:
         X = [X_1; X_2; ...],   X_i = Q_i R_i   ->   X'X = sum_i R_i'R_i = [R_1; R_2; ...]'[R_1; R_2; ...]
     """
     units = x.shape[1]
+    # There are more samples than units on this route, so every chunk has at least as many rows as units, and a factor
+    # (units, units).
     size = min(len(x), max(_QR_ROWS, _QR_ROWS_PER_UNIT * units))
     count = len(x) // size
 
@@ -133,6 +144,7 @@ def qr_factor(x: Array, standardization: Standardization) -> Array:
         return jnp.linalg.qr(standardization.apply(jax.lax.dynamic_slice_in_dim(x, start, size)), mode="r")
 
     factors = jax.lax.map(factor, size * jnp.arange(count))
+    # Less than one chunk is left: its rows are stacked as they are, without a factor of their own.
     rest = standardization.apply(x[count * size :])
     return jnp.linalg.qr(jnp.concatenate([jnp.reshape(factors, (-1, units)), rest]), mode="r")
 
@@ -156,6 +168,7 @@ def _estimate(x: Array, standardize: bool) -> tuple[Array, Array]:
     shifted = x[:: max(len(x) // _SAMPLED, 1)] - x[:1]
     mean = jnp.mean(shifted, axis=0)
     largest = jnp.max(jnp.abs(shifted - mean[None]), axis=0)
+    # x[0] + mean is exactly the value of a unit that does not vary: its mean is zero, as all of `shifted` is.
     return x[0] + mean, unit_scales(largest, standardize=standardize)[0]
 
 
@@ -173,6 +186,7 @@ def _reduce_chunks(f: Callable[..., Any], combine: Callable[[Any, Any], Any], *s
     """
     n = len(sets[0])
     size = min(n, _CHUNK)
+    # Starts from `first` on are then whole chunks up to n exactly.
     first = n % size or size
 
     def step(total: Any, start: Array) -> tuple[Any, None]:

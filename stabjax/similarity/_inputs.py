@@ -75,6 +75,7 @@ def center_and_scale(x: Array, *, standardize: bool) -> Scaled:
     scale, varies = unit_scales(largest, standardize=standardize)
     shifted = shifted / scale[None].astype(x.dtype)
     mean = jnp.mean(shifted, axis=0)
+    # The mean of the units as they came: (x - x_0) / scale has the mean `mean`.
     return Scaled(shifted - mean[None], x[0] + mean * scale.astype(x.dtype), scale, varies)
 
 
@@ -86,6 +87,7 @@ def unit_scales(sizes: Float[Array, " units"], *, standardize: bool) -> tuple[Ar
         standardize: see `center_and_scale`.
     """
     varies = sizes > 0
+    # A scale of zero, where nothing varies, becomes 1: what is divided by it is zero anyway.
     scale = jnp.where(varies, sizes, 1) if standardize else jnp.full_like(sizes, jnp.max(sizes))
     return jnp.where(scale > 0, scale, 1), varies
 

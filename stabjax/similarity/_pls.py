@@ -50,6 +50,8 @@ def pls(x: X, y: Y) -> PLS:
     """
     x, y = validate_pair(x, y)
     (x, x_axes, x_size), (y, y_axes, y_size) = (_condense(z) for z in (x, y))
+    # Of the units over their sizes: the sizes come back into the covariances at the end, and cancel from the
+    # similarity.
     left, values, right = jnp.linalg.svd(jnp.matmul(x.T, y, precision=HIGHEST), full_matrices=False)
     similarity = jnp.clip(safe_ratio(jnp.sum(values), jnp.linalg.norm(x) * jnp.linalg.norm(y)), 0, 1)
     x_directions, y_directions = (
@@ -88,5 +90,6 @@ def _condense(x: Array) -> tuple[Array, Array | None, Array]:
     units, _, scale, _ = center_and_scale(x, standardize=False)
     if x.shape[1] <= len(x):
         return units, None, scale[0]
+    # x = left diag(values) right: the rows of `right` are the axes, left * values the coordinates along them, (n, n).
     left, values, right = jnp.linalg.svd(units, full_matrices=False)
     return left * values[None], right.T, scale[0]

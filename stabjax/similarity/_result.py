@@ -63,6 +63,7 @@ class Similarity:
         """
         import xarray
 
+        # Stacked networks have their axes in front of (layers, other_layers).
         extra = np.ndim(self.matrix) - 2
         nets = ("net",) if extra == 1 else tuple(f"net_{k}" for k in range(extra))
         pair = ("layer", "other_layer")
@@ -117,8 +118,10 @@ def _table(result: Any) -> str:
     for k, (layer, kind) in enumerate(zip(result.layers, result.kinds, strict=True)):
         row = matrix[k]
         if np.isfinite(row).any():
+            # `nanargmax` raises for a row of NaN alone, so it is called only where there is a finite number.
             best = int(np.nanargmax(row))
             low, high = interval[k, best]
+            # The sum is finite only if both ends are.
             ends = f" [{low:.3f}, {high:.3f}]" if np.isfinite(low + high) else ""
             most, value = f"{best} {result.other_layers[best]}", f"{row[best]:.3f}{ends}"
         else:

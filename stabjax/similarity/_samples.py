@@ -82,12 +82,15 @@ def resized(
         raise ValueError(f"expected convention to be one of {get_args(Convention)}, got {convention!r}")
     if convention == "half_pixel":
         return jax.image.resize(maps, (len(maps), *size, maps.shape[-1]), "linear", antialias=False)
-    # One axis after another: f(low) + weight (f(low + 1) - f(low)) at low = floor(coordinate).
+    # One axis after another: f(low) + weight (f(low + 1) - f(low)) at low = floor(coordinate). From 4 entries to 3 the
+    # coordinates are 0, 4/3 and 8/3.
     for axis, new in enumerate(size, start=1):
         old = maps.shape[axis]
         coordinate = np.linspace(0, old, new, endpoint=False)
         low = np.floor(coordinate).astype(np.int32)
+        # The weights lie along this axis, and have length 1 along all others.
         weight = jnp.asarray(coordinate - low, maps.dtype).reshape((1,) * axis + (-1,) + (1,) * (maps.ndim - axis - 1))
+        # Beyond the last entry the last one is repeated: constant there.
         first, second = (jnp.take(maps, np.minimum(low + k, old - 1), axis=axis) for k in (0, 1))
         maps = first + weight * (second - first)
     return maps
@@ -116,6 +119,7 @@ def fourier_cca(x: Maps, y: Others, *, channel_axis: int | None = -1) -> CCA:
     x, y = (_channels_last(maps, channel_axis) for maps in (x, y))
     if len(x) != len(y) or x.ndim != y.ndim or len(x) < 2:
         raise ValueError(f"expected maps of the same images, at least two, got shapes {x.shape} and {y.shape}")
+    # Both become (frequencies, n, channels): the frequencies that the smaller map has along each axis.
     size = tuple(min(a, b) for a, b in zip(x.shape[1:-1], y.shape[1:-1]))
     x, y = (_low_frequencies(z, size) for z in promote_pair(x, y))
 
@@ -133,8 +137,10 @@ def _low_frequencies(maps: Array, size: tuple[int, ...]) -> Array:
     spectrum = jnp.fft.fftn(maps, axes=axes)
     for axis, (new, old) in enumerate(zip(size, maps.shape[1:-1]), start=1):
         # Order of `fftfreq`: 0, 1, ... from the front, ..., -2, -1 from the back.
+        # Of new = 4 frequencies out of old = 8, these are the places 0, 1, 6, 7 of 0, 1, 2, 3, -4, -3, -2, -1.
         kept = jnp.concatenate([jnp.arange((new + 1) // 2), jnp.arange(old - new // 2, old)])
         spectrum = jnp.take(spectrum, kept, axis=axis)
+    # (n, *size, channels) -> (n, frequencies, channels) -> (frequencies, n, channels).
     return jnp.moveaxis(jnp.reshape(spectrum, (len(maps), math.prod(size), -1)), 1, 0)
 
 

@@ -93,11 +93,13 @@ def _bootstrap(
 ) -> Intervals:
     n = spread.shape[-1]
     present = jnp.sum(measured)
+    # Positions of the measured images in front, of which there are `present`; the rest is never drawn.
     images = jnp.flatnonzero(measured, size=n, fill_value=0)
 
     def zero_unmeasured(values: AnyArray) -> Array:
         return jnp.where(jnp.broadcast_to(measured, values.shape), values, 0)
 
+    # (2 layers, n): those of the deformation, then those of the noise, so that one product weighs both alike.
     numerators = jnp.concatenate([jnp.mean(deformation_numerators, axis=1), jnp.mean(noise_numerators, axis=1)])
     numerators, spread = zero_unmeasured(numerators), zero_unmeasured(spread)
     over_images = _weighted_mean if average == "mean" else _weighted_median
@@ -108,15 +110,20 @@ def _bootstrap(
         drawn = images[jax.random.randint(key, (n,), 0, jnp.maximum(present, 1))]
         # How often each image was drawn. Where images are missing only the first `present` draws count.
         counts = jnp.where(jnp.arange(n) < present, 1, 0).astype(spread.dtype)
+        # (n,), summing to `present`; zero for images that are not measured.
         weights = jnp.zeros(n, spread.dtype).at[drawn].add(counts)
         return over_images(numerators, weights), _weighted_mean(spread, weights)
 
     keys = jax.random.split(key, resamples)
+    # (resamples, 2 layers) and (resamples, layers).
     averages, spreads = jax.lax.map(resample, keys, batch_size=max(1, min(resamples, held // n)))
     mean_spread = _weighted_mean(spread, measured.astype(spread.dtype))
+    # The denominator of each resample, (resamples, layers). The spread is about the means of batches, the pair distance
+    # about the mean of all images: by the ratio the denominators agree with the latter on average over resamples.
     pairs = spreads * safe_ratio(pair_distance, mean_spread)[None]
     deformed, noisy = jnp.split(averages, 2, axis=1)
 
+    # (3, resamples, layers) -> quantiles (2, 3, layers) -> (3, layers, 2).
     ratios = jnp.stack([safe_ratio(deformed, pairs), safe_ratio(noisy, pairs), safe_ratio(deformed, noisy)])
     return Intervals(*jnp.moveaxis(jnp.quantile(ratios, ends, axis=1), 0, 2))
 
@@ -125,6 +132,7 @@ def average_images(
     numerators: Float[AnyArray, "layers draws n"], measured: Bool[AnyArray, " n"], average: Average
 ) -> Float[Array, " layers"]:
     """Average the mean over draws over the measured images."""
+    # (layers, draws, n) -> (layers, n). Zero where not measured: NaN times a weight of zero would be NaN.
     values = jnp.mean(numerators, axis=1)
     values = jnp.where(jnp.broadcast_to(measured, values.shape), values, 0)
     over_images = _weighted_mean if average == "mean" else _weighted_median
@@ -140,6 +148,8 @@ def _weighted_median(values: Float[Array, "rows n"], weights: Float[Array, " n"]
     # The first value at which the weights of all values up to it reach half of the total.
     order = jnp.argsort(values, axis=1)
     cumulative = jnp.cumsum(weights[order], axis=1)
+    # `argmax` finds the first True; values of weight zero never are, since the sum does not grow at them.
     middle = jnp.argmax(cumulative >= jnp.sum(weights) / 2, axis=1)
+    # From the place in the order to the image, then to its value.
     median = jnp.take_along_axis(values, jnp.take_along_axis(order, middle[:, None], axis=1), axis=1)[:, 0]
     return jnp.where(jnp.any(jnp.isnan(values), axis=1), jnp.nan, median)

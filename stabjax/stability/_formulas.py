@@ -39,8 +39,11 @@ def pair_distance(clean: Float[AnyArray, " n *units"], *, distinct: bool = False
         distinct: False takes all ``n^2`` ordered pairs, the ``n`` zeros included, as published (Petrini et al. 2021);
             True takes the ``n (n - 1)`` pairs of distinct images, an unbiased estimate whatever ``n``.
     """
+    # With the mean m over n points, sum |f_i - f_j|^2 over all ordered pairs is 2 n sum |f_i - m|^2: over n^2 pairs
+    # that averages to 2 / n, over the n (n - 1) distinct ones to 2 / (n - 1) times the sum.
     _, distances = centered(without_explicit_axes(jnp.asarray(clean)))
     partners = len(distances) - 1 if distinct else len(distances)
+    # One image has no distinct partner: NaN, not a division by zero.
     return 2 * jnp.sum(distances) / (partners or jnp.nan)
 
 
@@ -69,6 +72,7 @@ def median_pair_distance(clean: Float[AnyArray, " n *units"]) -> Float[Array, ""
     The differences are formed directly, a few images against all others at a time: a median may fall on two images
     that are far closer to each other than to the mean. Holds ``n^2`` numbers.
     """
+    # One row against all others holds n * units differences; as many rows run side by side as keep to the limit.
     rows = jnp.reshape(without_explicit_axes(jnp.asarray(clean)), (clean.shape[0], -1))
 
     def distances(row: Float[Array, " units"]) -> Float[Array, " n"]:
@@ -134,6 +138,7 @@ def _numerator(clean: AnyArray, perturbed: AnyArray, average: Average) -> Float[
 
 
 def _denominator(clean: AnyArray, average: Average) -> Float[Array, ""]:
+    # The medians over images of "median" are those of the numerators; below stands the mean over pairs.
     return median_pair_distance(clean) if average == "median_per_unit" else pair_distance(clean)
 
 

@@ -53,18 +53,22 @@ def per_unit(
     """
     n = clean.shape[0]
     rows = jnp.reshape(jnp.asarray(clean), (n, -1))
+    # (2, draws, n, units), deformed and noisy; sorted over the images for each unit, (2, draws, units, n).
     changes = jnp.stack([jnp.square(jnp.reshape(x, (x.shape[0], n, -1)) - rows[None]) for x in (deformed, noisy)])
     by_unit = _sort(jnp.swapaxes(changes, -1, -2))
+    # Distances of all n (n - 1) / 2 unordered pairs i < j, sorted.
     first, second = map(jnp.asarray, np.triu_indices(n, 1))
     distances = _sort(jax.lax.map(lambda i: row_sum(jnp.square(rows - rows[i][None])), jnp.arange(n))[first, second])
 
     def weighted_medians(weights: Int[Array, " n"]) -> tuple[Array, Array]:
         # Sorted once, values are only weighed anew in each resample.
         medians = _median(by_unit.values, weights[by_unit.images])
+        # Here `images` are numbers of pairs. Each stands for two ordered pairs: in all the weights sum to n^2.
         pairs = 2 * weights[first[distances.images]] * weights[second[distances.images]]
         # Every image is at distance zero from itself.
         values = jnp.concatenate([jnp.zeros((1,), rows.dtype), distances.values])
         pairs = jnp.concatenate([jnp.sum(jnp.square(weights))[None], pairs])
+        # (2, draws, units): summed over units, averaged over draws.
         return jnp.mean(jnp.sum(medians, -1), -1), _median(values, pairs)
 
     def resample(key: PRNGKey) -> Array:
@@ -72,6 +76,7 @@ def per_unit(
         numerators, pairs = weighted_medians(jnp.zeros(n, jnp.int32).at[drawn].add(1))
         return _ratios(numerators, pairs)
 
+    # One resample holds a weight for every sorted value.
     held = max(1, min(resamples, _HELD // max(by_unit.values.size, distances.values.size)))
     ratios = jax.lax.map(resample, jax.random.split(key, resamples), batch_size=held)
     numerators, pairs = weighted_medians(jnp.ones(n, jnp.int32))
@@ -92,6 +97,7 @@ def _sort(values: Float[Array, "*rows k"]) -> _Sorted:
 def _median(ordered: Float[Array, "*rows k"], weights: Int[Array, "*rows k"]) -> Float[Array, "*rows"]:
     """Return the lower middle value, each value counting as often as its weight says; NaN if any value is NaN."""
     cumulative = jnp.cumsum(weights, axis=-1)
+    # Twice the sum against the total, since half of the total may be no integer.
     middle = jnp.argmax(2 * cumulative >= cumulative[..., -1:], axis=-1)
     median = jnp.take_along_axis(ordered, middle[..., None], axis=-1)[..., 0]
     # NaNs sort last.

@@ -81,6 +81,7 @@ class Stability:
         import xarray
 
         extra = np.ndim(self.deformation) - 1
+        # What is stacked stands in front of the axes that a result of one network has.
         nets = ("net",) if extra == 1 else tuple(f"net_{k}" for k in range(extra))
         variables = {name: ((*nets, *axes), np.asarray(getattr(self, name))) for name, axes in _AXES.items()}
         coordinates = {"layer": list(self.layers), "kind": ("layer", list(self.kinds)), "bound": ["low", "high"]}
@@ -93,6 +94,7 @@ class Stability:
         """
         radii = np.asarray(self.noise_radius)
         radii = radii[~np.isnan(radii)]
+        # Of everything per layer, what is not per image: D, G, R, their intervals, and the pair distance.
         names = [name for name, axes in _AXES.items() if axes[0] == "layer" and "image" not in axes]
         numbers = {name: plain(np.asarray(getattr(self, name), np.float64)) for name in names if name != "valid"}
         return {
@@ -197,8 +199,10 @@ def summarize(
 def _assemble(*, deformed: Array, noisy: Array, intervals: Intervals, measured: Array, **numbers: Any) -> Stability:
     """Build the result from the numerators averaged over the images, and the numbers they were averaged from."""
     pairs = numbers["pair_distance"]
+    # R is the ratio of the numerators, not of D and G: it is defined where the pair distance is not.
     d, g, r = safe_ratio(deformed, pairs), safe_ratio(noisy, pairs), safe_ratio(deformed, noisy)
     for name in ("deformation_numerators", "noise_numerators", "spread", "noise_radius"):
+        # The last axis of all four is that of the images.
         numbers[name] = jnp.where(jnp.broadcast_to(measured, numbers[name].shape), numbers[name], jnp.nan)
     return Stability(
         deformation=d,
@@ -260,9 +264,11 @@ def from_features(
 
     def spread(name: str) -> Array:
         n = clean[name].shape[0]
+        # All images are one batch here: B = n.
         return 2 * centered(clean[name])[1] * (n / max(n - 1, 1))
 
     deformation_numerators = jnp.stack([numerators(name, deformed[name]) for name in layers])
+    # (draws, n).
     unknown_radius = jnp.full(deformation_numerators.shape[1:], jnp.nan, deformation_numerators.dtype)
     numbers: dict[str, Any] = {
         "layers": layers,
@@ -282,6 +288,7 @@ def from_features(
         per_unit(key, clean[name], with_draws(name, deformed[name]), with_draws(name, noisy[name]), ends)
         for name in layers
     ]
+    # A `PerUnit` for each layer: numbers (layers,), and intervals (layers, 3, 2), which become (3, layers, 2) below.
     deformed_medians, noisy_medians, pairs, intervals = map(jnp.stack, zip(*results))
     return _assemble(
         deformed=deformed_medians,

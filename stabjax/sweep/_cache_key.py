@@ -31,6 +31,7 @@ def cache_key(value: Any) -> Hashable:
         parts = frozenset(map(cache_key, value))
     elif is_compared_by_fields(value):
         fields = tuple(cache_key(getattr(value, name)) for name in compared_fields(value))
+        # The kind is in the key, so that equal fields of two classes are two keys.
         parts = fields if _hashable(fields) else value
     return kind, parts, read_values(value) if callable(value) else ()
 
@@ -57,6 +58,8 @@ def read_values(f: Any) -> Hashable:
     That is the code itself, its defaults, the variables it closes over, the globals it names, and the attributes of the
     object it belongs to, unless that is compared by value.
     """
+    # The function that holds the code, and the object whose attributes it may read. A callable object with an equality
+    # of its own is compared by that already.
     owner = None
     if isinstance(f, MethodType):
         owner, f = f.__self__, f.__func__
@@ -70,6 +73,7 @@ def read_values(f: Any) -> Hashable:
             found[f"variable {name}"] = variable.cell_contents
         except ValueError:  # not bound yet
             continue
+    # Values as they are now, so a global that is bound anew gives another key, and another program.
     found |= {f"global {name}": f.__globals__[name] for name in _globals(f.__code__) if name in f.__globals__}
     found |= {f"attribute {name}": value for name, value in getattr(owner, "__dict__", {}).items()}
     return tuple((name, SameObject(value)) for name, value in found.items())

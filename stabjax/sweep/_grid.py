@@ -40,6 +40,7 @@ class Grid:
 
     def where(self, row: int) -> str:
         """Return the coordinates of one cell of the sweep, as text."""
+        # Rows are numbered over (*static, *traced, seeds), in C order.
         index = np.unravel_index(row, (*map(len, self.static.values()), *self.block_shape))
         position = dict(zip([*self.static, *self.traced, "seed"], index))
         shown = {name: f"{self.labels[name][position[name]]!s:.40}" for name in self.names}
@@ -49,6 +50,7 @@ class Grid:
         """Reshape rows of cells, block after block, to ``(*axes, seeds, ...)`` in the order the axes were given."""
         outer = tuple(map(len, self.static.values()))
         array = flat.reshape(*outer, *self.block_shape, *flat.shape[1:])
+        # (cells, ...) -> (*static, *traced, seeds, ...) -> (*names, seeds, ...), the names as the caller gave them.
         position = {name: k for k, name in enumerate([*self.static, *self.traced])}
         order = [position[name] for name in self.names]
         return np.ascontiguousarray(array.transpose(*order, *range(len(order), array.ndim)))
@@ -120,6 +122,7 @@ def _traced_axis(name: str, given: np.ndarray) -> np.ndarray:
     with np.errstate(over="ignore", under="ignore"):
         array = given.astype(jax.dtypes.canonicalize_dtype(given.dtype))
     if jnp.issubdtype(given.dtype, np.floating):
+        # Rounded is allowed, but neither to infinity nor to zero. Whole numbers and truth values must be exact.
         fits = np.array_equal(np.isfinite(array), np.isfinite(given)) and np.array_equal(array == 0, given == 0)
     else:
         fits = np.array_equal(array, given)
@@ -148,6 +151,7 @@ def _static_axis(name: str, values: Any) -> tuple[Any, ...]:
 
 def _labels(values: tuple[Any, ...]) -> np.ndarray:
     plain = [v.item() if isinstance(v, np.generic) else v for v in values]
+    # `type`, not `isinstance`: True is an int for Python. One kind for all values, or their names.
     for kinds in ((bool,), (int,), (int, float), (str,)):
         if all(type(v) in kinds for v in plain):
             return np.asarray(plain)

@@ -46,11 +46,13 @@ def name_outputs(out: Any, axes: tuple[str, ...]) -> Outputs:
     """
     nodes = jax.tree_util.tree_flatten_with_path(out, is_leaf=is_result)[0]
     parts = [_Part(_dotted_path(path), node) for path, node in nodes]
+    # Names that the dataset has already, and whose they are.
     taken = {"seed": "a sweep", "valid": "a sweep"} | dict.fromkeys(axes, "an axis")
     leaves: dict[str, Any] = {}
     for part in parts:
         for own, leaf in part.leaves.items():
             name = part.inside(own)
+            # Only a bare result can give way: what is below a path has been named by the caller.
             if name in taken and part.labels is not None and not part.path:
                 name = part.beside(own)
             if name in taken or name in leaves:
@@ -62,6 +64,7 @@ def name_outputs(out: Any, axes: tuple[str, ...]) -> Outputs:
     if not leaves:
         raise ValueError("expected a function that returns arrays, got one that returns none")
     found = Outputs(leaves, {}, {}, {})
+    # A dimension must not be called like any of these.
     clear = {*axes, *RESERVED, *leaves}
     for part in parts:
         _label(part, parts, clear, found)
@@ -89,6 +92,7 @@ class _Part:
         import xarray
 
         self.leaves = {_dotted_path(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(node)[0]}
+        # Zeros that take no memory: only the shapes and labels of the dataset are looked at.
         zeros = jax.tree.map(lambda leaf: np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape), node)
         self.labels = zeros.to_xarray() if hasattr(zeros, "to_xarray") else xarray.Dataset()
 
@@ -112,12 +116,14 @@ def _label(part: _Part, parts: list[_Part], taken: set[str], found: Outputs) -> 
     results = [other for other in parts if other.labels is not None]
 
     def named(own: str) -> str:
+        # The short name if no other result has another length or other labels under it.
         agreed = all(other.along(own) in (None, part.along(own)) for other in results)
         return own if agreed and own not in taken else part.beside(own)
 
     for own, leaf in part.leaves.items():
         name = part.names[own]
         known = None if part.labels is None else part.labels.variables.get(own)
+        # A leaf that the dataset leaves out, or holds in another shape, has no labels.
         if part.labels is not None and known is not None and known.shape == leaf.shape:
             found.dimensions[name] = tuple(named(str(dimension)) for dimension in known.dims)
             found.attributes[name] = dict(part.labels.attrs)

@@ -46,6 +46,7 @@ class Lattice:
         """Return the static values of each block as text that does not depend on the order of the axes."""
         names, found = sorted(self.static), []
         for index in np.ndindex(*map(len, self.static.values())):
+            # By the sorted names: the same text whatever the order of the axes.
             place = dict(zip(self.static, index))
             found.append("; ".join(f"{name}={self.static[name][place[name]]}" for name in names))
         return list(_number_repeats(found))
@@ -61,20 +62,24 @@ class Lattice:
             return [np.arange(length) for length in self.lengths]
         found = []
         for name, values in (self.static | self.traced).items():
+            # Axes have the same names on both, but may stand in another order and have other values.
             mine, theirs = _identities(values), _identities((other.static | other.traced)[name])
             index = {identity: k for k, identity in enumerate(theirs)}
             found.append(np.array([index.get(identity, -1) for identity in mine]))
+        # A seed is its own number: the other lattice has those below its count.
         seeds = np.arange(self.seeds)
         return [*found, np.where(seeds < other.seeds, seeds, -1)]
 
     def cells_in(self, other: "Lattice") -> np.ndarray:
         """Tell which of its cells another lattice has too, ``(blocks, points, seeds)``."""
         mask = np.zeros(self.lengths, bool)
+        # A cell is there if all of its coordinates are: the product of the places on each axis.
         mask[np.ix_(*(np.flatnonzero(places >= 0) for places in self.positions_on(other)))] = True
         return mask.reshape(self.shape)
 
     def coordinates(self, block: int, points: np.ndarray, seeds: np.ndarray) -> list[Any]:
         """Return where some of its cells stand on each of its axes."""
+        # Cells are numbered block, then point, then seed, each in C order over its own axes.
         blocks = np.unravel_index(block, tuple(map(len, self.static.values()))) if self.static else ()
         inner = np.unravel_index(points, tuple(map(len, self.traced.values()))) if self.traced else ()
         return [*blocks, *inner, seeds]
@@ -84,6 +89,7 @@ def _identities(values: Any) -> list[tuple[Any, int]]:
     """Return for each value its bits (one for all NaN), and how often it came before on the axis."""
     if isinstance(values, np.ndarray):
         values = np.array(values)
+        # Bits tell 0.0 from -0.0. NaN has many bit patterns, and one is taken for all.
         if np.any(other := values != values):
             values[other] = np.nan
         values = values.view(f"V{values.dtype.itemsize}").tolist()
@@ -112,6 +118,7 @@ class Piece:
 
     def cells(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the point and seed of some of its cells, all seeds of a point after each other."""
+        # Position p of the piece is point p // seeds, seed p % seeds, of its own lists.
         point, seed = np.divmod(positions, len(self.seeds))
         return np.asarray(self.points)[point] if isinstance(self.points, np.ndarray) else point, self.seeds[seed]
 
@@ -129,9 +136,11 @@ def pieces_of(new: np.ndarray) -> list[Piece]:
     """
     found = []
     for block, rows in enumerate(new):
+        # The common case, and a range takes no memory: all points lack all seeds.
         if rows.all():
             found.append(Piece(block, range(len(rows)), np.arange(rows.shape[1])))
             continue
+        # Points that lack the same seeds have the same row, (seeds,).
         patterns, which = np.unique(rows, axis=0, return_inverse=True)
         for k, pattern in enumerate(patterns):
             if pattern.any():
@@ -182,6 +191,7 @@ def parts_of(manifests: Sequence[Mapping[str, Any]]) -> list[Part]:
     """Return the parts that are written down in a folder."""
     parts: list[Part] = []
     for manifest in manifests:
+        # In the order they were written: a part is what the ones before it lack, so its pieces follow from the grids.
         lattice = Lattice.of(manifest["axes"], manifest["order"], manifest["seeds"])
         pieces = pieces_of(missing_cells(lattice, parts))
         layouts = [_program.ChunkLayout(*layout) for layout in manifest["layouts"]]
@@ -201,17 +211,24 @@ def chunks_for(request: Lattice, parts: Sequence[Part]) -> list[Chunk]:
     """Return the chunks that hold what is asked for."""
     found = []
     for part in parts:
+        # Chunks are numbered through the pieces of a part, those that are not asked for included. With pieces of 5 and
+        # 4 cells, in chunks of 2 and 4, and first = 7:
+        #     piece 0  | 7 7 | 8 8 | 9 |
+        #     piece 1  | 10 10 10 10 |
         lattice, number = part.lattice, part.first
         places = lattice.positions_on(request)
         order = [*lattice.static, *lattice.traced, "seed"]
+        # The axes of the part in the order of the request, the seed last in both.
         axes = [order.index(name) for name in (*request.static, *request.traced, "seed")]
         for k, (piece, size) in enumerate(zip(part.pieces, part.sizes)):
             for start in range(0, piece.count, size):
                 stop = min(start + size, piece.count)
+                # Coordinates on the axes of the part, then on those of the request: -1 for a value that it has not.
                 own = lattice.coordinates(piece.block, *piece.cells(np.arange(start, stop)))
                 theirs = [np.broadcast_to(places[axis][own[axis]], stop - start) for axis in axes]
                 there = np.all([index >= 0 for index in theirs], axis=0)
                 if there.any():
+                    # Any valid index will do for a cell that is not asked for: its row is -1 below.
                     row = np.ravel_multi_index([np.maximum(index, 0) for index in theirs], request.lengths)
                     found.append(Chunk(number, part, k, start, stop, np.where(there, row, -1)))
                 number += 1

@@ -30,6 +30,7 @@ class Processes:
         """Return the first message of a process that is not empty."""
         if not self.several:
             return mine
+        # Gathered arrays must have one length in all processes: messages are cut and filled up with zeros.
         texts = [
             row.tobytes().rstrip(b"\0") for row in self._gather_bytes(mine.encode()[:LONGEST].ljust(LONGEST, b"\0"))
         ]
@@ -45,6 +46,7 @@ class Processes:
                 if not self.several:
                     raise
                 failure = error
+        # All meet here, also those that had nothing to do.
         text = self.first_error(f"{type(failure).__name__}: {failure}" if failure else "")
         if failure is not None:
             raise failure
@@ -55,11 +57,13 @@ class Processes:
         """Overwrite arrays with those of the leader, bit by bit (a sum over processes would lose -0 and NaN)."""
         if self.several:
             for array in arrays:
+                # (processes, bytes): those of the first.
                 array[...] = self._gather_bytes(array.tobytes())[0].view(array.dtype).reshape(array.shape)
 
     def broadcast_text(self, text: str) -> str:
         """Return the text of the first process."""
         payload = np.frombuffer(text.encode(), np.uint8)
+        # The length first: only then can the others make room for the text.
         length = np.array([len(payload)])
         self.broadcast([length])
         found = np.zeros(length[0], np.uint8)

@@ -43,6 +43,7 @@ class Program:
 
     def cell(self, arrays: tuple[Any, ...], key: jax.Array, values: Mapping[str, Any]) -> Any:
         """Call the function."""
+        # Arrays go back, in order, to the places where None stands: for JAX None is no leaf, so nothing else is None.
         found = iter(arrays)
         leaves = [next(found) if constant is None else constant for constant in self.constants]
         f = jax.tree.unflatten(self.treedef, leaves)
@@ -50,6 +51,7 @@ class Program:
 
     def of(self, static: Mapping[str, Any]) -> "Program":
         """Return the same program with values for the static axes."""
+        # Of the function and of the values: 1, 1.0 and True are different programs.
         identity = intern((self.identity, tuple((name, cache_key(value)) for name, value in static.items())))
         return dataclasses.replace(self, identity=identity, static=static)
 
@@ -78,6 +80,7 @@ def check_names(f: Any, names: tuple[str, ...]) -> None:
     if not callable(f):
         raise TypeError(f"expected a function (key, **cell) -> arrays, got {type(f).__name__}")
     inner, given = f, set()
+    # A partial may hold another: all of their keywords are given already.
     while isinstance(inner, functools.partial):
         given |= set(inner.keywords)
         inner = inner.func
@@ -88,6 +91,7 @@ def check_names(f: Any, names: tuple[str, ...]) -> None:
     except (ValueError, TypeError):
         return
     try:
+        # The key comes first and by position, the axes by name.
         signature.bind(None, **dict.fromkeys(names))
     except TypeError as error:
         raise TypeError(
@@ -112,6 +116,7 @@ def cell(
 
     A function of its own under `jit`, so that it is traced once whatever the size of the chunks.
     """
+    # The key of a cell depends on its seed alone: all points of the grid share it, so curves over them are paired.
     out = jax.tree.map(_as_storable, program.cell(arrays, jax.random.fold_in(key, seed), values))
     sound = map(_is_valid, jax.tree.leaves(out, is_leaf=is_result))
     return out, functools.reduce(jnp.logical_and, sound, jnp.array(True))
@@ -185,11 +190,13 @@ def run_chunk(
         if points:
             found = _map_batches(point, points, layout.batch // layout.seeds)
         else:
+            # Without traced axes there is one point: (1, seeds, ...), as above (points, seeds, ...).
             found = jax.tree.map(lambda x: x[None], point(values))
         return jax.tree.map(_merge_axes, found)
 
     if mesh is None:
         return cells(arrays, key, seeds, values)
+    # Rows are spread over the devices; function and key are whole on each. No cell needs another one.
     rows = P(mesh.axis_names)
     specs = {"in_specs": (P(), P(), rows, rows), "out_specs": rows}
     return jax.shard_map(cells, mesh=mesh, check_vma=False, **specs)(arrays, key, seeds, values)
@@ -204,6 +211,7 @@ def _map_batches(f: Any, xs: Any, batch: int) -> Any:
         return jax.lax.map(f, xs)
     if batch == len(jax.tree.leaves(xs)[0]):
         return jax.vmap(f)(xs)
+    # (rows,) -> (batches, batch), a whole number of batches by `choose_layout`; results go back to (rows, ...).
     batches = jax.tree.map(lambda x: jnp.reshape(x, (-1, batch)), xs)
     return jax.tree.map(_merge_axes, jax.lax.map(jax.vmap(f), batches))
 
@@ -253,6 +261,7 @@ def chunk_size(total: int, bytes_per_cell: int, *, seeds: int, devices: int, pie
         devices: a multiple of it is taken.
         pieces: smallest number of chunks.
     """
+    # Two limits: the memory of the outputs, and the number of chunks.
     largest = max(1, min(devices * MEMORY // max(1, bytes_per_cell), -(-total // pieces)))
     together = seeds if seeds * devices <= largest else 1
     return together * round_up(_even_share(total // together, largest // together), devices)
@@ -277,11 +286,13 @@ def choose_layout(size: int, *, seeds: int, devices: int, largest: int) -> Chunk
     if size % seeds == 0 and seeds <= largest:
         # Points of a device, rounded up; in batches of equal size they fill up a few rows more.
         each = -(-size // (seeds * devices))
+        # Points side by side, as many in each batch.
         batch = _even_share(each, largest // seeds)
         rows = devices * round_up(each, batch) * seeds
         if 8 * rows <= 9 * size:  # else too many cells are padding
             return ChunkLayout(rows, batch * seeds, seeds)
     each = -(-size // devices)
+    # One by one: the seeds of a point may lie in different batches.
     batch = _even_share(each, largest)
     return ChunkLayout(devices * round_up(each, batch), batch, 0)
 
@@ -324,6 +335,7 @@ def fits_memory(compiled: Any) -> bool:
 
 
 def _even_share(total: int, largest: int) -> int:
+    # As few batches as the limit allows, of like size: 9 in batches of at most 4 are 3, 3, 3 and not 4, 4, 1.
     return -(-total // -(-total // largest))
 
 

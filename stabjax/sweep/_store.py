@@ -64,6 +64,7 @@ class Store:
         if not (self.path / _name(0)).exists():
             _files.check_empty(self.path, "a sweep")
             return []
+        # Counted, not searched for one after the other: a gap in the numbers is found and raises.
         count = 1 + sum(bool(re.fullmatch(r"manifest-\d+\.json", file.name)) for file in self.path.iterdir())
         return [self._manifest(number) for number in range(count)]
 
@@ -81,17 +82,23 @@ class Store:
 
     def open(self, *manifests: Mapping[str, Any]) -> None:
         """Write down what is swept, part by part, or refuse with the difference from what is swept here."""
+        # Through JSON, which makes lists of tuples: so they compare with what is read back. The order of the axes is
+        # kept beside them, since they are compared by name.
         parts = [json.loads(json.dumps({"format": FORMAT, "order": list(m["axes"]), **m})) for m in manifests]
+        # Before anything is touched.
         self._check_agreement(parts)
         self.path.mkdir(parents=True, exist_ok=True)
         self._stack.enter_context(_files.locked(self.path))
         saved = self._check_agreement(parts)  # again: another process may have come before the lock
+        # Under the lock every draft is what a killed process has left.
         for pattern in (".manifest*.json.draft", ".chunk-*.npz.draft"):
             for draft in self.path.glob(pattern):
                 draft.unlink()
+        # Manifests before any of their chunks: a chunk without its manifest would be of no sweep.
         for number, part in enumerate(parts[len(saved) :], len(saved)):
             self._write(_name(number), lambda file, part=part: _files.write_json(file, part, allow_nan=True))
         for part in [*saved, *parts[len(saved) :]]:
+            # Sorted by key: the same checksum for what was read and for what is about to be written.
             self._seals[part["first"]] = zlib.crc32(json.dumps(part, sort_keys=True).encode())
         for file in sorted(self.path.glob("chunk-*.npz")):
             if number := re.match(r"chunk-(\d+)-", file.name):
@@ -114,6 +121,7 @@ class Store:
                 payload = file.read_bytes()
             except OSError as error:
                 raise OSError(f"the chunk {file} cannot be read ({error}): restore it, or move it elsewhere") from error
+            # The name holds the checksum of what should be inside: one rename puts both in place.
             if file.stem.endswith(f"-{self._checksum(number, payload)}"):
                 with contextlib.suppress(ValueError, OSError, zipfile.BadZipFile):
                     return _unpack(payload)
@@ -122,6 +130,7 @@ class Store:
                 RuntimeWarning,
                 stacklevel=2,
             )
+            # Removed, since the new file of the chunk may have another name and not replace it.
             file.unlink()
         return None
 
@@ -132,6 +141,7 @@ class Store:
         self._write(name, lambda file: _files.write(file, payload))
 
     def _checksum(self, number: int, payload: bytes) -> str:
+        # The manifest of the last part that begins at or before this chunk.
         seal = self._seals[max(first for first in self._seals if first <= number)]
         return f"{zlib.crc32(payload, zlib.crc32(f'{seal} {number}'.encode())):08x}"
 
@@ -157,6 +167,7 @@ def _pack(arrays: Mapping[str, np.ndarray]) -> bytes:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
         for name, array in arrays.items():
+            # `ZipInfo` has a fixed date: equal arrays are equal bytes, and have one checksum.
             with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as member:
                 np.lib.format.write_array(member, array, allow_pickle=False)
     return buffer.getvalue()

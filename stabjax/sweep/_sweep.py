@@ -53,14 +53,17 @@ class Sweep:
         self.devices = 1 if mesh is None else mesh.size
         self.device = next(iter(probe.devices())) if mesh is None else mesh.devices.flat[0]
         self.about = {"function": _program.function_name(f), "key": key_numbers(key), "config": json.loads(config)}
+        # Once, before the first chunk: no chunk copies them again.
         self.key, self.arrays = self._replicate((key, arrays))
         self.programs = [program.of(combination) for combination in cells.combinations()]
+        # One cell stands for all of a program: they differ in values, not in types.
         one = {name: axis[0] for name, axis in cells.traced.items()}
         traced = [_program.trace(program, self.arrays, self.key, one) for program in self.programs]
         self.outputs = [name_outputs(out, cells.names) for out in traced]
         """Of every program, in the order it returns them."""
         check_same_labels(list(zip([program.static for program in self.programs], self.outputs)))
         shapes, treedef = jax.tree.flatten(jax.tree.map(_shape, (self.arrays, self.key, one)))
+        # Part of the key of what is cached: the same shapes give another program with x64.
         x64 = jax.dtypes.canonicalize_dtype(np.float64) == np.float64
         self.shapes = treedef, tuple(shapes), x64
         self.traffic = [_program.bytes_accessed(program, *self.shapes) for program in self.programs]
@@ -84,6 +87,7 @@ class Sweep:
     def run(self, chunk: int | None) -> xarray.Dataset:
         """Compute all cells, ``chunk`` of them at once."""
         manifests = [] if self.store is None else self._saved_manifests(chunk)
+        # What the folder has, part by part, and as a new part what it lacks.
         parts = parts_of(manifests)
         old = set(parts)
         if (new := missing_cells(self.request, parts)).any():
@@ -95,9 +99,12 @@ class Sweep:
         chunks = chunks_for(self.request, parts)
         total = math.prod(self.request.lengths)
         shapes = {name: ((total, *leaf.shape), leaf.dtype) for name, leaf in self.outputs[0].leaves.items()}
+        # A row for each cell of the request, in its own order, whatever chunk it comes from.
         rows = {name: np.zeros(*shape) for name, shape in shapes.items()}
         rows["valid"] = np.zeros(total, bool)
+        # The manifests are written here, before any chunk is computed.
         left = chunks if self.store is None else self._resume(self.store, manifests, chunks, rows)
+        # Parts of earlier calls, as far as they are unfinished; those of this call are traced already.
         for part, k in dict.fromkeys((c.part, c.piece) for c in left if c.part in old):
             self._lower(part, part.pieces[k], part.layouts[k])
         errors: Errors = []
@@ -106,6 +113,7 @@ class Sweep:
         with progress_bar(total, shown=self.processes.is_leader and console.is_terminal, console=console) as update:
             for c in left:
                 if text := self._compute(c, rows):
+                    # A chunk of an earlier call may hold cells that this one does not ask for.
                     there = c.rows[c.rows >= 0].tolist()
                     errors.append((self.cells.where(there[0]), self.cells.where(there[-1]), text))
                 done += c.count
@@ -121,6 +129,7 @@ class Sweep:
     def _new_part(self, pieces: list[Piece], chunk: int | None, first: int) -> Part:
         """Return a part of these pieces, dealt out to chunks."""
         per_cell = sum(leaf.size * leaf.dtype.itemsize for leaf in self.outputs[0].leaves.values())
+        # At least so many chunks in all, so each piece needs its share of them.
         least = 1 if self.store is None else max(1, _program.PIECES // len(pieces))
         sizes, layouts = [], []
         for piece in pieces:
@@ -153,7 +162,9 @@ class Sweep:
 
     def _arguments(self, part: Part, piece: Piece, start: int, rows: int) -> tuple[Any, ...]:
         """Return arguments for the cells from ``start`` on; beyond the end the last one is repeated."""
+        # Padding repeats a cell that is there, so that nothing is computed on values that nobody asked for.
         points, seeds = piece.cells(np.minimum(np.arange(start, start + rows), piece.count - 1))
+        # Places on the traced axes; the seed, behind them, falls off in `zip`.
         inner = part.lattice.coordinates(piece.block, points, seeds)[len(part.lattice.static) :]
         values = {name: axis[index] for (name, axis), index in zip(part.lattice.traced.items(), inner)}
         seeds = seeds.astype(np.uint32)
@@ -179,11 +190,13 @@ class Sweep:
             # Raised inside of a callback, an interrupt comes back as an error of the runtime.
             if re.search(r"^KeyboardInterrupt\b", text, re.MULTILINE):
                 raise KeyboardInterrupt from error
+        # All processes agree on whether the chunk has failed, and none waits for the others in vain.
         if text := self.processes.first_error(text):
             for array in rows.values():
                 array[c.rows[there]] = np.nan if np.issubdtype(array.dtype, np.inexact) else 0
             return text
         leaves, valid = self.processes.gather(results)
+        # Without the padding; all cells of the chunk, also those not asked for, go into the file.
         found = dict(zip([*self.outputs[block].leaves, "valid"], (array[: c.count] for array in [*leaves, valid])))
         for name, array in rows.items():
             array[c.rows[there]] = found[name][there]
@@ -207,6 +220,7 @@ class Sweep:
                     done[k] = True
 
         self.processes.on_leader(read)
+        # Only the leader has read files.
         self.processes.broadcast([done, *rows.values()])
         return [c for k, c in enumerate(chunks) if not done[k]]
 
@@ -226,14 +240,17 @@ class Sweep:
     def _check(self, manifests: list[dict[str, Any]], chunk: int | None, what: str) -> None:
         """Raise ``ValueError`` for any difference but in the values on the axes and the number of seeds."""
         saved, given = manifests[0], {**self._about(), "axes": _axis_kinds(self.cells.describe())}
+        # Axes are compared by name and type alone: other values and more seeds add cells, and the order does not count.
         kept = {name: saved[name] for name in given} | {"axes": _axis_kinds(saved["axes"])}
         if chunk is not None:
             [first, *_] = parts_of(manifests[:1])
+            # The size that this number would have given in the first call, which is what was written down.
             given["chunk"] = _program.round_up(min(int(chunk), first.pieces[0].count), self.devices)
             kept["chunk"] = saved["sizes"][0]
         programs = self._digests()
         for manifest in manifests:
             for static, saved_program in manifest["program"].items():
+                # Only for static values that are asked for now; the others have no program here to compare.
                 if programs.get(static, saved_program) != saved_program:
                     kept["program"], given["program"] = saved_program, programs[static]
         _files.refuse_difference(kept, given, what)

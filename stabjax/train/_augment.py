@@ -26,6 +26,7 @@ def crop(key: PRNGKey, images: Num[AnyArray, "n *spatial channels"], pad: int) -
     images = without_explicit_axes(jnp.asarray(images))
     n, *spatial, channels = images.shape
     padded = jnp.pad(images, ((0, 0), *((pad, pad) for _ in spatial), (0, 0)))
+    # The corner `pad` leaves the image where it is; 0 and 2 pad are the largest shifts.
     corner = jax.random.randint(as_key(key), (n, len(spatial)), 0, 2 * pad + 1)
 
     def one(image: Array, start: Array) -> Array:
@@ -37,6 +38,7 @@ def crop(key: PRNGKey, images: Num[AnyArray, "n *spatial channels"], pad: int) -
 def flip(key: PRNGKey, images: Num[AnyArray, "n *spatial channels"]) -> Num[Array, "n *spatial channels"]:
     """Mirror each image, with probability one half, along its last spatial axis (left-right)."""
     images = jnp.asarray(images)
+    # (n, 1, ..., 1): one coin for all pixels of an image. Axis -2 is the last spatial one.
     coin = jax.random.bernoulli(as_key(key), shape=(images.shape[0],) + (1,) * (images.ndim - 1))
     return jnp.where(coin, jnp.flip(images, axis=-2), images)
 

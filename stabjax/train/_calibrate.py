@@ -60,14 +60,18 @@ def calibrate(
 
     size = len(images) if batch_size is None else min(as_count("batch_size", batch_size), len(images))
     parts = [images[i : i + size] for i in range(0, len(images), size)]
+    # One batch has all images, so that each normalization can settle on the way. Of several, none has: the inputs of
+    # the next normalization are right only after the statistics of all parts are pooled, one normalization per pass.
     probe = _insert_listeners(nnx.clone(model), list(norms), settle=len(parts) == 1)
     graphdef = nnx.graphdef(probe)
     names, listeners = zip(*_find_listeners(probe))
 
-    # The statistics of layers run by one scan are stack_seeds, and settle one after the other too.
+    # The statistics of layers run by one scan are stacked, and settle one after the other too.
     passes = 1 if len(parts) == 1 else sum(math.prod(norm.mean.shape[:-1]) for norm in norms.values())
     for _ in range(passes):
         with explain_batch(images):
+            # found[part][k]: mean, variance and calls of normalization k. After pass p the first p in the order of
+            # execution are exact, whatever the others hold; further passes leave them so.
             found = [moments(nnx.state(probe), jnp.asarray(part)) for part in parts]
         for k, (name, listener) in enumerate(zip(names, listeners)):
             calls = int(np.max(found[0][k][2]))
@@ -101,6 +105,7 @@ class _Listener(nnx.Module):
     def __call__(self, x: jax.Array, *arguments: Any, mask: jax.Array | None = None, **options: Any) -> jax.Array:
         if mask is not None:
             raise ValueError("expected batch normalizations without a mask to calibrate, got one with a mask")
+        # (samples, channels): the channels are the axis that is normalized, every other position is a sample.
         rows = jnp.moveaxis(x, self.norm.axis, -1).reshape(-1, x.shape[self.norm.axis]).astype(self.mean.dtype)
         self.mean[...], self.var[...] = jnp.mean(rows, axis=0), jnp.var(rows, axis=0)
         self.calls[...] += 1
@@ -114,6 +119,7 @@ def _insert_listeners(root: Any, paths: list[tuple[Any, ...]], *, settle: bool) 
     nodes, shared = dict(nnx.iter_graph(root)), nnx.find_duplicates(root)
     for path in paths:
         listener = _Listener(nodes[path], settle=settle)
+        # A module that is used in several places is one node with several paths; each must lead to the one listener.
         for place in next((places for places in shared if path in places), [path]):
             root = _replace_node(root, place, listener)
     return root
@@ -129,6 +135,7 @@ def _replace_node(node: Any, path: tuple[Any, ...], new: nnx.Module) -> Any:
         return new
     name, item = path[0], isinstance(path[0], int) or isinstance(node, dict)
     old = node[name] if item else getattr(node, name)
+    # Down to the node, then back up: only tuples, which cannot change in place, are made anew along the way.
     child = _replace_node(old, path[1:], new)
     if isinstance(node, tuple):
         named: Any = node
@@ -147,6 +154,7 @@ def _pool_moments(parts: list[tuple[jax.Array, ...]], counts: list[int]) -> tupl
     means, variances = (np.array([np.asarray(p[i], np.float64) for p in parts]) for i in (0, 1))
     with np.errstate(all="ignore"):  # what has not settled yet may be infinite further down
         mean = np.sum(share * means, axis=0)
+        # var = sum_g n_g / n (var_g + (mean_g - mean)^2): nothing is subtracted but means.
         variance = np.sum(share * (variances + (means - mean) ** 2), axis=0)
     dtype = parts[0][0].dtype
     return jnp.asarray(mean.astype(dtype)), jnp.asarray(variance.astype(dtype))

@@ -104,6 +104,8 @@ def check_data(
                 f"expected finite images, got NaN or infinity in {len(bad)} of {len(images)}, image {bad[0]} the "
                 "first: leave them out"
             )
+    # Sorted, so the first and the last are the smallest and the largest label. Compared before they are converted:
+    # larger ones would wrap around.
     found = np.unique(np.asarray(labels))
     if found[0] < -(2**31) or found[-1] >= 2**31:
         raise ValueError(f"expected labels of 32 bits, got {found[0]} to {found[-1]}: number the classes from 0")
@@ -128,6 +130,7 @@ def check_outputs(
     So are values that do not go with the statistics.
     """
     check_values(images, mean=mean, deviation=deviation)
+    # Two, not one: a network that squeezes axes of length one would drop that of the batch.
     two = jax.ShapeDtypeStruct((2, *images.shape[1:]), images.dtype)
     with explain_batch(two):
         shape = _compile_outputs(layout, loss, mean, deviation).eval_shape(weights, two).shape
@@ -143,6 +146,7 @@ def _compile_outputs(layout: Layout, loss: Loss, mean: tuple[Real, ...], deviati
     @jax.jit
     def outputs(weights: Weights, images: jax.Array) -> jax.Array:
         found = layout.model(weights, training=False)(normalize(images, mean=mean, deviation=deviation))
+        # For what it raises if the outputs are of the wrong shape; its value is not used.
         loss_of(found, jnp.zeros(len(images), jnp.int32), kind=loss)
         return found
 
@@ -159,9 +163,11 @@ def compile_score(
     def batch(weights: Weights, images: jax.Array, labels: jax.Array, start: jax.Array, *, size: int) -> jax.Array:
         index = start + jnp.arange(size, dtype=jnp.int32)
         counted = index < len(images)
+        # Beyond the end the last image is repeated, at weight zero: each batch has one shape, and one program.
         index = jnp.minimum(index, len(images) - 1)
         inputs = normalize(images[index], mean=mean, deviation=deviation)
         if flip:
+            # Image k and its mirror image are rows k and size + k; the axis before the channels is the horizontal one.
             inputs = jnp.concatenate([inputs, jnp.flip(inputs, axis=-2)])
         outputs = layout.model(weights, training=False)(inputs)
         if flip:
@@ -184,4 +190,5 @@ def total_score(
     parts = [
         batch(weights, images, labels, np.array(start, np.int32), size=size) for start in range(0, len(images), size)
     ]
+    # (batches, 2) -> (2,), in double precision.
     return np.sum(np.asarray(parts, np.float64), axis=0)

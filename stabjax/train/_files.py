@@ -70,11 +70,14 @@ def load(
         if not saved:
             raise FileNotFoundError(f"no saved state in {path}: the run was killed before the first; start it again")
         arrays, _ = read_arrays(path / "state" / step_name(saved[-1]))
+        # The first that has a name wins: averages before what they are averages of. A state without test images has no
+        # "best/" and gives the last, as the run itself does.
         prefixes = ("best/",) * (step == "best") + ("average/", "params/", "rest/")
     else:
         wanted = step if isinstance(step, int) else 0
         arrays, _ = read_arrays(path / "steps" / step_name(wanted), known=checkpoints(path))
         prefixes = ("",)
+    # (seeds, ...) each; None for variables without elements, which are not in the files.
     found = {k: next((arrays[p + k] for p in prefixes if p + k in arrays), None) for k in template}
     chosen = {k: v if (a := found[k]) is None else np.array(a[seed]) for k, v in to_host(template).items()}
     return layout.model(layout.to_device(chosen), training=False)
@@ -141,6 +144,7 @@ def open_run(path: Path, given: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         raise ValueError(f"expected a folder for the run at {path}, found a file: choose another path")
     path.mkdir(parents=True, exist_ok=True)
     with locked(path):
+        # Only with the lock is this what a killed process has left, not what a living one is writing.
         shutil.rmtree(path / ".writing", ignore_errors=True)
         file = path / "run.json"
         if file.exists():
@@ -150,6 +154,8 @@ def open_run(path: Path, given: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
             completed_recipe = Recipe.from_json({k: v for k, v in saved["recipe"].items() if k in known}).to_json()
             completed = {**saved, "recipe": {**saved["recipe"], **completed_recipe}}
             _check_same(path, completed, given)
+            # The check has passed, so it is the number of epochs (or the turn) that differs: the run goes on with those
+            # that are given.
             if completed["recipe"] != given["recipe"]:
                 saved = {**saved, "recipe": given["recipe"]}
                 write_json(file, saved)
@@ -176,6 +182,7 @@ def _check_same(path: Path, saved: Mapping[str, Any], given: Mapping[str, Any]) 
 
 def save_weights(path: Path, step: int, weights: Arrays) -> None:
     """Keep the weights of a step."""
+    # A folder under its good name is whole. A run that goes on comes to the same bits, so the old one stays.
     if not (path / "steps" / step_name(step)).exists():
         _write_arrays(path, "steps", step_name(step), weights, {"step": step})
 
@@ -184,6 +191,7 @@ def save_state(path: Path, step: int, arrays: Arrays, meta: Mapping[str, Any]) -
     """Keep the state of a step, and drop all but the newest ones before it."""
     if not (path / "state" / step_name(step)).exists():
         _write_arrays(path, "state", step_name(step), arrays, {**meta, "step": step})
+    # Behind the state, which has a copy of it: after a kill in between, the run that goes on writes it anew from there.
     write_json(path / "history.json", meta["history"])
     for old in states(path)[:-KEPT]:
         # Renamed first: a folder half-removed must not keep its good name.
@@ -200,6 +208,8 @@ def newest_state(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]] | N
 
 
 def _write_arrays(path: Path, folder: str, name: str, arrays: Arrays, meta: Mapping[str, Any]) -> None:
+    # .writing/state-00000782/{arrays, meta.json}, all of it on disk, is renamed to state/00000782. A kill before that
+    # leaves a draft that the next start removes, one after it a whole checkpoint.
     draft = path / ".writing" / f"{folder}-{name}"
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
@@ -208,10 +218,12 @@ def _write_arrays(path: Path, folder: str, name: str, arrays: Arrays, meta: Mapp
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
         checkpointer.save(draft.absolute() / "arrays", args=ocp.args.PyTreeSave(kept))
     write_json(draft / "meta.json", {**meta, "format": FORMAT, "checksums": {k: checksum(v) for k, v in kept.items()}})
+    # What is in the folder is on disk before the folder gets its name: the name never stands for less than all of it.
     for file in [*draft.rglob("*"), draft]:
         force_to_disk(file)
     (path / folder).mkdir(exist_ok=True)
     draft.rename(path / folder / name)
+    # The name itself is an entry of the folder above.
     force_to_disk(path / folder)
 
 
@@ -231,6 +243,7 @@ def read_arrays(
     except Exception as error:
         raise OSError(damaged % f"{type(error).__name__}: {str(error).splitlines()[0][:200]}") from error
     for name, written in meta["checksums"].items():
+        # All names of the notes must be there; what Orbax refuses to hold is in neither.
         if name not in arrays or checksum(arrays[name]) != written:
             raise OSError(damaged % f"the array {name} is not what was written")
     return arrays, meta
@@ -238,6 +251,7 @@ def read_arrays(
 
 def describe_perturbation(perturbation: Callable[..., Any] | None) -> Any:
     """Return what ``run.json`` says of a perturbation: of one that is a tree, its kind and its strengths by name."""
+    # `all_leaves` of a list of one is True if that one is a leaf, so a plain function is no tree.
     tree = not isinstance(perturbation, jax.tree_util.Partial) and not jax.tree_util.all_leaves([perturbation])
     if perturbation is None or not tree:
         return None if perturbation is None else describe(perturbation)

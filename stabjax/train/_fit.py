@@ -67,6 +67,7 @@ class Run:
             if self.path is None:
                 raise ValueError(f"expected 'initial', 'best' or 'last', got {which}: only fit(path=...) keeps steps")
             return _files.load(self.path, self.model("initial"), step=which, seed=seed)
+        # Copies, so that a model shares no memory with the run.
         weights = {k: np.array(v[seed]) for k, v in getattr(self, which).items()}
         return self.layout.model(self.layout.to_device(weights), training=False)
 
@@ -169,12 +170,14 @@ def fit(
         raise ValueError(f"expected images with spatial axes for crop and flip, got shape {images.shape}")
     per_epoch, total = count_steps(recipe, len(images))
 
+    # Three keys of each seed, from its number alone: initial weights, order of the images, steps.
     keys = [jax.random.split(jax.random.fold_in(key, seed), 3) for seed in range(seeds)]
     layouts, initial = zip(*(_build(build, k[0]) for k in keys))
     layout: Layout = layouts[0]
     for seed in range(1, seeds):
         _check_same_architecture(layouts, initial, seed)
     model = layout.model(initial[0], training=True)
+    # Names of the variables by which the program tells them apart; a variable may be in several of the sets or in none.
     trained, parameters, statistics = (
         frozenset(leaves_by_path(nnx.state(model, chosen))) for chosen in (trainable, nnx.Param, nnx.BatchStat)
     )
@@ -194,6 +197,8 @@ def fit(
     ]
 
     host_initial = stack_seeds([to_host(w) for w in initial])
+    # All that the bits of a run depend on, as JSON has it. Arrays are fingerprints: the data are not kept in the
+    # folder.
     given = {
         "format": _files.FORMAT,
         "versions": versions_of("jax", "flax"),
@@ -223,6 +228,7 @@ def fit(
         vectorized,
         None if optimizer is None else ComparedByContents.of(optimizer),
     )
+    # Its strengths are arguments of the compiled step, so that other strengths compile nothing.
     perturbed = jax.tree.map(jnp.asarray, as_argument(perturb.with_spatial(perturbation, images.shape[1:-1])))
     loop = TrainLoop(program, initial, keys)
 
@@ -234,10 +240,12 @@ def fit(
                     f"{path} was begun with {saved['versions']} and goes on with {given['versions']}: bits may differ"
                 )
                 warnings.warn(text, UserWarning, stacklevel=2)
+            # Nothing is done where step 0 is there already: it has the same bits, as the manifest has shown.
             _files.save_weights(path, 0, host_initial)
             state = _files.newest_state(path)
             if state is not None:
                 loop.restore(*state)
+                # A kill may have come between a state and its history; the state has the one that goes with it.
                 _files.write_json(path / "history.json", loop.history.to_json())
         update = stack.enter_context(progress_bar(total, shown=progress, completed=loop.step))
 
@@ -245,6 +253,7 @@ def fit(
             if progress:
                 update(step, _describe_progress(step, total / per_epoch, per_epoch, history))
 
+        # Steps, not epochs: the end of a training may lie within an epoch.
         kept = {total} | {int(e) * per_epoch for e in epochs}
         loop.run(total, (images, labels), perturbed, test_data, path, kept, save_every, report)
 
@@ -258,6 +267,7 @@ def fit(
     last = loop.weights()
     if test is None:
         loop.best = last
+        # Without scores the last is the best. If step k, counted from 0, was not taken, k steps were.
         loop.best_step = np.where(loop.diverged < 0, loop.step, loop.diverged)
     best = stack_seeds(loop.best)
     return Run(
@@ -291,6 +301,7 @@ def _check_same_architecture(layouts: tuple[Layout, ...], weights: tuple[dict[st
         for k in dict.fromkeys([*first, *other])
         if first.get(k) != other.get(k)
     ]
+    # The same variables, but another graph: lines of its text that differ tell where.
     if not differences and layouts[0] != layouts[seed]:
         graphs = [without_addresses(repr(layouts[s].training)).splitlines() for s in (0, seed)]
         differences = [

@@ -58,6 +58,7 @@ class History:
         """Return the history written by `to_json`."""
         rows = len(values["epoch"])
         arrays = {k: np.array(v, np.int64 if k == "step" else np.float64) for k, v in values.items()}
+        # Tables keep their axis of seeds even without a row: an empty list does not show it.
         wide = {k: v.reshape(rows, seeds) if k.startswith(("train", "test")) else v for k, v in arrays.items()}
         return cls(**wide)
 

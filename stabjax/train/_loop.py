@@ -40,6 +40,7 @@ class TrainLoop:
         self.program, self.compiled = program, compile_steps(program)
         seeds = len(initial)
         self.states = [self.compiled.start(w) for w in (_stack_trees(initial) if program.vectorized else initial)]
+        # Of the three keys of a seed the first has built its network; these are for the order and for the steps.
         split = [jnp.stack([k[i] for k in keys]) for i in (1, 2)]
         self.order_keys, self.step_keys = ([k] if program.vectorized else list(k) for k in split)
         self.step, self.seconds = 0, 0.0
@@ -60,6 +61,7 @@ class TrainLoop:
 
     def weights(self) -> list[dict[str, np.ndarray]]:
         """Return the weights of each seed on the host: the averages where there are any."""
+        # Averages have the names of the variables that they are of, and come last: they take their place.
         flat = self._flat(tuple({**c.params, **c.rest, **c.average} for c in self.states))
         return [{k: np.array(v[s]) for k, v in flat.items()} for s in range(self.seeds)]
 
@@ -79,8 +81,9 @@ class TrainLoop:
         Steps are taken in stretches that end with an epoch at the latest, and after about `PATIENCE` seconds::
 
             epoch     |------------------------|-------------
-            stretches |-|-----|-----|-----|----|-----|-----|
+            stretches |-|-|-----|-----|-----|--|-----|-----|
                        first: compiles         scores, keeps weights
+                         second: one step, which is timed
 
         After each one the clock is looked at, a state saved where it is time, and ``report`` called.
 
@@ -98,6 +101,7 @@ class TrainLoop:
         orders, ordered_epoch, single_steps = [], -1, False
         clock = last_save = time.perf_counter()
         begin, compiled = clock - self.seconds, False
+        # Step of the newest state on disk. A run that begins has none, so that even step 0 is saved if none is taken.
         saved_step = self.step if self.step else -1
         while self.step < total and np.any(self.diverged < 0):
             epoch = self.step // per_epoch
@@ -110,6 +114,7 @@ class TrainLoop:
             if not compiled:
                 single_steps = self.compiled.needs_single_steps(self.states[0], *fixed[0])
             end = min((epoch + 1) * per_epoch, total)
+            # A stretch never goes beyond an epoch: the order of the images changes there, and the scores are due.
             stop = min(end, self.step + length)
             for i, arguments in enumerate(fixed):
                 if single_steps:
@@ -117,25 +122,31 @@ class TrainLoop:
                         self.states[i] = self.compiled.step(self.states[i], *arguments)
                 else:
                     self.states[i] = self.compiled.run_until(self.states[i], np.array(stop, np.int32), *arguments)
+            # Calls return before they are done: without this the clock would measure their dispatch.
             jax.block_until_ready(self.states)
             count, self.step = stop - self.step, stop
             now = time.perf_counter()
             # The first call compiles: it says nothing about the speed.
             length = max(1, int(count * PATIENCE / (now - clock))) if compiled else 1
             compiled = True
+            # `begin` lies back by the seconds of earlier processes, so this is their sum.
             self.seconds = now - begin
             if np.all(self.diverged >= 0):
+                # The last seed has gone: the steps behind it changed nothing but the counter.
                 self.step = int(np.max(self.diverged))
                 break
             if self.step == end:
                 self._close_epoch(test)
                 self.seconds = time.perf_counter() - begin
                 if path is not None and self.step in kept_steps:
+                    # Weights before the state: a run that goes on from this state finds them kept, one from an earlier
+                    # state keeps the same ones again.
                     _files.save_weights(path, self.step, stack_seeds(self.weights()))
             if path is not None and time.perf_counter() - last_save >= save_every:
                 self._save(path, test is not None)
                 last_save, saved_step = time.perf_counter(), self.step
             report(self.step, self.history)
+            # Scores and files do not count for the speed of the steps.
             clock = time.perf_counter()
         if path is not None and saved_step != self.step:
             self._save(path, test is not None)
@@ -144,12 +155,15 @@ class TrainLoop:
         """Score the test images, keep the best, write the row of the history."""
         recipe, per_epoch = self.program.recipe, self.program.per_epoch
         custom = self.program.custom_optimizer is not None
+        # Steps of this epoch, 1 to per_epoch; fewer than per_epoch if the training ends within it.
         steps = (self.step - 1) % per_epoch + 1
         diverged = self.diverged >= 0
+        # (seeds,) each: a state is that of one seed, or of all.
         sums = [
             np.concatenate([np.array(getattr(c, n), np.float64).reshape(-1) for c in self.states])
             for n in ("loss", "hits")
         ]
+        # Loss and accuracy of each seed. NaN is above nothing, so a seed without a score keeps the best it had.
         scores = np.full((2, self.seeds), np.nan)
         if test is not None:
             batch = compile_score(self.program.layout, recipe.loss, recipe.mean, recipe.deviation, recipe.test_flip)
@@ -188,9 +202,12 @@ class TrainLoop:
         self.history = History.from_json(notes["history"], seeds=self.seeds)
         self.best_accuracy, self.best_step = np.array(notes["best_accuracy"]), np.array(notes["best_step"])
         for s, best in enumerate(self.best):
+            # In place: `best` is the dictionary in the list. A state without test images has no best, and the initial
+            # one stays.
             best |= {k: np.array(arrays[f"best/{k}"][s]) for k in best if f"best/{k}" in arrays}
         vectorized = self.program.vectorized
         for i, old in enumerate(self.states):
+            # On disk every array has the seeds in front; in memory only where they are vectorized.
             own = arrays if vectorized else {k: np.array(v[i]) for k, v in arrays.items()}
             self.states[i] = from_host(own, old)
 

@@ -53,12 +53,14 @@ def check_more_epochs(
             f"step=...) gives the weights of the epochs {[round(e, 6) for e in kept.values()]} (steps {list(kept)}); "
             "or use another path"
         )
+    # The steps that were taken must have had the rates that the longer training gives them, each of them to the bit.
     if taken and rate_of_recipe and np.any(_rates(begun, per_epoch, taken) != _rates(asked, per_epoch, taken)):
         raise ValueError(
             f"expected the {begun.epochs:g} epochs of the run, got {asked.epochs:g}: {what}, and the {begun.schedule} "
             f"rate of those steps depends on the number of epochs, so they are not the first of {asked.epochs:g}; "
             f"{onward}"
         )
+    # A run that ended within an epoch has a row of its history there, which a longer one would not have.
     if taken % per_epoch and taken == max(1, round(begun.epochs * per_epoch)) < total:
         raise ValueError(
             f"expected the {begun.epochs:g} epochs of the run, got {asked.epochs:g}: {what}, and was scored at its end "

@@ -87,11 +87,15 @@ class Program:
             perturbation: ``(key, image) -> image``, or None.
         """
         recipe, size = self.recipe, self.recipe.batch_size
+        # Batch `position` of the epoch: images position * size, ... of its order. What is left over after the last
+        # whole batch is never reached.
         position = state.step % self.per_epoch
         chosen = jax.lax.dynamic_slice_in_dim(order, position * size, size)
         batch = self._augment_batch(jax.random.fold_in(key, state.step), images[chosen], perturbation)
 
         def objective(params: dict[str, jax.Array]) -> tuple[jax.Array, tuple[jax.Array, dict[str, jax.Array]]]:
+            # The gradient is that for `params` alone. What the network wrote while it ran (batch statistics, keys)
+            # comes out beside the loss, by the names it had before.
             outputs, variables = self._forward({**params, **state.rest}, batch)
             losses, hits = loss(outputs, labels[chosen], kind=recipe.loss, smoothing=recipe.smoothing)
             return jnp.mean(losses), (jnp.sum(hits), {k: variables[k] for k in state.rest})
@@ -99,6 +103,7 @@ class Program:
         (value, (hits, rest)), gradients = jax.value_and_grad(objective, has_aux=True)(state.params)
         updates, optimizer_state = self._optimizer().update(gradients, state.optimizer_state, state.params, value=value)
         params: Any = optax.apply_updates(state.params, updates)
+        # After the update: the averages follow the new weights.
         average = self._update_averages(state, {**params, **rest})
 
         # A step that is not finite leaves all as it was, and so do all steps behind it: the seed has diverged. Only the
@@ -117,6 +122,7 @@ class Program:
             step=state.step + 1,
             loss=jnp.where(first, 0, state.loss) + value.astype(jnp.float32),
             hits=jnp.where(first, 0, state.hits) + hits.astype(jnp.float32),
+            # The first step that was not finite stays; it is -1 as long as all were.
             diverged=jnp.where(finite | (state.diverged >= 0), state.diverged, state.step),
         )
 
@@ -143,6 +149,7 @@ class Program:
             if isinstance(node, nnx.BatchNorm) and node.dtype is None:
                 node.dtype = low
         outputs = model(batch.astype(low)).astype(jnp.float32)
+        # What was rounded on its way in comes back as it was: the weights themselves are never rounded.
         return outputs, {**self.layout.weights(model), **{k: weights[k] for k in rounded}}
 
     def _update_averages(self, state: TrainState, weights: dict[str, jax.Array]) -> dict[str, jax.Array]:
@@ -154,6 +161,7 @@ class Program:
         about a tenth of the training, until ``averaging`` makes that shorter.
         """
         t = state.step.astype(jnp.float32)
+        # 1 - d = 9 / (10 + t) at first, 0.9 in step 0, and 1 - averaging from where that is larger.
         share = 1 - jnp.minimum(self.recipe.averaging, (1 + t) / (10 + t))
         return {k: a + share.astype(a.dtype) * (weights[k] - a) for k, a in state.average.items()}
 
@@ -168,6 +176,7 @@ class Program:
         batch = normalize(batch, mean=recipe.mean, deviation=recipe.deviation)
         if perturbation is None:
             return batch
+        # A key for each image, so that no two of a batch share a deformation.
         return jax.vmap(perturbation)(jax.random.split(perturb_key, len(batch)), batch)
 
 
@@ -187,6 +196,7 @@ def epoch_order(key: jax.Array, epoch: AnyArray, *, images: int) -> jax.Array:
     """Return the indices of the images of one epoch, in the order of training, for each of several keys."""
 
     def one(key: jax.Array) -> jax.Array:
+        # Of key and epoch alone: a run that goes on finds the same order without having kept it.
         return jax.random.permutation(jax.random.fold_in(key, epoch), images)
 
     return jax.vmap(one)(key) if key.ndim else one(key)
@@ -225,6 +235,7 @@ def compile_steps(program: Program) -> CompiledSteps:
     """Compile the functions of a program at their first call; equal programs share them."""
 
     def run_until(state: TrainState, stop: jax.Array, *fixed: Any) -> TrainState:
+        # Under `vmap` the loop runs until no seed is below `stop`; all count alike, so none takes a step too many.
         return jax.lax.while_loop(lambda s: s.step < stop, lambda s: program.step(s, *fixed), state)
 
     def over(f: Callable[..., Any], *axes: int | None) -> Callable[..., Any]:
@@ -232,6 +243,8 @@ def compile_steps(program: Program) -> CompiledSteps:
 
     return CompiledSteps(
         jax.jit(over(program.start, 0)),
+        # Axes of the arguments over seeds: state, keys and orders have one, data and perturbation are shared. The state
+        # is donated: its buffers hold the next one, and the old one must not be used again.
         jax.jit(over(program.step, 0, 0, 0, None, None, None), donate_argnums=0),
         jax.jit(over(run_until, 0, None, 0, 0, None, None, None), donate_argnums=0),
     )

@@ -80,6 +80,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         for f in dataclasses.fields(self):
+            # A field becomes what JSON brings back, so that a recipe equals its saved copy. Frozen: set past the class.
             object.__setattr__(self, f.name, _as_json_type(f.name, getattr(self, f.name), f.type))
 
         def require(good: bool, name: str, expected: str) -> None:
@@ -109,6 +110,7 @@ class Recipe:
         if not self.mean and not self.deviation:
             return None
         mean, deviation = self.mean or (0.0,), self.deviation or (1.0,)
+        # One number stands for all channels.
         channels = max(len(mean), len(deviation))
         return Statistics(*(values * channels if len(values) == 1 else values for values in (mean, deviation)))
 
@@ -134,6 +136,7 @@ def _as_json_type(name: str, value: Any, kind: Any) -> Any:
         if isinstance(value, str) or not hasattr(value, "__iter__"):
             raise TypeError(f"expected {name} as a tuple of numbers, got {value!r}")
         return tuple(_as_json_type(name, each, Real) for each in value)
+    # Scalars of NumPy and JAX as Python numbers. A bool is an int for Python, so it is refused by name below.
     given = value.item() if hasattr(value, "item") and np.ndim(value) == 0 else value
     if kind is bool:
         if not isinstance(given, bool):
@@ -187,8 +190,10 @@ def schedule(recipe: Recipe, steps_per_epoch: int) -> Callable[[Scalar], Float[A
     def rate(step: Scalar) -> Float[Array, ""]:
         s = jnp.asarray(step, jnp.float32)
         if recipe.schedule == "cosine":
+            # rate/2 (1 + cos(pi e / (turn epochs))) at epoch e = floor(step / steps_per_epoch).
             shape = 0.5 * (1 + jnp.cos(jnp.pi * jnp.floor(s / steps_per_epoch) / (recipe.turn * recipe.epochs)))
         elif recipe.schedule == "triangular":
+            # Steps count from 0: the way up is not zero in the first one, the way down is zero right after the last.
             peak = recipe.warmup * total
             up = (s + 1) / peak if peak else jnp.ones(())
             shape = jnp.clip(jnp.minimum(up, (total - s) / (total - peak)), 0, 1)
@@ -228,6 +233,7 @@ def _direction(recipe: Recipe, outputs: int | None) -> optax.GradientTransformat
     """Return the transformation before the factor ``-rate``."""
     matrices = recipe.decay_on == "matrices"
     mask = (lambda params: jax.tree.map(lambda p: p.ndim > 1, params)) if matrices else None
+    # Masked by the number of axes, so that biases and scales of normalizations are left out.
     decay = optax.add_decayed_weights(recipe.decay, mask=mask) if recipe.decay else optax.identity()
     if recipe.optimizer == "muon":
         muon = optax.contrib.scale_by_muon(
@@ -237,6 +243,8 @@ def _direction(recipe: Recipe, outputs: int | None) -> optax.GradientTransformat
             "muon": optax.chain(muon, optax.stateless(_scale_to_adam)),
             "adam": optax.scale_by_adam(),
         }
+        # The decay stands behind the partition, so it is added to the update of either rule; below it stands in front,
+        # and goes through momentum or Adam as a part of the gradient.
         return _in_float32(optax.chain(optax.partition(rules, functools.partial(_label_rules, outputs=outputs)), decay))
     if recipe.optimizer == "adam":
         return _in_float32(optax.chain(decay, optax.scale_by_adam()))
@@ -263,11 +271,14 @@ def _label_rules(params: Any, outputs: int | None) -> Any:
 
 
 def _matrix_axes(params: Any) -> Any:
+    # Axes that are summed over (fan-in: all but the last), then the axis of the outputs.
     return jax.tree.map(lambda p: optax.contrib.MuonDimensionNumbers(tuple(range(p.ndim - 1)), p.ndim - 1), params)
 
 
 def _scale_to_adam(updates: Any, params: Any) -> Any:
     del params
+    # An (m, n) matrix whose singular values are 1 has the square norm min(m, n), so its elements have the rms value
+    # 1 / sqrt(max(m, n)). The factor makes 0.2 of it, about that of an update of Adam.
     return jax.tree.map(lambda u: 0.2 * max(math.prod(u.shape[:-1]), u.shape[-1]) ** 0.5 * u, updates)
 
 
@@ -299,7 +310,9 @@ def loss(
         raise ValueError(f"expected logits (n, classes) for the cross-entropy, got {outputs.shape}")
     log_p = jax.nn.log_softmax(outputs.astype(jnp.promote_types(outputs.dtype, jnp.float32)))
     labels = jnp.asarray(labels).astype(jnp.int32)
+    # log p of the label, (n,).
     picked = jnp.take_along_axis(log_p, labels[:, None], axis=1)[:, 0]
+    # -sum_c t_c log p_c with the target t: (1 - smoothing) on the label, and smoothing / classes on each class.
     value = -(1 - smoothing) * picked - smoothing * jnp.mean(log_p, axis=1)
     return value, (jnp.argmax(outputs, axis=1).astype(jnp.int32) == labels).astype(value.dtype)
 

@@ -1,4 +1,4 @@
-"""A model's variables as one flat ``{name: array}``, the form in which they are trained, stack_seeds and saved."""
+"""A model's variables as one flat ``{name: array}``, the form in which they are trained, stacked and saved."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -44,6 +44,7 @@ class Layout:
     @classmethod
     def of(cls, model: nnx.Module) -> tuple["Layout", dict[str, jax.Array]]:
         """Return the layout of a model, and a copy of its weights."""
+        # One state, two definitions: those of training and evaluation differ in flags, not in their variables.
         training, state = nnx.split(in_mode(model, training=True))
         evaluation = nnx.split(in_mode(model, training=False))[0]
         weights = {name: jnp.array(leaf, copy=True) for name, leaf in leaves_by_path(state).items()}
@@ -59,6 +60,7 @@ class Layout:
     def weights(self, model: nnx.Module) -> dict[str, jax.Array]:
         """Return the variables of a module of this layout, without those that it made while it was called."""
         found = leaves_by_path(nnx.state(model))
+        # In the order of the names, which is that of the leaves of the tree.
         return {name: found[name] for name in self.names}
 
     def to_device(self, host: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:

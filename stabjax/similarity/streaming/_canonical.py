@@ -47,6 +47,7 @@ class QRFactor(NamedTuple):
             counted: False for rows that are left out, ``(b,)``; all are taken by default.
         """
         rows, counted = rows_of(x, self.mean.dtype), mask_of(counted, len(x))
+        # Rows that do not count are zero in `centered`: they add nothing to its products, nor to the factor.
         mean, centered = center_rows(rows, counted)
         return self._merge_rows(jnp.sum(counted), mean, centered)
 
@@ -70,7 +71,9 @@ class QRFactor(NamedTuple):
         dtype = self.mean.dtype
         n, m = self.n.astype(dtype), m.astype(dtype)
         step = mean - self.mean
+        # Zero where one of the sets is empty: its mean, which says nothing, does not enter.
         between = step * jnp.sqrt(n * m / jnp.maximum(n + m, 1))
+        # (units + rows + 1, units), at least as many rows as units: the new factor is (units, units) again.
         stacked = jnp.concatenate([self.factor, rows, between[None]])
         mean = self.mean + step * m / jnp.maximum(n + m, 1)
         return QRFactor(self.n + m.astype(self.n.dtype), mean, jnp.linalg.qr(stacked, mode="r"))
@@ -82,6 +85,7 @@ class QRFactor(NamedTuple):
             standardize: True for CCA and PWCCA: each unit is brought to one scale, which keeps tiny and huge units
                 exact. False for SVCCA: units count by their variance.
         """
+        # Column k of the factor is as long as the centered unit k, since both have the same products.
         scale, varies = unit_scales(jnp.linalg.norm(self.factor, axis=0), standardize=standardize)
         # Centering takes one direction away: with n samples the rank is n - 1 or less.
         _, values, right = truncated_svd(self.factor / scale[None], self.n - 1)
@@ -122,6 +126,7 @@ class WhitenedProducts(NamedTuple):
         counted = mask_of(counted, len(x[0]))
         vectors = (self._whiten(z, bases, counted) for z, bases in ((x, self.x_bases), (y, self.y_bases)))
         first, second = vectors
+        # (b, k_x)'(b, k_y): the vectors of all layers with each other, whatever their layers.
         products = jnp.matmul(first.T, second, precision=HIGHEST)
         return self._replace(n=self.n + jnp.sum(counted), products=self.products + products)
 
@@ -129,6 +134,7 @@ class WhitenedProducts(NamedTuple):
         """Return the basis vectors of all layers side by side, at the samples of a batch."""
         parts = []
         for x, basis in zip(layers, bases, strict=True):
+            # The mean is that of the first pass, over all samples: of a batch alone the rows are not centered.
             centered = jnp.where(counted[:, None], rows_of(x, basis.mean.dtype) - basis.mean[None], 0)
             parts.append(jnp.matmul(centered, basis.coefficients, precision=HIGHEST).astype(self.products.dtype))
         return jnp.concatenate(parts, axis=1)
@@ -155,6 +161,7 @@ class WhitenedProducts(NamedTuple):
             raise ValueError(f"expected measure to be one of {get_args(Canonical)}, got {measure!r}")
         sizes = [tuple(len(basis.values) for basis in bases) for bases in (self.x_bases, self.y_bases)]
         # blocks[k][m] is that of layers k and m.
+        # `split` cuts the last axis: that of x once the products are turned over, then that of y.
         blocks = [split(rows.T, sizes[1]) for rows in split(self.products.T, sizes[0])]
         # Pairs of one size run in one loop, of which one step is compiled.
         pairs_of_size = defaultdict(list)
@@ -164,6 +171,7 @@ class WhitenedProducts(NamedTuple):
         matrix = jnp.zeros((len(sizes[0]), len(sizes[1])), self.products.dtype)
         for indices in pairs_of_size.values():
             pairs = [(self.x_bases[k], self.y_bases[m], blocks[k][m]) for k, m in indices]
+            # Two bases and the block of their products, with the pairs of this size as a leading axis of every leaf.
             stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *pairs)
             values = jax.lax.map(lambda pair: _correlation(measure, pair[0], pair[1], pair[2], self.n), stacked)
             matrix = matrix.at[tuple(zip(*indices, strict=True))].set(values.astype(matrix.dtype))
@@ -176,6 +184,7 @@ def _correlation(
     """Return the similarity of two layers, ``()``, from the products of their basis vectors; NaN if not reliable."""
     if measure == "svcca":
         first, second, products = truncate_pair(first, second, products, _KEEP)
+    # Vectors beyond a rank are zero, and so are their rows and columns here: they give correlations of zero, the last.
     left, correlations, _ = jnp.linalg.svd(products, full_matrices=False)
     weights = projection_weights(first, left) if measure == "pwcca" else jnp.ones_like(correlations)
     return weighted_mean(weights, correlations, first, second, n)

@@ -57,12 +57,15 @@ class HsicTerms(NamedTuple):
         networks = [_CenteredGrams.of(grams, counted, debiased) for grams in (first, second)]
 
         def of_sample(i: Array) -> tuple[Array, Array, Array]:
+            # Row i of every centered matrix, (x, n) and (y, n): sums over j of their products are the terms h_i.
             k, m = (grams.row(i, counted, debiased) for grams in networks)
             return jnp.matmul(k, m.T, precision=HIGHEST), jnp.sum(k * k, axis=-1), jnp.sum(m * m, axis=-1)
 
         n = len(counted)
+        # One sample takes (x + y) n numbers; as many run side by side as keep to the limit.
         rows = max(1, min(n, _HELD // (n * (len(first) + len(second)))))
         terms = jax.lax.map(of_sample, jnp.arange(n), batch_size=rows)
+        # The loop puts samples in front: (n, x, y), (n, x) and (n, y) become (x, y, n), (x, n) and (y, n).
         cross, first, second = (jnp.moveaxis(each, 0, -1) for each in terms)
         return cls(cross, first, second, jnp.sum(counted))
 
@@ -89,15 +92,18 @@ class HsicTerms(NamedTuple):
         """
         n = self.n.astype(self.cross.dtype)
         cross, first, second = (jnp.sum(each, axis=-1) for each in (self.cross, self.first, self.second))
+        # HSIC of the layers with themselves, (x, 1) and (1, y), to stand beside the (x, y) of the pairs.
         first, second = first[:, None], second[None]
         least = -1 if debiased else 0
         value = jnp.clip(alignment_of_hsic(cross, first, second), least)
         scale = jnp.sqrt(jnp.maximum(first, 0)) * jnp.sqrt(jnp.maximum(second, 0))
         own = safe_ratio(self.first[:, None], first[..., None]) + safe_ratio(self.second[None], second[..., None])
+        # The u_i of all pairs, (x, y, n). They sum to 2 c - c - c = 0, so their squares need no mean taken off.
         influence = 2 * safe_ratio(self.cross, scale[..., None]) - value[..., None] * own
         deviation = jnp.sqrt(jnp.sum(jnp.square(influence), axis=-1) * n / (n - 1))
         quantile = NormalDist().inv_cdf(0.5 + confidence / 2)
         # d artanh(c) = dc / (1 - c^2);  tanh(artanh c + z) = (c + tanh z) / (1 + c tanh z)
+        # At c = 1 the guard against a division by zero decides nothing: both ends are 1 for any step below 1.
         step = jnp.tanh(quantile * deviation / jnp.maximum(1 - jnp.square(value), jnp.finfo(value.dtype).eps))
         # A step of 1 is an infinite z: the interval is all there is.
         ends = [jnp.where(step < 1, (value + s) / (1 + value * s), s) for s in (-step, step)]
@@ -124,8 +130,10 @@ class _CenteredGrams(NamedTuple):
         diagonal = jnp.diagonal(grams, axis1=1, axis2=2)
         largest = jnp.max(jnp.abs(diagonal) * weights[None], axis=1)
         scale = jnp.where(largest == 0, 1, largest)
+        # (x, n): over the samples that count. Sums over columns are the same, since Gram matrices are symmetric.
         rows = jnp.matmul(grams, weights, precision=HIGHEST) / scale[:, None]
         if debiased:
+            # Without the diagonal, n - 1 elements are left in a row; the divisors are those of U-centering.
             rows = (rows - diagonal * weights[None] / scale[:, None]) / (n - 2)
             total = jnp.matmul(rows, weights, precision=HIGHEST) / (n - 1)
         else:
@@ -138,5 +146,6 @@ class _CenteredGrams(NamedTuple):
         kept = counted & counted[i]
         if debiased:
             kept = kept & (jnp.arange(len(counted)) != i)
+        # K_ij - rows_i - rows_j + total for all j. All over the scale, so that products of two rows do not overflow.
         row = self.grams[:, i] / self.scale[:, None] - self.rows[:, i, None] - self.rows + self.total[:, None]
         return jnp.where(kept[None], row, 0)

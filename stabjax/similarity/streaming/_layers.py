@@ -34,6 +34,7 @@ def concatenate(layers: Layers, dtype: np.dtype) -> Float[Array, "b units"]:
 
 def split(x: Float[Array, "*rows units"], sizes: Sizes) -> Sequence[Float[Array, "*rows _"]]:
     """Split units that stand side by side along the last axis into those of each layer."""
+    # The ends of all layers but the last are where the axis is cut.
     return jnp.split(x, list(accumulate(sizes))[:-1], axis=-1)
 
 

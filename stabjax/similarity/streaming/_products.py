@@ -44,6 +44,7 @@ class NetworkProducts(NamedTuple):
     @property
     def squares(self) -> Float[Array, " layers"]:
         """Return ``sum a``, ``(layers,)``."""
+        # The trace of sum x x' is the sum of squared lengths.
         return jnp.stack([jnp.trace(products) for products in self.own])
 
 
@@ -76,6 +77,7 @@ class UnitProducts(NamedTuple):
         """
 
         def network(sizes: Sequence[int]) -> NetworkProducts:
+            # Any origin would do for no samples: the first batch, or the first stream that is merged, brings its own.
             units = jnp.zeros(sum(sizes), dtype)
             return NetworkProducts(units, units, tuple(jnp.zeros((size, size), dtype) for size in sizes), units)
 
@@ -99,10 +101,12 @@ class UnitProducts(NamedTuple):
         """
         counted = mask_of(counted, len(x[0]))
         x_rows, y_rows = (concatenate(z, self.cross.dtype) for z in (x, y))
+        # Origins, and rows less them: rows that do not count are exactly zero from here on and add nothing to any sum.
         (d, x_rows), (e, y_rows) = (
             _subtract_origin(rows, network.origin, counted, self.n)
             for rows, network in ((x_rows, self.first), (y_rows, self.second))
         )
+        # Squared lengths about the origin, per layer and row: a is (layers of x, rows), b is (layers of y, rows).
         a, b = (
             sum_by_layer(jnp.square(rows), network.sizes)
             for rows, network in ((x_rows, self.first), (y_rows, self.second))
@@ -120,6 +124,8 @@ class UnitProducts(NamedTuple):
 
     def merge(self, other: "UnitProducts") -> "UnitProducts":
         """Join two streams over different samples, about the origin of this one; an empty one changes no digit."""
+        # A raw sample is x + (its origin) = (x + step) + (the origin of this stream): the step brings the other sums
+        # about the origin of this one. An empty stream takes the other origin, so nothing has to be shifted.
         x_step, y_step = (
             theirs.origin - jnp.where(self.n == 0, theirs.origin, mine.origin)
             for mine, theirs in ((self.first, other.first), (self.second, other.second))
@@ -144,6 +150,7 @@ class UnitProducts(NamedTuple):
         and LeVeque 1983).
         """
         n = self.n.astype(self.cross.dtype)
+        # The networks first: their squares about the new origins are what the weighted sums below are made of.
         first, second = (_shift_network(network, n, z) for network, z in ((self.first, d), (self.second, e)))
         return UnitProducts(
             n=self.n,
@@ -157,6 +164,7 @@ class UnitProducts(NamedTuple):
     def _add(self, other: "UnitProducts") -> "UnitProducts":
         """Add sums about the same origin, which an empty stream takes over."""
         first, second = (
+            # An origin is no sum: of the two, which are equal unless one stream is empty, one is kept.
             jax.tree.map(jnp.add, mine, theirs)._replace(origin=jnp.where(self.n == 0, theirs.origin, mine.origin))
             for mine, theirs in ((self.first, other.first), (self.second, other.second))
         )
@@ -169,6 +177,13 @@ class UnitProducts(NamedTuple):
         `ProductTerms` gives the debiased one, and intervals, in a second pass.
         """
         _, first, second, cross, *_ = self.center()
+        # The square norm |x'y|_F^2 of two layers is the sum over one block of cross, squared. With layers of 2 and 1
+        # units of x, and of 1 and 2 units of y:
+        #         y1  y2  y2
+        #     x1   a   b   b
+        #     x1   a   b   b
+        #     x2   c   d   d
+        # First over the units of a layer of y, (units_x,), then over those of each layer of x, (x,).
         rows = split(jnp.square(cross), second.sizes)
         xy = jnp.stack([sum_by_layer(jnp.sum(each, axis=1), first.sizes) for each in rows], axis=1)
         xx, yy = (jnp.stack([jnp.sum(jnp.square(c)) for c in network.own]) for network in (first, second))
@@ -201,9 +216,10 @@ class ProductTerms(NamedTuple):
 
     @classmethod
     def init(cls, products: UnitProducts, n: int) -> "ProductTerms":
-        """Return the terms of an empty stream, with room for ``n`` samples."""
+        """Return the terms of an empty stream, with room for ``n`` samples, those that only fill a batch included."""
         x, y = len(products.first.own), len(products.second.own)
         cross, first, second = (jnp.zeros((*layers, n), products.cross.dtype) for layers in ((x, y), (x,), (y,)))
+        # Centered once, here: what the second pass subtracts is then the mean over all samples.
         return cls(products.center(), (cross, first, second), (cross, first, second), first, second, jnp.zeros(n, bool))
 
     def update(
@@ -219,6 +235,7 @@ class ProductTerms(NamedTuple):
         """
         counted = mask_of(counted, len(x[0]))
         first, second, cross = self.products.first, self.products.second, self.products.cross
+        # Rows that do not count are zero again, and so is each of their terms.
         x_rows, y_rows = (
             jnp.where(counted[:, None], concatenate(z, cross.dtype) - network.origin[None], 0)
             for z, network in ((x, first), (y, second))
@@ -226,6 +243,7 @@ class ProductTerms(NamedTuple):
         # For each layer of x, q before the sum over the units of a layer of y: (b, units_y).
         x_parts = zip(split(x_rows, first.sizes), split(cross.T, first.sizes), strict=True)
         q = jnp.stack([sum_by_layer(multiply(part, c.T) * y_rows, second.sizes) for part, c in x_parts])
+        # The two halves of r, of all pairs of layers: w is (layers of the other network, units), a part (b, units).
         x_linear, y_linear = (
             [multiply(w, part.T) for part, w in zip(split(rows, sizes), split(weighted, sizes), strict=True)]
             for rows, weighted, sizes in (
@@ -236,6 +254,7 @@ class ProductTerms(NamedTuple):
         (x_q, x_r), (y_q, y_r) = (_own_terms(rows, network) for rows, network in ((x_rows, first), (y_rows, second)))
         batch = (
             (q, x_q, y_q),
+            # x_linear has a (y, b) for each layer of x, y_linear an (x, b) for each layer of y; both become (x, y, b).
             (jnp.stack(x_linear) + jnp.stack(y_linear, axis=1), x_r, y_r),
             sum_by_layer(jnp.square(x_rows), first.sizes),
             sum_by_layer(jnp.square(y_rows), second.sizes),
@@ -243,6 +262,7 @@ class ProductTerms(NamedTuple):
         )
 
         def write(terms: Array, new: Array) -> Array:
+            # A start too near the end would be moved back, without an error: n must have room for whole batches.
             return jax.lax.dynamic_update_slice_in_dim(terms, new, start, axis=-1)
 
         terms = jax.tree.map(write, self[1:], batch)
@@ -266,6 +286,7 @@ class ProductTerms(NamedTuple):
         if not debiased:
             cross, first, second = self.q
             return HsicTerms(cross, first, second, count)
+        # Samples that do not count have zero in q, r, a and b: sums over the last axis are sums over the others.
         n = count.astype(self.a.dtype)
 
         def debias(q: Array, r: Array, a: Array, b: Array) -> Array:
@@ -275,6 +296,7 @@ class ProductTerms(NamedTuple):
             return jnp.where(self.counted, q - ab + (r - 3 * ab) / (n - 2) + rest / jnp.square(n - 2), 0)
 
         a, b = self.a, self.b
+        # (x, 1, n) with (1, y, n) for the pairs of layers; a layer with itself has a in both places.
         pairs = ((a[:, None], b[None]), (a, a), (b, b))
         cross, first, second = (debias(q, r, *pair) for q, r, pair in zip(self.q, self.r, pairs, strict=True))
         return HsicTerms(cross, first, second, count)
@@ -294,6 +316,7 @@ def _network_products(origin: Array, rows: Array, lengths: Array, sizes: Sizes) 
         origin=origin,
         total=jnp.sum(rows, axis=0),
         own=tuple(multiply(part.T, part) for part in parts),
+        # sum a x of each layer: (b,) @ (b, units).
         weighted=jnp.concatenate([multiply(a, part) for a, part in zip(lengths, parts, strict=True)]),
     )
 
@@ -305,6 +328,7 @@ def _shift_network(network: NetworkProducts, n: Array, d: Array) -> NetworkProdu
     for products, total, w, step in zip(network.own, *parts, strict=True):
         shifted = _shift_products(products, total, total, n, step, step)
         own.append(shifted)
+        # The trace of what is shifted already is sum |x + d|^2, which the formula asks for.
         weighted.append(w + _shift_of_weighted(products, total, jnp.trace(shifted), step, step))
     return NetworkProducts(network.origin - d, network.total + n * d, tuple(own), jnp.concatenate(weighted))
 
@@ -324,11 +348,13 @@ def _shift_weighted(
 
 def _shift_of_weighted(cross: Array, total: Array, square: Array, d: Array, e: Array) -> Float[Array, " units"]:
     """Return what a shift adds to ``sum b x``, from ``sum x y'``, ``sum x``, and ``sum |y + e|^2`` of one layer."""
+    # From |y + e|^2 (x + d) = b x + 2 (y.e) x + |e|^2 x + |y + e|^2 d, summed: all but the first term.
     return 2 * multiply(cross, e) + jnp.sum(jnp.square(e)) * total + d * square
 
 
 def _own_terms(rows: Array, network: NetworkProducts) -> tuple[Array, Array]:
     """Return ``q`` and ``r`` of every layer with itself, ``(layers, b)`` each."""
+    # x_i' (sum x x') x_i, and x_i.(sum a x) twice: with y = x both halves of r are the same.
     parts = list(zip(split(rows, network.sizes), network.own, split(network.weighted, network.sizes), strict=True))
     q = jnp.stack([jnp.sum(multiply(part, c) * part, axis=1) for part, c, _ in parts])
     return q, jnp.stack([2 * multiply(part, w) for part, _, w in parts])
