@@ -13,18 +13,21 @@ help:
 	@echo "make bench      times against peers (installs torch)"
 	@echo "make docs       the pages and the reference, into build/docs"
 
+# Each target installs all it needs in one go: called twice, pip resolves the common packages twice.
+INSTALL = test -x $(BIN)/python || $(PYTHON) -m venv $(VENV); \
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
+
 $(VENV)/.core: pyproject.toml constraints.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable .
+	$(INSTALL) .
 	@touch $@
 
-$(VENV)/.dev: $(VENV)/.core
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
-	@touch $@
+$(VENV)/.dev: pyproject.toml constraints.txt
+	$(INSTALL) '.[dev]'
+	@touch $(VENV)/.core $@
 
-$(VENV)/.bench: $(VENV)/.core
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bench]'
-	@touch $@
+$(VENV)/.bench: pyproject.toml constraints.txt
+	$(INSTALL) '.[bench]'
+	@touch $(VENV)/.core $@
 
 demo: $(VENV)/.core
 	$(BIN)/stabjax demo --data $(DATA)

@@ -27,8 +27,9 @@ def test_no_experiment_imports_another(name):
     assert all(module.startswith("_") for module in modules)
 
 
-# The dearest to compile run in the long run alone; what they share with others runs in the short one, too.
-LONG = ("representations", "training")
+# The most expensive to compile run in the long run alone. What they share with others runs in the short one too, and
+# docs/results.md draws the figure of `relative_stability` there.
+LONG = ("bounds", "constant_filters", "convolutions", "relative_stability", "representations", "training")
 
 
 @pytest.mark.parametrize(

@@ -41,19 +41,23 @@ def shuffled(
     half = np.uint64(max(1, ((total - 1).bit_length() + 1) // 2))
     mask = (np.uint64(1) << half) - np.uint64(1)
 
-    def network(x: np.ndarray) -> np.ndarray:
-        left, right = x >> half, x & mask
-        for round_key in round_keys:
-            # A round can be undone whatever the hash: the new `left` is the old `right`, which was hashed.
-            left, right = right, left ^ (_mixed(right ^ round_key) & mask)
-        return (left << half) | right
-
-    values = network(places)
+    values = _feistel(places, half, mask, round_keys)
     # Followed from a place below `total`, the cycle of the permutation comes back below it, so this ends; two places
     # never meet, since each value has one predecessor.
     while np.any(outside := values >= np.uint64(total)):
-        values[outside] = network(values[outside])
+        values[outside] = _feistel(values[outside], half, mask, round_keys)
     return values
+
+
+def _feistel(
+    x: UInt64[np.ndarray, " n"], half: np.uint64, mask: np.uint64, round_keys: UInt64[np.ndarray, " rounds"]
+) -> UInt64[np.ndarray, " n"]:
+    """Permute the numbers of ``2 half`` bits by one round for each key; ``mask`` has the lower ``half`` bits set."""
+    left, right = x >> half, x & mask
+    for round_key in round_keys:
+        # A round can be undone whatever the hash: the new `left` is the old `right`, which was hashed.
+        left, right = right, left ^ (_mixed(right ^ round_key) & mask)
+    return (left << half) | right
 
 
 def _mixed(x: UInt64[np.ndarray, " n"]) -> UInt64[np.ndarray, " n"]:

@@ -1,5 +1,6 @@
 """The parts that the networks share."""
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,6 +16,7 @@ from stabjax import conv
 from stabjax._types import Images
 
 
+@functools.cache
 def fan_in_uniform(fan_in: int) -> Callable[..., Array]:
     """Return the initializer of PyTorch's layers: uniform within ``1 / sqrt(fan_in)``, biases too."""
     bound = 1 / math.sqrt(fan_in)

@@ -58,7 +58,7 @@ def test_vgg(depth, pool, every):
         (50, 1, 483),
         pytest.param(50, 1.5, 427, marks=pytest.mark.slow),
         pytest.param(101, 1, 1027, marks=pytest.mark.slow),
-        (101, 1.5, 971),
+        pytest.param(101, 1.5, 971, marks=pytest.mark.slow),
     ],
 )
 def test_residual_networks(depth, version, size, relaxed_promotion):

@@ -100,7 +100,7 @@ def whole(x, y):
     return {name: jnp.array([[f(a, b) for b in y] for a in x]) for name, f in measures.items()}
 
 
-@PRECISIONS
+@pytest.mark.parametrize("dtype", [pytest.param(np.float32, marks=pytest.mark.slow), np.float64])
 @given(SEEDS, st.floats(-100, 100))
 def test_every_grouping_is_the_whole(dtype, seed, offset):
     with jax.enable_x64(dtype == np.float64):

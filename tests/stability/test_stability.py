@@ -152,9 +152,11 @@ def test_medians_per_unit_in_one_result(key):
     features = [{"output": x} for x in (clean, deformed, noisy)]
     result = stability.from_features(key, *features, average="median_per_unit", confidence=0.8)
 
+    @jax.jit
     def statistics(chosen):
-        tops = [np.mean([stability.median_change(clean[chosen], x[chosen]) for x in y]) for y in (deformed, noisy)]
-        pairs = float(stability.median_pair_distance(clean[chosen]))
+        images, *versions = (jnp.asarray(x)[..., chosen, :] for x in (clean, deformed, noisy))
+        tops = [sum(stability.median_change(images, x) for x in draws) / 2 for draws in versions]
+        pairs = stability.median_pair_distance(images)
         return tops[0] / pairs, tops[1] / pairs, tops[0] / tops[1]
 
     found = [float(getattr(result, name)[0]) for name in ("deformation", "noise", "relative")]

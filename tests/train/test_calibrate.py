@@ -65,7 +65,7 @@ class Odd(nnx.Module):
 
 
 class Scanned(nnx.Module):
-    """Three normalizations as one, their statistics stack_seeds."""
+    """Three normalizations as one, their statistics stacked."""
 
     def __init__(self, *, rngs):
         make = nnx.vmap(lambda rngs: nnx.BatchNorm(1, rngs=rngs), in_axes=0, out_axes=0)
