@@ -62,23 +62,23 @@ def follow_dynamic_slice(step: Step, operands: list[Value]) -> Any:
     if not isinstance(first, tuple):
         return None
     old, new = step.shapes[0], step.results[0].shape
+    # Of an axis that is kept as it is, the start is moved to 0, whatever it was.
+    cut = [axis for axis, (length, part) in enumerate(zip(old, new, strict=True)) if length != part]
     result = []
     for box in first:
-        for axis, (start, length, part) in enumerate(zip(starts, old, new, strict=True)):
-            if length == part:
-                continue
+        for axis in cut:
+            start, length, part = starts[axis], old[axis], new[axis]
             if isinstance(start, Constant) and start.value is not None:
                 box = slide(box, axis, part, low=-_clamped(start.value, length, part))
             elif not is_constant(box, axis):
                 box = mark_inexact(merge_axis(box, axis))
         result.append(box)
-    return unite([tuple(result), *[stretch(start, new) for start in starts if isinstance(start, tuple)]])
+    return unite([tuple(result), *[stretch(start, new) for k in cut if isinstance(start := starts[k], tuple)]])
 
 
 def _clamped(start: Any, length: int, part: int) -> int:
-    """Return where a part begins: counted from the end if negative, and moved until it lies inside."""
-    place = int(start) + (length if start < 0 else 0)
-    return max(0, min(place, length - part))
+    """Return where a part begins, moved until it lies inside; the program has counted from the end already."""
+    return max(0, min(int(start), length - part))
 
 
 def follow_concatenate(step: Step, operands: list[Value]) -> Any:
@@ -200,10 +200,13 @@ def follow_update(step: Step, operands: list[Value]) -> Any:
     """Overwrite a part at a known place."""
     base, part, *starts = operands
     old, new = step.shapes[:2]
-    places: list[Any] = [start.value if isinstance(start, Constant) else None for start in starts]
-    if any(place is None for place in places):
-        return None
-    return _overwrite(base, part, [_clamped(*place) for place in zip(places, old, new, strict=True)], old, new)
+    places = []
+    for start, length, size in zip(starts, old, new, strict=True):
+        place = start.value if isinstance(start, Constant) else None
+        if place is None and length != size:
+            return None
+        places.append(0 if length == size else _clamped(place, length, size))
+    return _overwrite(base, part, places, old, new)
 
 
 def _overwrite(

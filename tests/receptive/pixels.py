@@ -91,7 +91,9 @@ def reach(f, sides, channels=3):
             row[tuple(pixel)] = put
         for name, value in run(other).items():
             # Not so little that rounding counts: what is put there is far from any number of the network.
-            changed[name] |= ~(np.abs(value - clean[name]) <= 1e-5 * (np.abs(clean[name]) + 1e-3))
+            kept = np.abs(value - clean[name]) <= 1e-5 * (np.abs(clean[name]) + 1e-3)
+            # A NaN where nothing was changed is what the network fills in.
+            changed[name] |= ~(kept | np.isnan(clean[name]))
     boxes = {}
     for tap in taps:
         reached = changed[tap.name]
@@ -143,7 +145,7 @@ def compare(f, sides, channels=3, *, exact=True, folds=False):
                 assert not math.isnan(extent.stride[axis]) or extent.size[axis] == lengths[:, axis].max(), place
         if not extent.regular or (any(extent.stride) and seen.ndim != len(sides)):
             continue
-        for unit in np.ndindex(seen.shape):
+        for unit in map(tuple, np.argwhere(seen).tolist()):
             box = np.array(extent.box(unit if any(extent.stride) else (0,) * len(sides)))
             place = f"{name} at {unit}: expected {box.tolist()}, reached {first[unit]} to {last[unit]}"
             inside = (box[:, 0] >= 0) & (box[:, 1] <= sides)
