@@ -2,9 +2,11 @@
 
 from collections.abc import Sequence
 from itertools import repeat
+from math import prod
 from typing import Any
 
 import numpy as np
+from jax import lax
 
 from stabjax._jaxpr import Step
 from stabjax.receptive._box import Box, is_constant, mark_inexact
@@ -152,7 +154,11 @@ def follow_gather(step: Step, operands: list[Value]) -> Any:
     # axes of the table that have not been taken away, in order.
     rows = [axis for axis in range(len(new)) if axis not in numbers.offset_dims]
     inside = [axis for axis in range(len(old)) if axis not in numbers.collapsed_slice_dims and axis not in batching]
-    known = indices.value if isinstance(indices, Constant) else None
+    known: Any = indices.value if isinstance(indices, Constant) else None
+    # The last start along each axis at which a row fits.
+    last = [old[axis] - sizes[axis] for axis in numbers.start_index_map]
+    # A row that does not fit is filled with a number as a whole in this mode, and moved until it fits in the others.
+    fills = step.params["mode"] is lax.GatherScatterMode.FILL_OR_DROP
 
     def placed(values: np.ndarray, axes: Sequence[int]) -> np.ndarray:
         """Put the axes of an array at these axes of the result."""
@@ -169,10 +175,9 @@ def follow_gather(step: Step, operands: list[Value]) -> Any:
             if known is None:
                 unknown.append(axis)
             else:
-                # The last axis of the indices holds one start for each axis in start_index_map; a row is moved until it
-                # fits.
-                start = known[..., numbers.start_index_map.index(axis)].astype(int)
-                position = position + placed(start.clip(0, side - sizes[axis]), rows)
+                # The last axis of the indices holds one start for each axis in start_index_map.
+                column = numbers.start_index_map.index(axis)
+                position = position + placed(known[..., column].astype(int).clip(0, last[column]), rows)
         if axis in batching:
             number = rows[indices_batching[batching.index(axis)]]
             position = position + placed(np.arange(side), [number])
@@ -189,10 +194,12 @@ def follow_gather(step: Step, operands: list[Value]) -> Any:
             if not is_constant(box, axis):
                 box = mark_inexact(merge_axis(box, axis))
         result.append(gather(box, [np.zeros_like(p) if k in unknown else p for k, p in enumerate(places)], kept))
+    if fills:
+        seeing = None if known is None else placed(((known >= 0) & (known <= last)).all(-1), rows)
+        result = [mark_inexact(box) if seeing is None else restrict(box, seeing) for box in result]
     if isinstance(indices, tuple):
         # Indices that are computed from the image: every entry may depend on all that any index sees.
-        chosen = tuple(reduce_axes(box, range(len(box.strides))) for box in indices)
-        result = unite([tuple(result), stretch(chosen, new)])
+        result = as_inexact(unite([tuple(result), stretch(indices, new)]))
     return tuple(result)
 
 
@@ -251,25 +258,29 @@ def follow_scatter(step: Step, operands: list[Value]) -> Any:
     new = [1 if axis in numbers.inserted_window_dims or axis in batching else next(sizes) for axis in range(len(old))]
     keeps = step.name != "scatter"  # what is added to stays
     table = indices.value if isinstance(indices, Constant) and not batching else None
-    # Each row of the indices is one place, its columns in the order of scatter_dims_to_operand_dims.
-    starts = [] if table is None else table.reshape(-1, table.shape[-1]).astype(int)
-    places = [[0] * len(old) for _ in starts]
-    for place, start in zip(places, starts, strict=True):
-        for axis, number in zip(numbers.scatter_dims_to_operand_dims, start, strict=True):
-            place[axis] = int(number)
-    fits = all(0 <= p <= a - b for place in places for p, a, b in zip(place, old, new, strict=True))
-    # What happens to a part that does not fit depends on the mode, so only those that fit are followed.
-    if len(places) == 1 and fits:
-        if isinstance(parts, tuple):
-            parts = tuple(reshape(box, given, new) for box in parts)
-        return _overwrite(base, parts, places[0], old, new, keeps=keeps)
+    fitting = None
+    if table is not None:
+        # Each row of the indices is one place, its columns in the order of scatter_dims_to_operand_dims.
+        places = np.zeros((prod(table.shape[:-1]), len(old)), int)
+        places[:, numbers.scatter_dims_to_operand_dims] = table.reshape(len(places), table.shape[-1])
+        last = np.subtract(old, new)  # the last place along each axis at which a part fits
+        if step.params["mode"] is lax.GatherScatterMode.CLIP:
+            places = places.clip(0, last)
+        # In the other modes a part that does not fit is not written at all.
+        fitting = places[((places >= 0) & (places <= last)).all(1)].tolist()
+        if not fitting:
+            return base
+        if len(places) == 1:
+            if isinstance(parts, tuple):
+                parts = tuple(reshape(box, given, new) for box in parts)
+            return _overwrite(base, parts, fitting[0], old, new, keeps=keeps)
     if isinstance(parts, tuple):
         return as_inexact(unite([base, stretch(parts, step.results[0].shape)]))
     if keeps:
         return base
     # Numbers that overwrite make holes in what is seen: one for each place.
-    if not fits or not 0 < len(places) <= 256:
+    if fitting is None or len(fitting) > 256:
         return as_inexact(base)
-    for place in places:
+    for place in fitting:
         base = _overwrite(base, PARAMETER, place, old, new)
     return base

@@ -129,6 +129,19 @@ def _run_itself(arrays: int | None = 1) -> Callable[[Step, list[Any]], Any]:
     return rule
 
 
+def _apply_gather(step: Step, operands: list[Any]) -> Any:
+    """Look rows up at known places."""
+    table, indices = operands
+    if isinstance(table, Passive) or not isinstance(indices, Constant) or indices.value is None:
+        return None
+    params, mode = step.params, step.params["mode"]
+    # Where a row does not fit against the promise, XLA moves it until it does; the transpose would leave it out.
+    if mode is lax.GatherScatterMode.PROMISE_IN_BOUNDS:
+        mode = lax.GatherScatterMode.CLIP
+    places = indices.value.astype(np.int32)
+    return lax.gather(table, places, params["dimension_numbers"], params["slice_sizes"], mode=mode, fill_value=0)
+
+
 # Entry by entry
 
 
@@ -251,6 +264,9 @@ def _apply_scatter(step: Step, operands: list[Any]) -> Any:
     base, parts = _fill([base, parts], [step.shapes[0], step.shapes[2]])
     scatter = lax.scatter if step.name == "scatter" else lax.scatter_add
     numbers, mode = step.params["dimension_numbers"], step.params["mode"]
+    # A part that does not fit against the promise XLA leaves out; the transpose would move it.
+    if mode is lax.GatherScatterMode.PROMISE_IN_BOUNDS:
+        mode = lax.GatherScatterMode.FILL_OR_DROP
     # A transpose of a scatter that overwrites exists for unique indices only.
     return scatter(base, jnp.asarray(indices.value), parts, numbers, unique_indices=True, mode=mode)
 
@@ -276,7 +292,8 @@ _REDUCTIONS = (
 
 _RULES: dict[str, Callable[[Step, list[Any]], Any]] = {
     **dict.fromkeys(IDENTITIES, lambda step, operands: operands[0]),
-    **dict.fromkeys(RESHAPES | {"slice", "split", "unstack", "tile", "dynamic_slice", "gather"}, _run_itself()),
+    **dict.fromkeys(RESHAPES | {"slice", "split", "unstack", "tile", "dynamic_slice"}, _run_itself()),
+    "gather": _apply_gather,
     **dict.fromkeys(("pad", "dynamic_update_slice"), _run_itself(2)),
     **dict.fromkeys(("concatenate", "stack"), _run_itself(None)),
     **dict.fromkeys(WINDOWS, _apply_pool),

@@ -1,6 +1,7 @@
 """Parts that are cut out, looked up and overwritten at places known and unknown, in the array and beyond it."""
 
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax import lax
 
@@ -9,10 +10,32 @@ from tests.receptive.pixels import compare
 
 SIDES = (6, 6)
 SHAPE = (1, *SIDES, 2)
+ROWS = jnp.array([0, 3, 100, -2, -40])
+
+
+def taken(mode):
+    return lambda x: jnp.take(x, ROWS, axis=1, mode=mode)
+
+
+def windows(mode):
+    """Windows of 2 x 3 that begin inside, at the end and outside."""
+    numbers = lax.GatherDimensionNumbers((0, 2, 3, 4), (), (1, 2))
+    starts = jnp.array([[0, 0], [5, 1], [3, 2], [-1, 2]])
+
+    def looked_up(x):
+        found = lax.gather(x, starts, numbers, (len(x), 2, 3, 2), mode=mode, fill_value=0)
+        return found.reshape(len(x), 8, 3, 2)
+
+    return looked_up
 
 
 def from_start(x, start):
     return lax.dynamic_slice(x, (0, start, 0, 0), (len(x), 2, 6, 2))
+
+
+def put(x, row, mode, *, adds=False):
+    at = x.at[:, row]
+    return at.add(x[:, 0], mode=mode) if adds else at.set(x[:, 0], mode=mode)
 
 
 def later_rows(x):
@@ -22,8 +45,15 @@ def later_rows(x):
 
 KNOWN = {  # of each group all at once, one below the other
     "cut": [lambda x: from_start(x, -8), lambda x: from_start(x, 11), lambda x: from_start(x, -2), later_rows],
+    "looked up": [taken("fill"), taken("clip"), lambda x: jnp.take(x[:, :1], jnp.array([0, 1]), axis=1)],
+    "windows": [windows("fill"), windows("promise_in_bounds")],
     "written": [
         lambda x: lax.dynamic_update_slice(x, 2 * x[:, 3:5], (0, -8, 0, 0)),
+        lambda x: put(x, 7, "clip"),
+        lambda x: put(x, 7, "drop"),
+        lambda x: put(x, -9, "clip", adds=True),
+        lambda x: x.at[:, jnp.array([1, 7])].set(0.0),
+        lambda x: x.at[...].set(2 * x),
     ],
 }
 
@@ -35,6 +65,11 @@ def test_known_places_against_pixels(group):
 
     assert receptive.extent(network, SHAPE)["output"].exact
     compare(network, SIDES, 2)
+
+
+def test_a_row_beyond_the_table_sees_nothing():
+    found = {mode: receptive.extent(taken(mode), SHAPE)["output"].box((2, 0)) for mode in ("fill", "clip")}
+    assert found == {"fill": ((0, 0), (0, 0)), "clip": ((5, 6), (0, 1))}
 
 
 def test_a_start_that_does_not_move_is_not_seen():
@@ -50,3 +85,23 @@ def test_a_start_that_does_not_move_is_not_seen():
     found = receptive.extent(cut, SHAPE)["output"]
     assert (found.size, found.start, found.exact) == ((1, 1), (1, 0), True)
     assert receptive.extent(updated, SHAPE)["output"].exact
+
+
+def test_rows_that_the_image_chooses_are_not_exact():
+    """Row k is chosen by one pixel alone, which the boxes do not tell."""
+
+    def chosen(x):
+        table, rows = x[:, 2, 2], x[0, :, 0, 0].astype(int)
+        return jnp.take(table, rows, axis=1, mode="clip")
+
+    found = receptive.extent(chosen, SHAPE)["output"]
+    assert (found.size, found.start, found.exact) == ((6, 3), (0, 0), False)
+
+
+def test_paths_to_a_row_beyond_the_table():
+    """Where it was promised to lie inside: moved there if it is read, and left out if it is written, as XLA does."""
+    mode = "promise_in_bounds"
+    rows = lambda x: x.at[:, jnp.array([0, 3, 100])].get(mode=mode)  # noqa: E731
+    read = receptive.constant_weight(rows, SHAPE, tap="output", unit=(2, 1))
+    written = receptive.constant_weight(lambda x: put(x, 7, mode), SHAPE, tap="output", unit=(5, 1))
+    assert np.argwhere(read).tolist() == np.argwhere(written).tolist() == [[5, 1]]
