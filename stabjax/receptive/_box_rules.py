@@ -8,7 +8,7 @@ import numpy as np
 
 from stabjax._jaxpr import AFFINE, IDENTITIES, NONLINEAR, SCATTERS, VIEWS, WINDOWS, Step
 from stabjax.receptive import _box_selection
-from stabjax.receptive._box import Box, mark_inexact, whole_side
+from stabjax.receptive._box import Box, is_constant, mark_inexact, whole_side
 from stabjax.receptive._box_axes import (
     Boxes,
     Value,
@@ -131,8 +131,9 @@ def _follow_convolution(step: Step, operands: list[Value]) -> Any:
     result = []
     for box in image:
         box = mix_channels(box, numbers.lhs_spec[1], groups, out[numbers.out_spec[1]])
-        if params["batch_group_count"] > 1:
-            box = merge_axis(box, numbers.lhs_spec[0])
+        if params["batch_group_count"] > 1 and not is_constant(box, numbers.lhs_spec[0]):
+            # Each group of channels sees its part of the batch, here all of it.
+            box = mark_inexact(merge_axis(box, numbers.lhs_spec[0]))
         box = transpose(box, [numbers.lhs_spec[k] for k in order])
         result.append(box if exact else mark_inexact(box))
     return tuple(result)

@@ -185,8 +185,8 @@ def _apply_convolution(step: Step, operands: list[Any]) -> Any:
     groups, width = params["feature_group_count"], shape[numbers.rhs_spec[1]]
     table = None if is_dense(kernel) else nonzero(kernel)
     # All outputs are equal, and read the mean of the inputs: one channel goes in, and one comes out, which is
-    # broadcast in the end.
-    if groups == 1 and table is None:
+    # broadcast in the end. Not so where channels are divided into groups, or read a part of the batch each.
+    if groups == params["batch_group_count"] == 1 and table is None:
         x = jnp.mean(x, numbers.lhs_spec[1], keepdims=True)
         shape[numbers.rhs_spec[0]] = shape[numbers.rhs_spec[1]] = width = 1
     weights = jnp.asarray(np.ones(shape) if table is None else table, x.dtype) / width

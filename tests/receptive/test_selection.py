@@ -1,12 +1,13 @@
 """Parts that are cut out, looked up and overwritten at places known and unknown, in the array and beyond it."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
 
 from stabjax import receptive
-from tests.receptive.pixels import compare
+from tests.receptive.pixels import compare, shape_of
 
 SIDES = (6, 6)
 SHAPE = (1, *SIDES, 2)
@@ -105,3 +106,30 @@ def test_paths_to_a_row_beyond_the_table():
     read = receptive.constant_weight(rows, SHAPE, tap="output", unit=(2, 1))
     written = receptive.constant_weight(lambda x: put(x, 7, mode), SHAPE, tap="output", unit=(5, 1))
     assert np.argwhere(read).tolist() == np.argwhere(written).tolist() == [[5, 1]]
+
+
+def halves(x):
+    """Each half of the batch meets its own half of the channels."""
+    kernel, order = jnp.ones((3, 3, 2, 4)), ("NHWC", "HWIO", "NHWC")
+    both = jnp.concatenate([x, x[:, ::-1]], 0)
+    return lax.conv_general_dilated(both, kernel, (1, 1), "SAME", dimension_numbers=order, batch_group_count=2)
+
+
+def test_paths_of_groups_of_a_batch():
+    counts = receptive.constant_weight(halves, (2, *SIDES, 2), tap="output", unit=(1, 3))
+    expected = np.zeros(SIDES)
+    expected[[0, 1, 2, 3, 4, 5], 2:5] = 0.5
+    np.testing.assert_allclose(counts, expected)
+
+
+def test_boxes_of_groups_of_a_batch():
+    """Windows of rows in the batch: what each channel sees of them is not told apart."""
+
+    def apart(x):
+        rows = jnp.moveaxis(x.reshape(len(x), 2, 3, 6, 2), 1, 0).reshape(-1, 3, 6, 2)
+        kernel, order = jnp.ones((1, 1, 2, 4)), ("NHWC", "HWIO", "NHWC")
+        return lax.conv_general_dilated(rows, kernel, (1, 1), "SAME", dimension_numbers=order, batch_group_count=2)
+
+    found = receptive.extent(lambda x: apart(x)[..., :2], shape_of(2, *SIDES, 2))["output"]
+    assert (found.size, found.exact) == ((4, 1), False)
+    assert jax.eval_shape(apart, shape_of(2, *SIDES, 2)).shape == (2, 3, 6, 4)
