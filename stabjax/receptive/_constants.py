@@ -130,8 +130,12 @@ def _reshape(step: Step, x: np.ndarray) -> np.ndarray:
 
 
 def _pad(step: Step, x: np.ndarray, filling: np.ndarray) -> np.ndarray:
-    """Pad, cut where that is negative, and spread apart."""
-    for axis, (low, high, interior) in enumerate(step.params["padding_config"]):
+    return _padded(x, filling, step.params["padding_config"])
+
+
+def _padded(x: np.ndarray, filling: Any, config: Sequence[Sequence[int]]) -> np.ndarray:
+    """Pad, cut where that is negative, and spread apart: low, high and interior for each axis, as in `lax.pad`."""
+    for axis, (low, high, interior) in enumerate(config):
         # Entry k goes to place low + k (interior + 1) of a line of all places; what falls outside of it is cut:
         #
         #     low 1, high 1, interior 1     . 0 . 1 . 2 .
@@ -147,15 +151,19 @@ def _pad(step: Step, x: np.ndarray, filling: np.ndarray) -> np.ndarray:
     return x
 
 
-def _window_sum(step: Step, x: np.ndarray) -> np.ndarray | None:
+def _window_sum(step: Step, x: np.ndarray) -> np.ndarray:
     """Add windows up, as to count the pixels of an average."""
-    params = step.params
-    if any(side > 1 for name in ("base_dilation", "window_dilation") for side in params.get(name) or ()):
-        return None
-    x = np.pad(x, params["padding"])
-    # (*sides) -> (*windows, *window); every stride-th window, summed over its entries.
-    seen = np.lib.stride_tricks.sliding_window_view(x, params["window_dimensions"])
-    return seen[tuple(slice(None, None, step) for step in params["window_strides"])].sum(tuple(range(-x.ndim, 0)))
+    params, shape, ones = step.params, step.results[0].shape, (1,) * x.ndim
+    spread, dilation = params.get("base_dilation") or ones, params.get("window_dilation") or ones
+    if 0 in shape:  # a window that is larger than the array
+        return np.zeros(shape)
+    x = _padded(x, 0, [(low, high, apart - 1) for (low, high), apart in zip(params["padding"], spread, strict=True)])
+    # A window of 3 with dilation 2 spans 5 entries, of which it reads every other.
+    spans = [(side - 1) * apart + 1 for side, apart in zip(params["window_dimensions"], dilation, strict=True)]
+    # (*sides) -> (*windows, *spans); every stride-th window, summed over the entries that it reads.
+    seen = np.lib.stride_tricks.sliding_window_view(x, spans)
+    strides = [*params["window_strides"], *dilation]
+    return seen[tuple(slice(None, None, stride) for stride in strides)].sum(tuple(range(-x.ndim, 0)))
 
 
 def _dot(step: Step, a: np.ndarray, b: np.ndarray) -> np.ndarray | None:

@@ -44,6 +44,19 @@ def later_rows(x):
     return lax.scan(lambda k, _: (k + 2, from_start(x, k)), -1, None, length=3)[1].sum(0)
 
 
+def few_neighbors(x):
+    """The pixels around which a window of ones, moved by a negative padding, holds more than three."""
+    count = lax.reduce_window(jnp.ones(SIDES), 0.0, lax.add, (3, 3), (1, 1), ((-1, 0), (1, 1)))
+    return jnp.where((count > 6)[None, :, :, None], x[:, :3], 0.0)
+
+
+def spread_window(x):
+    """The same, of ones that are spread apart and seen through a window with holes."""
+    options = {"base_dilation": (2, 1), "window_dilation": (1, 2)}
+    count = lax.reduce_window(jnp.ones(SIDES), 0.0, lax.add, (3, 2), (2, 1), ((-2, 1), (0, 2)), **options)
+    return jnp.where((count > 3)[None, :, :, None], x[:, : count.shape[0]], 0.0)
+
+
 KNOWN = {  # of each group all at once, one below the other
     "cut": [lambda x: from_start(x, -8), lambda x: from_start(x, 11), lambda x: from_start(x, -2), later_rows],
     "looked up": [taken("fill"), taken("clip"), lambda x: jnp.take(x[:, :1], jnp.array([0, 1]), axis=1)],
@@ -56,6 +69,7 @@ KNOWN = {  # of each group all at once, one below the other
         lambda x: x.at[:, jnp.array([1, 7])].set(0.0),
         lambda x: x.at[...].set(2 * x),
     ],
+    "counted": [few_neighbors, spread_window],
 }
 
 
