@@ -244,6 +244,22 @@ def _merge(axes: Callable[[dict[str, Any], int], Sequence[int]]) -> Callable[[St
     return rule
 
 
+def _follow_sort(step: Step, operands: list[Value]) -> list[Any]:
+    """Put entries in the order of the keys: the first operand, and where that is equal the next."""
+    axis, count = step.params["dimension"], step.params["num_keys"]
+    outputs = []
+    for k in range(len(operands)):
+        # Later keys decide between entries only where all earlier ones, which are those entries themselves, are equal.
+        keys = operands[: min(k, count)]
+        boxes = unite([*keys, operands[k]])
+        if isinstance(boxes, tuple):
+            boxes = tuple(merge_axis(box, axis) for box in boxes)
+        # By keys that do not depend on the image every entry goes to one place, which is not followed.
+        ordered = any(isinstance(key, tuple) for key in [*keys, *operands[k:count]])
+        outputs.append(boxes if ordered else as_inexact(boxes))
+    return outputs
+
+
 # Axes
 
 
@@ -303,7 +319,7 @@ _RULES: dict[str, Callable[[Step, list[Any]], Any]] = {
     "unstack": _box_selection.follow_unstack,
     **dict.fromkeys(_REDUCTIONS, _follow_reduction),
     **dict.fromkeys("cumsum cumprod cummax cummin cumlogsumexp".split(), along_each_axis(_accumulate)),
-    "sort": _merge(lambda params, rank: [params["dimension"]]),
+    "sort": _follow_sort,
     "top_k": _merge(lambda params, rank: [params.get("axis", rank - 1) % rank]),
     "fft": _merge(lambda params, rank: range(rank - len(params["fft_lengths"]), rank)),
 }

@@ -113,6 +113,17 @@ def test_rows_that_the_image_chooses_are_not_exact():
     assert (found.size, found.start, found.exact) == ((6, 3), (0, 0), False)
 
 
+def test_sorted_by_numbers():
+    """Keys that are numbers put every row in one place; keys of the image bring the rows along."""
+    numbers = jnp.broadcast_to(jnp.arange(6)[::-1, None, None], SHAPE[1:])[None]
+    fixed = receptive.extent(lambda x: lax.sort((numbers, x), dimension=1, num_keys=1)[1], SHAPE)
+    assert not fixed["output"].exact
+    first = lambda x: lax.sort((x, x[:, :, ::-1]), dimension=1, num_keys=2)[0]  # noqa: E731
+    keys = receptive.extent(first, SHAPE)["output"]
+    assert (keys.size, keys.exact) == ((6, 1), True)
+    assert np.argwhere(receptive.constant_weight(first, SHAPE, tap="output", unit=(0, 1)))[:, 1].tolist() == [1] * 6
+
+
 def test_paths_to_a_row_beyond_the_table():
     """Where it was promised to lie inside: moved there if it is read, and left out if it is written, as XLA does."""
     mode = "promise_in_bounds"
