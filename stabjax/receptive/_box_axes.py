@@ -47,7 +47,9 @@ def reduce_axes(box: Box, axes: Iterable[int]) -> Box:
 
     def reduce(box: Box) -> Box:
         strides = tuple(stride for axis, stride in enumerate(box.strides) if axis not in gone)
-        return replace(box, bounds=box.bounds.min(tuple(axis + 1 for axis in gone)), strides=strides)
+        # Of no entries at all nothing is seen.
+        bounds = box.bounds.min(tuple(axis + 1 for axis in gone), initial=np.inf)
+        return replace(box, bounds=bounds, strides=strides)
 
     # Bounds of length one are the same for all entries: joining them joins nothing that differs.
     return map_boxes(box, reduce, mixes=any(box.bounds.shape[axis + 1] > 1 for axis in gone))
@@ -59,7 +61,7 @@ def merge_axis(box: Box, axis: int) -> Box:
         return box
 
     def merge(box: Box) -> Box:
-        return with_axis(box, axis, box.bounds.min(axis + 1, keepdims=True), CONSTANT)
+        return with_axis(box, axis, box.bounds.min(axis + 1, keepdims=True, initial=np.inf), CONSTANT)
 
     return map_boxes(box, merge, mixes=box.bounds.shape[axis + 1] > 1)
 

@@ -54,7 +54,8 @@ def follow_pad(step: Step, operands: list[Value]) -> Any:
 def follow_tile(step: Step, box: Box) -> Box:
     """Put copies one behind the other."""
     for axis, copies in enumerate(map(int, step.params["reps"])):
-        box = concatenate([box] * copies, [step.shapes[0][axis]] * copies, axis, [False] * copies)
+        copied = ([box] * copies, [step.shapes[0][axis]] * copies, axis, [False] * copies)
+        box = concatenate(*copied) if copies else slide(box, axis, 0)
     return box
 
 
@@ -88,7 +89,10 @@ def follow_concatenate(step: Step, operands: list[Value]) -> Any:
     axis = int(step.params["dimension"])
     pieces = [(operand, shape[axis]) for operand, shape in zip(operands, step.shapes, strict=True)]
     # Empty parts leave no trace, and would have no box to continue.
-    parts, lengths = zip(*[piece for piece in pieces if piece[1] > 0], strict=True)
+    pieces = [piece for piece in pieces if piece[1] > 0]
+    if not pieces:
+        return unite(operands)
+    parts, lengths = zip(*pieces, strict=True)
     if not any(isinstance(part, tuple) for part in parts):
         return PARAMETER
     # Known numbers are padding; parameters are not, as a class token that stands in front of the others.

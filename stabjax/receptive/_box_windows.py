@@ -32,6 +32,8 @@ def bounds_at(box: Box, axis: int, positions: np.ndarray) -> np.ndarray:
     Without a stride nothing is seen outside.
     """
     length, stride = box.bounds.shape[axis + 1], box.strides[axis]
+    if length == 0:
+        return np.full((*box.bounds.shape[: axis + 1], len(positions), *box.bounds.shape[axis + 2 :]), np.inf)
     if stride is None:
         read = box.bounds.take(positions.clip(0, length - 1), axis + 1)
         outside = (positions < 0) | (positions >= length)

@@ -53,14 +53,14 @@ def evaluate(step: Step, operands: Sequence[np.ndarray | None]) -> list[Any] | N
         return None
     with np.errstate(all="ignore"):
         made = rule(step, *known)
-    if made is None:
-        return None
-    outputs = made if isinstance(made, list) else [made]
-    return [
-        # NumPy promotes otherwise than JAX: the dtype is that of the program.
-        None if value is None else np.asarray(value).astype(result.dtype)
-        for value, result in zip(outputs, step.results, strict=True)
-    ]
+        if made is None:
+            return None
+        outputs = made if isinstance(made, list) else [made]
+        return [
+            # NumPy promotes otherwise than JAX: the dtype is that of the program.
+            None if value is None else np.asarray(value).astype(result.dtype)
+            for value, result in zip(outputs, step.results, strict=True)
+        ]
 
 
 def _call(step: Step, *operands: np.ndarray) -> list[np.ndarray | None]:
@@ -108,7 +108,11 @@ def _truncated(name: str) -> Callable[..., Any]:
 
 
 def _reducer(function: Callable[..., Any]) -> Callable[..., Any]:
-    return lambda step, x: function(x, axis=tuple(int(axis) for axis in step.params["axes"]))
+    def reduce(step: Step, x: np.ndarray) -> Any:
+        # NumPy knows no largest of no numbers.
+        return function(x, axis=tuple(int(axis) for axis in step.params["axes"])) if x.size else None
+
+    return reduce
 
 
 def _accumulated(step: Step, x: np.ndarray) -> np.ndarray:

@@ -158,3 +158,18 @@ def test_boxes_of_groups_of_a_batch():
     found = receptive.extent(lambda x: apart(x)[..., :2], shape_of(2, *SIDES, 2))["output"]
     assert (found.size, found.exact) == ((4, 1), False)
     assert jax.eval_shape(apart, shape_of(2, *SIDES, 2)).shape == (2, 3, 6, 4)
+
+
+@pytest.mark.parametrize(
+    "f",
+    [
+        lambda x: jnp.tile(x, (1, 0, 1, 1)),
+        lambda x: jnp.concatenate([x[:, :0], x[:, 6:]], 1),
+        lambda x: x[:, :0].sum(1),
+        lambda x: jnp.sort(x[:, :0], 1),
+        lambda x: lax.pad(x[:, :0], 0.0, ((0, 0, 0), (2, 1, 0), (0, 0, 0), (0, 0, 0))),
+        lambda x: x.at[:, jnp.array([], int)].get(),
+    ],
+)
+def test_of_no_entries_nothing_is_seen(f):
+    assert receptive.extent(f, SHAPE)["output"].size[0] == 0
