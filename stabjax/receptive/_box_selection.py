@@ -107,10 +107,10 @@ def follow_stack(step: Step, operands: Sequence[Value]) -> Any:
     axis, rank = step.params["axis"], len(step.results[0].shape)
     places = [k for k in range(rank) if k != axis]
     # Equal lengths, here zeros, before and after: no axis is stretched, and strides stay.
-    ones = [0] * rank
+    lengths = [0] * rank
     result = []
     for parts in zip(*[operand if isinstance(operand, tuple) else repeat(None) for operand in operands]):
-        raised = [None if box is None else broadcast(box, rank, places, ones, ones[1:]) for box in parts]
+        raised = [None if box is None else broadcast(box, rank, places, lengths, lengths[1:]) for box in parts]
         result.append(concatenate(raised, [1] * len(parts), axis, [False] * len(parts)))
     return tuple(result)
 
