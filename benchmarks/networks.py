@@ -1,4 +1,4 @@
-"""VGG11 with batch normalisation at full width: 500 images forward, and a training step of 128, against torch.
+"""VGG11 with batch normalization at full width: 500 images forward, and a training step of 128, against torch.
 
 Both libraries run two threads in the same process; times are medians, compilation is reported beside them.
 """

@@ -23,7 +23,7 @@ MEAN, DEVIATION = (0.49, 0.48, 0.45), (0.25, 0.24, 0.26)
 
 
 def block(channels: int, out: int, side: int, *, stride: int = 1, groups: int = 1, act: bool = True) -> nn.Sequential:
-    """Convolution, batch normalisation, ReLU."""
+    """Convolution, batch normalization, ReLU."""
     conv = nn.Conv2d(channels, out, side, stride=stride, padding=side // 2, groups=groups, bias=False)
     return nn.Sequential(conv, nn.BatchNorm2d(out), *[nn.ReLU(inplace=True)] * act)
 

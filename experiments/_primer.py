@@ -94,7 +94,7 @@ def convolutional(*, rngs: nnx.Rngs) -> nnx.Module:
 
 
 def dense(*, rngs: nnx.Rngs) -> nnx.Module:
-    """Build the network of two dense layers, initialised likewise: weights uniform within ``1 / sqrt(fan-in)``."""
+    """Build the network of two dense layers, initialized likewise: weights uniform within ``1 / sqrt(fan-in)``."""
     init = jax.nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
     first, second = (nnx.Linear(a, b, kernel_init=init, rngs=rngs) for a, b in pairwise((28 * 28, 50, 10)))
     return nnx.Sequential(_flat, first, jax.nn.relu, second)

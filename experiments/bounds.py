@@ -1,6 +1,6 @@
 """How steep the layers of a network are, from below and from above: observed, found, local, certified.
 
-For every convolution and dense layer ``f_k`` of a small network, at initialisation, trained, and trained inside a bound
+For every convolution and dense layer ``f_k`` of a small network, at initialization, trained, and trained inside a bound
 on the spectral norm of each kernel (`stabjax.lipschitz.keep`)::
 
     observed    |f_k(tau x) - f_k(x)| / |tau x - x|  under deformations, and the same under noise: root mean square
@@ -200,7 +200,7 @@ def draw(stages: Mapping[str, Mapping[str, Any]], name: str, config: Config) -> 
         axes.grid(alpha=0.3)
     row[0].set_ylabel("slope: change of the layer / change of the image")
     figure.suptitle(
-        f"{name}: SmallCNN without normalisation, {config.training:,} images, {config.epochs} epochs; "
+        f"{name}: SmallCNN without normalization, {config.training:,} images, {config.epochs} epochs; "
         f"slopes on {config.images} test images (found, local: {config.ascents})",
         fontsize=10,
     )

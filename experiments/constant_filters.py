@@ -5,7 +5,7 @@ Draws five figures, each with its numbers beside it in ``.json``::
     constant_filters_numerators   numerators of D and G and their denominator, layer by layer
     constant_filters_stability    D, G and R
     constant_filters_bias         G_f / eta^2 of the last layer against the size of the noise, for nine biases
-    constant_filters_paths        receptive fields, path counts, and how much they differ between neighbours
+    constant_filters_paths        receptive fields, path counts, and how much they differ between neighbors
     constant_filters_evolution    two lit pixels on their way through the layers
 
     python -m experiments.constant_filters

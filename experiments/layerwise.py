@@ -1,4 +1,4 @@
-"""D, G and R after every operation of a network, at initialisation and trained.
+"""D, G and R after every operation of a network, at initialization and trained.
 
 Draws ``figures/layerwise_<data>_<model>.png`` (and ``.pdf``) with its numbers beside it in ``.json``: settings,
 versions, test accuracy, D, G and R with their intervals. A run that was killed goes on where it was::
@@ -21,7 +21,7 @@ from experiments._study import Drawing, ResumableStudy, run
 
 @dataclass(frozen=True)
 class Config(ResumableStudy):
-    """D, G and R after every operation of a network, at initialisation and trained."""
+    """D, G and R after every operation of a network, at initialization and trained."""
 
     SMOKE: ClassVar[Mapping[str, Any]] = {
         "data": "scale-detection",
@@ -43,7 +43,7 @@ class Config(ResumableStudy):
     training: int | None = None
     """Number of training images; all of them if not given."""
     seeds: int = 1
-    """Networks trained, each with its own initialisation."""
+    """Networks trained, each with its own initialization."""
     images: int = 500
     """Test images that are deformed, a fixed random choice."""
     draws: int = 10

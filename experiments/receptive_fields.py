@@ -1,4 +1,4 @@
-"""Receptive fields: what a unit can see, and what it looks at, at initialisation and trained.
+"""Receptive fields: what a unit can see, and what it looks at, at initialization and trained.
 
 Draws three figures, each with its numbers beside it in ``.json``::
 
@@ -23,12 +23,12 @@ import stabjax as sj
 from experiments import _images, _networks
 from experiments._study import Drawing, ResumableStudy, run
 
-STAGES = {"initial": "at initialisation", "last": "trained"}
+STAGES = {"initial": "at initialization", "last": "trained"}
 
 
 @dataclass(frozen=True)
 class Config(ResumableStudy):
-    """Receptive fields of networks, at initialisation and trained."""
+    """Receptive fields of networks, at initialization and trained."""
 
     SMOKE: ClassVar[Mapping[str, Any]] = {
         "data": "scale-detection",
@@ -100,7 +100,7 @@ def measure(name: str, config: Config, console: Console) -> Network:
     trained = _networks.train_layerwise(task, config, key=key, **options)
     chosen, images = task.draw_test_images(config.images, seed=config.seed)
     images = np.asarray(images)
-    # At initialisation batch normalisation has no statistics yet.
+    # At initialization batch normalization has no statistics yet.
     initial = sj.train.calibrate(trained.model("initial"), np.asarray(task.normalize(task.training[0][:2000])))
     networks = {stage: sj.networks.wrap(model) for stage, model in zip(STAGES, (initial, trained.model("last")))}
     taps = sj.features.taps(networks["last"], images)

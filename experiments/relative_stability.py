@@ -1,6 +1,6 @@
 """Test error against relative stability, over architectures: the headline figure of Petrini et al. 2021.
 
-Trains the zoo, or reads finished runs, probes every network at initialisation and trained, fits ``eps = a R^b``, and
+Trains the zoo, or reads finished runs, probes every network at initialization and trained, fits ``eps = a R^b``, and
 draws two figures with their numbers beside them::
 
     relative_stability_<size>          test error against R, D and G of the trained networks
@@ -196,7 +196,7 @@ def _fit(r: np.ndarray, error: np.ndarray) -> dict[str, float]:
     return {"amplitude": float(np.exp(intercept)), "exponent": float(exponent)}
 
 
-# Initialisation
+# Initialization
 
 
 def measure_untrained(name: str, config: Config, probes: Mapping[int, Probe]) -> dict[str, Any]:
@@ -320,7 +320,7 @@ def draw_initial(networks: Mapping[str, Any]) -> Any:
         axes.grid(color="0.92")
         axes.set_axisbelow(True)
         sj.plot.plain_ticks(axes.xaxis)
-        axes.set_xlabel(f"${symbol}_f$ at initialisation")
+        axes.set_xlabel(f"${symbol}_f$ at initialization")
     grid[0, 0].set_yticks(position, list(networks))
     grid[0, 0].legend(fontsize=6.5, frameon=False, loc="upper left")
     figure.suptitle("Untrained networks: geometric mean and deviation over seeds", fontsize=10)

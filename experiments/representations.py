@@ -64,7 +64,7 @@ class Config(ResumableStudy):
 
 
 class TutorialCNN(nnx.Module):
-    """Convolution, pool, convolution, pool, batch normalisation, two dense layers.
+    """Convolution, pool, convolution, pool, batch normalization, two dense layers.
 
     Args:
         size: side of the images, a multiple of four.

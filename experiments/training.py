@@ -162,7 +162,7 @@ def train_and_measure(
 
 
 def draw_along(along: Mapping[str, Any]) -> Any:
-    """Draw four panels against the epoch, one curve per network; initialisation stands at the left."""
+    """Draw four panels against the epoch, one curve per network; initialization stands at the left."""
     figure, grid = sj.plot.panels(1, 4, size=(3.6, 3.4))
     for axes, (key, label) in zip(grid[0], _PANELS, strict=True):
         for color, (name, rows) in zip(sj.plot.COLORS[1:], along.items(), strict=False):
@@ -172,7 +172,7 @@ def draw_along(along: Mapping[str, Any]) -> Any:
             axes.plot(position, values, "o-", color=color, markersize=3, label=name)
             if key == "R":
                 axes.fill_between(position, rows["R low"], rows["R high"], color=color, alpha=0.25, linewidth=0)
-        axes.set(xscale="log", yscale="log", xlabel="epoch (first point: initialisation)", ylabel=label)
+        axes.set(xscale="log", yscale="log", xlabel="epoch (first point: initialization)", ylabel=label)
         sj.plot.plain_ticks(axes.xaxis)
         sj.plot.plain_ticks(axes.yaxis)
         axes.grid(color="0.93")

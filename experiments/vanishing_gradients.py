@@ -37,7 +37,7 @@ class Config(Study):
     draws: int = 1000
     """Draws of the points, for the gradients."""
     followed: int = 200
-    """Of these, draws that are optimised."""
+    """Of these, draws that are optimized."""
     points: int = 10
     """Points in each."""
     steps: int = 2000

@@ -86,11 +86,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def table(before: Stability, after: Stability, *, title: str = "") -> Table:
-    """Write ``D``, ``G`` and ``R`` of every operation, at initialisation and trained, into a rich table."""
+    """Write ``D``, ``G`` and ``R`` of every operation, at initialization and trained, into a rich table."""
     result = Table(title=title, title_justify="left", caption_justify="left")
     for heading in ("operation", "D", "G", "R = D / G"):
         result.add_column(heading, no_wrap=True)
-    result.caption = f"at initialisation → trained; R with its {100 * after.confidence:g} % interval over images"
+    result.caption = f"at initialization → trained; R with its {100 * after.confidence:g} % interval over images"
     for k, layer in enumerate(after.layers):
         row = [layer]
         for name in ("deformation", "noise", "relative"):
@@ -129,14 +129,14 @@ def _demo(demo: Demo, console: Console) -> None:
     console.print(table(before, after, title=f"{len(images)} test images, {demo.draws} deformations each"))
 
     figure = plot.layerwise(
-        {"at initialisation": before, "trained": after},
+        {"at initialization": before, "trained": after},
         title=f"small CNN on {demo.data}: test accuracy {accuracy:.3f}",
     )
     record = {"config": asdict(demo), "versions": versions(), "test_accuracy": accuracy}
     results = {"initial": before.to_json(), "trained": after.to_json()}
     console.print(plot.save(figure, demo.out / f"demo_{demo.data}", record | results))
     console.print(
-        f"R of the output: {float(before.relative[-1]):.3g} at initialisation, {float(after.relative[-1]):.3g} trained"
+        f"R of the output: {float(before.relative[-1]):.3g} at initialization, {float(after.relative[-1]):.3g} trained"
     )
 
 

@@ -35,7 +35,7 @@ def pull_back(
             are computed in float32.
         field: ``(ndim, *spatial)`` in pixels; component ``i`` moves along axis ``i``.
         interpolation: ``"linear"``; ``"nearest"``; ``"gaussian"``: weights ``exp(-d^2 / 2 sigma^2)`` with sigma =
-            0.4715 pixels, normalised over the whole image, so that the zero field smooths (Petrini, Favero, Geiger,
+            0.4715 pixels, normalized over the whole image, so that the zero field smooths (Petrini, Favero, Geiger,
             Wyart 2021); ``"cubic"``: the convolution of Keys 1981 with a = -1/2 (Catmull-Rom), which passes through
             the pixels, unlike a spline without prefilter, and repeats the border pixel outside. The Gaussian takes up
             to two spatial axes.
@@ -132,7 +132,7 @@ def _nearest(position: Float[Array, "*spatial"], n: int) -> list[WeightedIndex]:
 
 
 def _gaussian(position: Float[Array, "*spatial"], n: int) -> list[WeightedIndex]:
-    """Weigh the pixels around a position by ``exp(-d^2 / 2 sigma^2)``, normalised to sum one."""
+    """Weigh the pixels around a position by ``exp(-d^2 / 2 sigma^2)``, normalized to sum one."""
     # Pixels left out weigh less than exp(-d^2 / 2 sigma^2): 2e-9 at 3 pixels, 3e-16 at 4.
     reach = 3 if jnp.finfo(position.dtype).bits < 64 else 4
     count = min(2 * reach, n)

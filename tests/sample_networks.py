@@ -43,7 +43,7 @@ def normal(seed, *shape):
 
 
 class NNXConvNormDense(nnx.Module):
-    """A convolution, batch normalisation, ReLU and a dense layer, for images of a side."""
+    """A convolution, batch normalization, ReLU and a dense layer, for images of a side."""
 
     def __init__(self, side, *, rngs, channels=4):
         self.conv = nnx.Conv(3, channels, (3, 3), strides=2, rngs=rngs)
@@ -171,7 +171,7 @@ class LinenScanned(linen.Module):
 
 
 class LinenDense(linen.Module):
-    """Concatenation of features, and a rematerialised block."""
+    """Concatenation of features, and a rematerialized block."""
 
     @linen.compact
     def __call__(self, x):
@@ -310,7 +310,7 @@ def with_parameters(params, x):
     return (value * jax.nn.sigmoid(gate)).mean((1, 2)) @ params["head"]
 
 
-def parametrised_guest():
+def parametrized_guest():
     params = {
         "conv": {"direction": normal(0, 3, 3, 3, 4), "gain": jnp.ones(4).reshape(1, 1, 1, 4), "bias": normal(1, 4)},
         "slope": jnp.full((1, 1, 1, 1), 0.2),
@@ -414,7 +414,7 @@ CASES = {
         "layers/0/gelu_0=activation layers/0/add_0=residual head=dense output=output",
     ),
     "partial parameters": Case(
-        lambda: networks.wrap(parametrised_guest()),
+        lambda: networks.wrap(parametrized_guest()),
         "conv=conv slope=activation norm=norm sigmoid_0=activation mul_0=other avg_pool_0=pool head=dense "
         "output=output",
     ),

@@ -1,4 +1,4 @@
-"""On real CIFAR-10: the numbers of the literature at the input and at initialisation.
+"""On real CIFAR-10: the numbers of the literature at the input and at initialization.
 
 The published values were measured on 500 random test images of the same JPEG copies, with one draw, three seeds, and
 the paper's convention at cutoff 3 and one pixel. Two draws of the noise differ by up to 3 % in R, seeds by more.
@@ -19,7 +19,7 @@ pytestmark = [
 ]
 
 PUBLISHED = {
-    # name: D, G, R of means at initialisation over three seeds
+    # name: D, G, R of means at initialization over three seeds
     "LeNet": (0.12, 0.14, 0.87),
     "VGG11": (0.10, 0.26, 0.39),
     "VGG11bn": (0.31, 0.35, 0.89),
@@ -41,7 +41,7 @@ def images():
         *[pytest.param(name, seeds, marks=SLOW) for name, seeds in (("VGG11", 4), ("VGG11bn", 3))],
     ],
 )
-def test_stability_at_initialisation(name, seeds, images):
+def test_stability_at_initialization(name, seeds, images):
     deformation = sj.perturb.Diffeomorphism.of_displacement(1.0, 3, (32, 32), convention="paper")
     results = []
     for seed in range(seeds):

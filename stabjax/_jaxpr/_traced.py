@@ -117,7 +117,7 @@ def trace_network(adapter: Any, leaves: Sequence[Any], treedef: Any, x: Any, *, 
 
 
 def read(program: Program, *, root_scope: str = "") -> TracedProgram:
-    """Recognise the operations of a program.
+    """Recognize the operations of a program.
 
     Args:
         program: a traced network.

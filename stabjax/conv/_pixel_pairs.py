@@ -1,4 +1,4 @@
-"""Convolution of few channels: two neighbouring pixels are taken as one pixel of twice the channels.
+"""Convolution of few channels: two neighboring pixels are taken as one pixel of twice the channels.
 
 Images have three channels, too few for the wide registers of a CPU. Along the last axis, two outputs that stand side by
 side see ``k + 1`` pixels; as pairs they are one output of twice the channels, and the kernel of pairs holds the kernel
@@ -24,7 +24,7 @@ Route = Callable[[Array, Array, Geometry], Array]
 
 
 def can_pair(geometry: Geometry) -> bool:
-    """Tell whether the outputs along the last axis see neighbouring pixels and are many enough to make pairs."""
+    """Tell whether the outputs along the last axis see neighboring pixels and are many enough to make pairs."""
     dense = geometry.strides[-1] == geometry.dilation[-1] == geometry.groups == 1
     return dense and geometry.kernel[-1] > 1 and geometry.out_size[-1] > 1
 
@@ -71,7 +71,7 @@ def _pair_geometry(geometry: Geometry) -> Geometry:
 
 
 def _as_pairs(x: Array, geometry: Geometry) -> Array:
-    """Take neighbouring pixels as one, zeros around them included, ``(batch, ..., pairs, 2 in)``."""
+    """Take neighboring pixels as one, zeros around them included, ``(batch, ..., pairs, 2 in)``."""
     pair_geometry = _pair_geometry(geometry)
     # (batch, ..., 2 pairs, in) -> (batch, ..., pairs, 2 in): neighbors in memory, so the reshape moves nothing.
     x = _pad_to(x, -2, geometry.padding[-1][0], 2 * pair_geometry.size[-1])

@@ -57,7 +57,7 @@ def depthwise_forward(x: Array, kernel: Array, geometry: Geometry) -> Array:
     # (*kernel, 1, out) -> (taps, 1, ..., 1, out), one row of weights per tap. Output channels of one input channel
     # stand side by side, hence `_repeat`.
     kernel = jnp.reshape(kernel, (geometry.taps, *(1,) * (1 + len(geometry.size)), geometry.out_channels))
-    # Images of one channel take the place of channels, so that neighbours in memory are computed alike.
+    # Images of one channel take the place of channels, so that neighbors in memory are computed alike.
     single_channel = geometry.in_channels == geometry.out_channels == 1
     views = _tap_views(jnp.swapaxes(x, 0, -1) if single_channel else x, geometry)
     y = reduce(operator.add, [_repeat(tap, geometry.out_group) * weight for tap, weight in zip(views, kernel)])

@@ -231,7 +231,7 @@ def _jvp(geometry: Geometry, primals: tuple[Array, Array], tangents: tuple[Array
 def _tangent_map(gradient: Callable, position: int, geometry: Geometry) -> Callable:
     """Return the tangent of the convolution, as the transpose of one of its gradients.
 
-    Rematerialised: what is computed of the constant operand (patches, tiles) is several times its size, and would
+    Rematerialized: what is computed of the constant operand (patches, tiles) is several times its size, and would
     otherwise be kept from the forward to the backward pass.
     """
 

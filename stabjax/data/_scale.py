@@ -263,7 +263,7 @@ def translate_points(
 ) -> Int[Array, "*batch 2 ndim"]:
     """Move points by ``steps``, as the study does.
 
-    In a plane a point stops at the border. On a line a step off the end is cancelled, and so is one into another
+    In a plane a point stops at the border. On a line a step off the end is canceled, and so is one into another
     segment where those decide the label.
     """
     points = jnp.asarray(points)
@@ -288,7 +288,7 @@ class LocalTranslation:
     The two brightest pixels are taken for the lit ones. Background noise stays where it is.
 
     Attributes:
-        task: gives the shape of the image, and which moves are cancelled.
+        task: gives the shape of the image, and which moves are canceled.
         value: of a lit pixel; None is ``task.value``. To be set where images were scaled.
     """
 

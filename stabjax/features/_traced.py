@@ -128,7 +128,7 @@ class Traced:
             mixed = ", ".join(dict.fromkeys(self.mixed_rows))
             raise ValueError(
                 "expected a network whose rows depend on themselves alone, got one that sums over its batch at "
-                f"{mixed}, as batch normalisation does in training mode: put it in evaluation mode (networks.wrap does "
+                f"{mixed}, as batch normalization does in training mode: put it in evaluation mode (networks.wrap does "
                 f"for Flax NNX), or fix its statistics by train.calibrate{otherwise}"
             )
 

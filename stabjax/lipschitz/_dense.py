@@ -28,7 +28,7 @@ def dense(kernel: Float[AnyArray, "inputs outputs"], *, method: Method = "gram",
         steps: products of Gram iteration (6 by default), or power iterations (100).
 
     Returns:
-        the bound; its value, ``()``, can be differentiated (as a regulariser, say), with gradient zero at zero.
+        the bound; its value, ``()``, can be differentiated (as a regularizer, say), with gradient zero at zero.
 
     Raises:
         TypeError: if the kernel is not of real floating-point numbers.

@@ -58,8 +58,8 @@ def local(
 ) -> LocalNorm:
     """Estimate local Lipschitz constants: the largest singular value of the Jacobian of a network at each image.
 
-    Lanczos iteration of ``J J'`` or ``J' J``, whichever is smaller, with full reorthogonalisation (Golub and Van Loan,
-    Matrix Computations, section 10.1). ``J`` is never built: the network is linearised once, and a step takes one
+    Lanczos iteration of ``J J'`` or ``J' J``, whichever is smaller, with full reorthogonalization (Golub and Van Loan,
+    Matrix Computations, section 10.1). ``J`` is never built: the network is linearized once, and a step takes one
     product with ``J`` and one with its transpose, for all images together. The value of a step is a Rayleigh quotient,
     so it comes from below and certifies nothing; `network` bounds from above. A smaller side of no more entries than
     half the steps is spanned at once, by one product for each: then the value is exact to rounding.

@@ -16,7 +16,7 @@ _STAGES = ((40, 2), (80, 2), (160, 6), (320, 2))
 
 
 class ConvNeXtBlock(nnx.Module):
-    """``x + gamma * f(x)``: 7 x 7 of each channel, layer normalisation, and two dense layers with GELU between them.
+    """``x + gamma * f(x)``: 7 x 7 of each channel, layer normalization, and two dense layers with GELU between them.
 
     The inner layer is four times as wide; the layer scale ``gamma`` starts at 1e-6.
     """
@@ -36,7 +36,7 @@ class ConvNeXtBlock(nnx.Module):
 
 
 class Downsample(nnx.Module):
-    """Layer normalisation, 2 x 2 convolution of windows side by side."""
+    """Layer normalization, 2 x 2 convolution of windows side by side."""
 
     def __init__(self, in_channels: int, out_channels: int, *, param_dtype: Any = jnp.float32, rngs: nnx.Rngs) -> None:
         options: dict[str, Any] = {"param_dtype": param_dtype, "rngs": rngs}
@@ -52,7 +52,7 @@ class ConvNeXt(nnx.Module):
     """ConvNeXt with the 40, 80, 160 and 320 channels of its smallest kin, for 32 x 32 images (Liu et al. 2022).
 
     As in arXiv 2201.03545, but with windows of 2 x 2 pixels in the first layer, and weights that start as those of the
-    other networks here. The last maps are averaged, normalised and read by one dense layer. Sides are multiples of 16;
+    other networks here. The last maps are averaged, normalized and read by one dense layer. Sides are multiples of 16;
     28 x 28 images are padded with two zeros.
 
     Args:

@@ -28,7 +28,7 @@ class DenseLayer(nnx.Module):
 
 
 class Transition(NormConv):
-    """Batch normalisation, ReLU, 1 x 1 convolution, 2 x 2 average pooling."""
+    """Batch normalization, ReLU, 1 x 1 convolution, 2 x 2 average pooling."""
 
     def __call__(self, x: Float[Array, "batch *spatial_in channels_in"]) -> Float[Array, "batch *spatial channels"]:
         """Return the averaged response, ``(batch, *spatial, out_channels)``."""
@@ -39,7 +39,7 @@ class DenseNet(nnx.Module):
     """DenseNet-BC as it is used on 32 x 32 images (Huang et al. 2017, arXiv 1608.06993).
 
     A 3 x 3 convolution at full size to twice the growth; four stages of layers that each add ``growth = 32`` channels;
-    between stages half of the channels and half of the size are kept; the last maps are normalised, rectified, averaged
+    between stages half of the channels and half of the size are kept; the last maps are normalized, rectified, averaged
     and read by one dense layer. 6,956,298 parameters at depth 121. Sides are multiples of 8; 28 x 28 images are padded
     with two zeros.
 

@@ -84,7 +84,7 @@ def dense(in_features: int, out_features: int, *, param_dtype: Any = jnp.float32
 
 
 class BatchNorm(nnx.BatchNorm):
-    """Batch normalisation over all axes but the last, with PyTorch's conventions.
+    """Batch normalization over all axes but the last, with PyTorch's conventions.
 
     The variance is that of the centered activations: the mean of squares less the square of the mean loses all digits
     where the mean is large. The running variance is the unbiased one, and moves a tenth of the way at each step.
@@ -102,7 +102,7 @@ class BatchNorm(nnx.BatchNorm):
     def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]  the parent's mask is not offered
         self, x: Float[Array, "batch *spatial channels"], use_running_average: bool | None = None
     ) -> Float[Array, "batch *spatial channels"]:
-        """Return the normalised activations, by running statistics in evaluation mode, else by those of the batch."""
+        """Return the normalized activations, by running statistics in evaluation mode, else by those of the batch."""
         compute = x.dtype if x.dtype.itemsize >= 4 else jnp.float32
         axes, count = tuple(range(x.ndim - 1)), x.size // x.shape[-1]
 
@@ -127,12 +127,12 @@ class BatchNorm(nnx.BatchNorm):
 
 
 class LayerNorm(nnx.LayerNorm):
-    """Layer normalisation over the last axis, by the variance of the centered activations."""
+    """Layer normalization over the last axis, by the variance of the centered activations."""
 
     def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]  the parent's mask is not offered
         self, x: Float[Array, "batch *places channels"]
     ) -> Float[Array, "batch *places channels"]:
-        """Return the normalised activations, in the shape and dtype of ``x``."""
+        """Return the normalized activations, in the shape and dtype of ``x``."""
         compute = x.dtype if x.dtype.itemsize >= 4 else jnp.float32
         centered = x.astype(compute)
         centered = centered - jnp.mean(centered, -1, keepdims=True)
@@ -146,7 +146,7 @@ class LayerNorm(nnx.LayerNorm):
 
 
 class ConvNorm(nnx.Module):
-    """Convolution, batch normalisation where asked for."""
+    """Convolution, batch normalization where asked for."""
 
     def __init__(
         self,
@@ -182,7 +182,7 @@ class ConvNorm(nnx.Module):
 
 
 class ConvBlock(ConvNorm):
-    """Convolution, batch normalisation where asked for, ReLU."""
+    """Convolution, batch normalization where asked for, ReLU."""
 
     def __call__(self, x: Float[Array, "batch *spatial_in channels_in"]) -> Float[Array, "batch *spatial channels"]:
         """Return the rectified response, ``(batch, *spatial, out_channels)``."""
@@ -190,7 +190,7 @@ class ConvBlock(ConvNorm):
 
 
 class NormConv(nnx.Module):
-    """Batch normalisation, ReLU, convolution without bias."""
+    """Batch normalization, ReLU, convolution without bias."""
 
     def __init__(
         self,

@@ -28,9 +28,9 @@ _BOTTLENECK = {50: (3, 4, 6, 3)}
 
 
 class ResidualBlock(nnx.Module):
-    """``relu(f(x) + s(x))``: ``f`` a chain of convolutions with batch normalisation, ReLU between them.
+    """``relu(f(x) + s(x))``: ``f`` a chain of convolutions with batch normalization, ReLU between them.
 
-    ``s`` is the identity, or a 1 x 1 convolution with batch normalisation where the shape changes. The stride and the
+    ``s`` is the identity, or a 1 x 1 convolution with batch normalization where the shape changes. The stride and the
     groups are those of the first convolution wider than a pixel.
     """
 
@@ -171,7 +171,7 @@ class ResNeXt(nnx.Module):
 
 
 class PreActBlock(nnx.Module):
-    """``f(x) + s(x)``: ``f`` two times batch normalisation, ReLU, 3 x 3 convolution.
+    """``f(x) + s(x)``: ``f`` two times batch normalization, ReLU, 3 x 3 convolution.
 
     ``s`` is the identity, or a 1 x 1 convolution of ``relu(norm(x))`` where the shape changes.
     """
@@ -201,7 +201,7 @@ class PreActBlock(nnx.Module):
 
 
 class PreActResNet(nnx.Module):
-    """`ResNet` with normalisation and ReLU before each convolution (He et al. 2016, arXiv 1603.05027).
+    """`ResNet` with normalization and ReLU before each convolution (He et al. 2016, arXiv 1603.05027).
 
     11,171,146 parameters at depth 18. As in the common implementation for 32 x 32 images, nothing but the average
     stands between the last sum and the dense layer. Images have any size; 28 x 28 are padded with two zeros.

@@ -14,7 +14,7 @@ from stabjax.models._layers import ConvBlock, check_32, check_multiple, dense, m
 
 
 class SmallCNN(nnx.Module):
-    """A plain CNN that trains in minutes: blocks of 3 x 3 convolution, batch normalisation, ReLU and 2 x 2 max pooling.
+    """A plain CNN that trains in minutes: blocks of 3 x 3 convolution, batch normalization, ReLU and 2 x 2 max pooling.
 
     The last maps are averaged and read by one dense layer. Sides are multiples of ``2 ** len(channels)``; 28 x 28
     images are padded with two zeros.
@@ -23,7 +23,7 @@ class SmallCNN(nnx.Module):
         channels: channels of each block.
         num_classes: length of the output.
         in_channels: channels of the images.
-        norm: whether each convolution is followed by batch normalisation.
+        norm: whether each convolution is followed by batch normalization.
         param_dtype: dtype of the parameters.
         rngs: key of the initial weights.
     """

@@ -17,7 +17,7 @@ _CONVOLUTIONS = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 
 class VGG(nnx.Module):
     """VGG with one dense layer, as it is used on 32 x 32 images (Simonyan and Zisserman 2015, arXiv 1409.1556).
 
-    Five stages of 3 x 3 convolutions (with bias), each followed by batch normalisation where ``norm``, and ReLU; a
+    Five stages of 3 x 3 convolutions (with bias), each followed by batch normalization where ``norm``, and ReLU; a
     2 x 2 max pooling ends each stage. Sides are multiples of 32; 28 x 28 images are padded with two zeros. What is left
     of a larger image than 32 x 32 is averaged.
 
@@ -25,7 +25,7 @@ class VGG(nnx.Module):
         depth: 11, 13, 16 or 19.
         num_classes: length of the output.
         in_channels: channels of the images.
-        norm: whether each convolution is followed by batch normalisation.
+        norm: whether each convolution is followed by batch normalization.
         width: factor on the number of channels, rounded to whole channels, at least one.
         param_dtype: dtype of the parameters.
         rngs: key of the initial weights.

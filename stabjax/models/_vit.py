@@ -34,7 +34,7 @@ class Attention(nnx.Module):
 
 
 class TransformerBlock(nnx.Module):
-    """Attention, then two dense layers with GELU between them, each behind a layer normalisation and beside a skip."""
+    """Attention, then two dense layers with GELU between them, each behind a layer normalization and beside a skip."""
 
     def __init__(self, width: int, heads: int, *, param_dtype: Any = jnp.float32, rngs: nnx.Rngs) -> None:
         options: dict[str, Any] = {"param_dtype": param_dtype, "rngs": rngs}
@@ -53,8 +53,8 @@ class TransformerBlock(nnx.Module):
 class VisionTransformer(nnx.Module):
     """A small vision transformer (Dosovitskiy et al. 2021, arXiv 2010.11929): 2,693,194 parameters for 32 x 32 x 3.
 
-    Patches are embedded by one convolution, learned positions added; blocks normalise before attention and before their
-    dense layers; the last tokens are normalised, averaged and read by one dense layer.
+    Patches are embedded by one convolution, learned positions added; blocks normalize before attention and before their
+    dense layers; the last tokens are normalized, averaged and read by one dense layer.
 
     Args:
         size: side of the square images, a multiple of ``patch``.

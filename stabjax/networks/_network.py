@@ -144,8 +144,8 @@ def wrap(
         single: whether the model takes one example instead of a batch.
         layout: ``"channels_last"``, or ``"channels_first"`` for a model that wants its channels in front of space.
             The network made here takes channels last in both cases.
-        mode: ``"eval"``, or ``"batch_statistics"`` for NNX networks at initialisation, which have no running
-            statistics yet: normalisation by the batch at hand, dropout off.
+        mode: ``"eval"``, or ``"batch_statistics"`` for NNX networks at initialization, which have no running
+            statistics yet: normalization by the batch at hand, dropout off.
         **static: further keyword arguments of the model, hashable.
 
     Returns:

@@ -45,7 +45,7 @@ def layerwise(results: Seeds | Mapping[str, Seeds], *, title: str = "") -> "Figu
     are not defined are left out of the curve. A logarithmic axis has no zero: zeros stand at its foot, as open markers.
 
     Args:
-        results: by label (``{"at initialisation": ..., "trained": ...}``), each a `stabjax.stability.Stability`, one
+        results: by label (``{"at initialization": ..., "trained": ...}``), each a `stabjax.stability.Stability`, one
             stacked under `jax.vmap`, or a sequence of them, all with the same layers. The first is drawn in gray. One
             alone needs no label.
         title: over the figure.

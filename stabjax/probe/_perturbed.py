@@ -37,7 +37,7 @@ def perturbed(
         stability.from_features(key, clean, *others, average="median_per_unit")
 
     Args:
-        images: Clean images as the network takes them (normalised), ``(n, *spatial, channels)``.
+        images: Clean images as the network takes them (normalized), ``(n, *spatial, channels)``.
         key: Key of all deformations and noise. Image ``i``, draw ``d`` takes the keys
             ``jax.random.split(fold_in(fold_in(key, i), d))``, as in `stability`: the same for any number of images.
         deformation: ``(key, image) -> image``.

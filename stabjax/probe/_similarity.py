@@ -63,12 +63,12 @@ def similarity(
 
     Args:
         f: The first network: what `stabjax.networks.wrap` returns, or anything it takes. Each row of its output must
-            depend on the same row of its input alone; a network that normalises by the statistics of its batch is
+            depend on the same row of its input alone; a network that normalizes by the statistics of its batch is
             compared only if all images pass as one batch.
         g: The second; ``f`` itself runs once.
-        images: Images as ``f`` takes them (normalised), ``(n, *spatial, channels)``, at least two (four if debiased).
+        images: Images as ``f`` takes them (normalized), ``(n, *spatial, channels)``, at least two (four if debiased).
             An image with a pixel that is not finite is left out, and ``measured`` says so.
-        others: What ``g`` sees instead, image by image: deformed, noisy, or normalised otherwise.
+        others: What ``g`` sees instead, image by image: deformed, noisy, or normalized otherwise.
         measure: ``"cka"``, linear (Kornblith et al. 2019, arXiv 1905.00414); ``"cka_debiased"``, by unbiased HSIC (Song
             et al. 2012); ``"cca"``, mean canonical correlation; ``"svcca"`` of the directions that explain 99 % of the
             variance (Raghu et al. 2017, arXiv 1706.05806); ``"pwcca"``, weighted by the layers of ``f`` (Morcos et al.

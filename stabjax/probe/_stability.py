@@ -42,12 +42,12 @@ def stability(
 
     ``D`` is 0 if the layer does not see deformations at all, and 1 if a deformed image is as far from the original as
     another image is. ``G`` is the same for noise. ``R`` compares the two: at the input ``D = G`` and ``R = 1`` by
-    construction; ``R`` is of order one at initialisation, and far below one after training for networks that have
+    construction; ``R`` is of order one at initialization, and far below one after training for networks that have
     learned to ignore smooth deformations in particular, not perturbations in general. It is ``R`` of the output that
     goes with the test error.
 
     A row of the result is one operation, in the order of execution: the images themselves first (``"input"``), then
-    each convolution (with its bias), normalisation, activation, pooling, ..., and the output last::
+    each convolution (with its bias), normalization, activation, pooling, ..., and the output last::
 
         import jax, stabjax as sj
 
@@ -68,9 +68,9 @@ def stability(
 
     Args:
         f: The network: what `stabjax.networks.wrap` returns, or anything it takes. Each row of its output must depend
-            on the same row of its input alone. A network that normalises by the statistics of its batch is measured
+            on the same row of its input alone. A network that normalizes by the statistics of its batch is measured
             only if all images pass as one batch; then the clean, the deformed and the noisy images pass separately.
-        images: Clean images as the network takes them (normalised), ``(n, *spatial, channels)``, at least two. An
+        images: Clean images as the network takes them (normalized), ``(n, *spatial, channels)``, at least two. An
             image with a pixel that is not finite is left out, and ``measured`` says so (in a network with batch
             statistics a blank image stands in its place).
         key: Key of all deformations, noise and resamplings.

@@ -181,11 +181,11 @@ def _write_out(parts: Sequence[Box | None], lengths: Sequence[int], axis: int) -
 def _continue(
     parts: Sequence[Box | None], lengths: Sequence[int], axis: int, blank: Sequence[bool], longest: int
 ) -> Box | None:
-    """Let the longest array go on over its neighbours; None if these do not continue it."""
+    """Let the longest array go on over its neighbors; None if these do not continue it."""
     seeing = [box for box in parts if box is not None]
     base: Any = parts[longest]
     offsets = [0, *np.cumsum(lengths).tolist()]
-    # Positions are those of the longest array: its neighbours stand below zero and from its length on.
+    # Positions are those of the longest array: its neighbors stand below zero and from its length on.
     bounds = bounds_at(base, axis, np.arange(offsets[-1]) - offsets[longest])
     exact = all(box.exact for box in seeing)
     for k, part in enumerate(parts):
@@ -204,7 +204,7 @@ def _continue(
 
 
 def _continues(part: Box, base: Box, axis: int, positions: np.ndarray) -> bool:
-    """Return whether a neighbour continues an array: as it is, a whole side further on, mirrored, or by its border."""
+    """Return whether a neighbor continues an array: as it is, a whole side further on, mirrored, or by its border."""
     length = base.bounds.shape[axis + 1]
     # A part of one entry that stands for several, as the border repeated.
     if part.strides[axis] == CONSTANT and len(positions) > 1:
@@ -294,7 +294,7 @@ def _columns(box: Box, axis: int, table: np.ndarray, kept: Sequence[int], *, beh
 
 
 def _resample(box: Box, axis: int, table: np.ndarray) -> Box | None:
-    """Resample an axis by a matrix that reads the same neighbours everywhere, but for what lies outside; else None.
+    """Resample an axis by a matrix that reads the same neighbors everywhere, but for what lies outside; else None.
 
     From ``n`` entries to ``m`` the pattern repeats after ``m / gcd(n, m)`` results, ``n / gcd(n, m)`` entries further
     on. An enlargement by two, of which result 2 i reads the entries i - 1 and i, and result 2 i + 1 i and i + 1:

@@ -22,7 +22,7 @@ def constant_weight(
 
     Every spatial weight is one unless a mask makes it zero, channels and the inputs of a dense layer are averaged,
     activations are the identity, a maximum (a pool, or the larger of two maps) is the mean of what it chooses from, and
-    so is a product of activations. Averages stay averages. Biases and normalisation by fixed statistics do nothing. The
+    so is a product of activations. Averages stay averages. Biases and normalization by fixed statistics do nothing. The
     network itself is not touched: its traced program is written out anew. An activation is what `features.taps` lists
     as one; elementwise steps that it does not list, as in a loop over the images, keep their constant factors.
 

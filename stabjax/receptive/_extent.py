@@ -21,7 +21,7 @@ class Extent:
 
     Attributes:
         size: sides of the box of one unit; the largest where they differ.
-        stride: pixels between the boxes of neighbouring units: 0 where every unit sees the same, a fraction after
+        stride: pixels between the boxes of neighboring units: 0 where every unit sees the same, a fraction after
             upsampling, negative where the map is mirrored, NaN where the boxes lie on no regular grid; ``size`` and
             ``start`` are then those of what is seen inside the image.
         start: first pixel of the box of the first unit; negative where it begins in the padding.
@@ -97,7 +97,7 @@ def extent(f: Any, x: Any, *, spatial: Spatial = None) -> dict[str, Extent]:
       the image, ``size`` is the largest of what is seen inside it.
     * Where boxes lose their position, in flattened and dense layers, global pooling and attention, they are what is
       seen inside the image, and where a map is joined with such a value (a gate, a mean over space that is subtracted)
-      too: a network with group normalisation sees the whole image from its first norm on. There a unit that circular
+      too: a network with group normalization sees the whole image from its first norm on. There a unit that circular
       padding shows both borders sees the whole side.
     * Transposed convolutions and enlargements are exact; their boxes repeat with a period, ``size`` is the largest of
       it and ``stride`` the mean.

@@ -88,7 +88,7 @@ def check_grid(axes: Mapping[str, Any], static: Iterable[str], seeds: int) -> Gr
         else:
             given = _array(name, values)
             traced[name] = _traced_axis(name, given)
-            # Halves are widened: files of labelled arrays know neither bfloat16 nor float16.
+            # Halves are widened: files of labeled arrays know neither bfloat16 nor float16.
             wide = given.dtype.kind in "biu" or (given.dtype.kind == "f" and given.dtype.itemsize >= 4)
             labels[name] = given if wide else given.astype(np.float32)
     return Grid(tuple(axes), traced, fixed, labels, int(seeds))

@@ -85,7 +85,7 @@ class _Part:
         self.names: dict[str, str] = {}
         """Of the arrays in the dataset, by what the result calls them."""
         self.labels: Any = None
-        """The result as a labelled dataset of zeros; None for an array."""
+        """The result as a labeled dataset of zeros; None for an array."""
         if not is_result(node):
             self.leaves = {"": node}
             return
@@ -136,12 +136,12 @@ def _label(part: _Part, parts: list[_Part], taken: set[str], found: Outputs) -> 
 
 
 def _dotted_path(path: Any) -> str:
-    # Files of labelled arrays keep "/" for groups.
+    # Files of labeled arrays keep "/" for groups.
     return jax.tree_util.keystr(path, simple=True, separator=".").replace("/", ".")
 
 
 def check_same_labels(found: Sequence[tuple[Any, Outputs]]) -> None:
-    """Raise unless the outputs for all static values are of one kind and labelled alike."""
+    """Raise unless the outputs for all static values are of one kind and labeled alike."""
     (first, one), *others = found
     for static, other in others:
         if one.kinds() != other.kinds():

@@ -138,7 +138,7 @@ def _as_storable(leaf: Any) -> jax.Array:
     except (TypeError, ValueError) as error:
         raise TypeError(
             f"expected a function that returns arrays, or pytrees of them, got {type(leaf).__name__} among what it "
-            "returns: return the numbers in it; a result, such as a Stability, is labelled by itself"
+            "returns: return the numbers in it; a result, such as a Stability, is labeled by itself"
         ) from error
     if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         return jax.random.key_data(leaf)

@@ -1,4 +1,4 @@
-"""The rows of all cells as a labelled dataset."""
+"""The rows of all cells as a labeled dataset."""
 
 import json
 from collections.abc import Mapping

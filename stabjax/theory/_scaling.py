@@ -187,7 +187,7 @@ def scaling(kernel: int, stride: int) -> Scaling:
       reached slowly: exponents fitted to a few layers are smaller.
     - ``s`` divides ``F``: each layer multiplies ``D`` by ``lambda(q, s) / (s q^2)``, which is ``1/F`` where ``q <= s``
       and ``1/s^2`` where ``s`` divides ``q``; denominators stay, ``G ~ s^k``.
-    - ``s`` does not divide ``F``: the windows overlap unevenly, some pixels count more than their neighbours in every
+    - ``s`` does not divide ``F``: the windows overlap unevenly, some pixels count more than their neighbors in every
       layer, and a shift by one pixel stays visible. Numerators and denominators grow by one factor,
       ``s lambda(F, s) / F^2 > 1``, so that ``D`` is constant.
 

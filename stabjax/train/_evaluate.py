@@ -1,4 +1,4 @@
-"""Loss and accuracy of a model on labelled images."""
+"""Loss and accuracy of a model on labeled images."""
 
 import dataclasses
 import functools

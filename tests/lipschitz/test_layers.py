@@ -122,7 +122,7 @@ def test_circular_norm_of_the_same_size_does_not_bound_zero_padding():
 
 
 def test_power_iteration_sees_what_a_constant_does_not():
-    """Differences of neighbours are largest where signs alternate."""
+    """Differences of neighbors are largest where signs alternate."""
     kernel = np.array([1.0, -1.0], np.float32)[:, None, None]
     found = lipschitz.conv(kernel, 8, padding="circular", method="power").value
     np.testing.assert_allclose(found, 2, rtol=1e-5)

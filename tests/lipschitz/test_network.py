@@ -93,10 +93,10 @@ REFUSED = {
     "rounding": (jnp.round, "`round`"),
     "integers": (lambda x: x.astype(int).astype(x.dtype), "`convert_element_type`"),
     "sum of exponentials": (lambda x: jnp.exp(x).sum(-1), "`exp`.*softmax"),
-    "unnormalised": (lambda x: jnp.exp(x) / (1 + jnp.exp(x).sum(-1, keepdims=True)), "softmax"),
+    "unnormalized": (lambda x: jnp.exp(x) / (1 + jnp.exp(x).sum(-1, keepdims=True)), "softmax"),
     "gate": (lambda x: jax.nn.sigmoid(x @ normal(0, 3, 3)) * (x @ normal(1, 3, 3)), "`mul` of several.*gate"),
     "attention": (lambda x: jnp.einsum("bhwc,bijc->bhwij", x, x), "`dot_general` of several.*attention"),
-    "normalised": (lambda x: x / jnp.linalg.norm(x, axis=-1, keepdims=True), "statistics"),
+    "normalized": (lambda x: x / jnp.linalg.norm(x, axis=-1, keepdims=True), "statistics"),
     "choice": (lambda x: jnp.argmax(x, -1).astype(x.dtype), "`argmax`"),
     "its own index": (lambda x: jnp.take(jnp.arange(3.0), jnp.argmax(x, -1)), "`argmax`"),
     "loop": (lambda x: jax.lax.while_loop(lambda x: x.sum() < 9, lambda x: x + 1, x), "`while`"),
@@ -253,7 +253,7 @@ def test_a_maximum_counts_how_often_a_pixel_is_read(sides, strides, expected):
     np.testing.assert_allclose(jnp.linalg.norm(pool(x)), expected, rtol=1e-6)
 
 
-def test_a_normalisation_counts_with_the_layer_before_it():
+def test_a_normalization_counts_with_the_layer_before_it():
     kernel, scale = normal(0, 3, 3, 3, 4), jnp.array([4.0, -0.5, 0.25, 0.125]).reshape(1, 1, 1, 4)
     bias = normal(1, 1, 1, 1, 4)
 
@@ -421,7 +421,7 @@ GATED = {"EfficientNetB0": "`mul` of several", "ConvNeXt": "`square`", "ViT": "`
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
-def test_models_at_initialisation(name, key, relaxed_promotion):
+def test_models_at_initialization(name, key, relaxed_promotion):
     """The certified bound, above what is seen at every layer and the local norm; or what stands in its way."""
     network = networks.wrap(models.build(name, rngs=nnx.Rngs(0)))
     if name in GATED:

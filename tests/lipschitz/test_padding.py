@@ -24,7 +24,7 @@ def pad(x, low, high, mode):
 
 
 def ordered(x):
-    """GroupSort of two neighbours."""
+    """GroupSort of two neighbors."""
     pairs = x.reshape(*x.shape[:-1], -1, 2)
     one, two = pairs[..., :1], pairs[..., 1:]
     return jnp.concatenate([jnp.maximum(one, two), jnp.minimum(one, two)], -1).reshape(x.shape)

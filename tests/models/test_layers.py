@@ -41,8 +41,8 @@ def test_layer_norm_against_float64():
     layer = LayerNorm(16, rngs=nnx.Rngs(0))
     layer.scale[...], layer.bias[...] = jnp.linspace(1, 2, 16), jnp.linspace(-1, 1, 16)
     exact = x.astype(np.float64)
-    centred = exact - exact.mean(-1, keepdims=True)
-    expected = centred / np.sqrt(np.square(centred).mean(-1, keepdims=True) + 1e-6)
+    centered = exact - exact.mean(-1, keepdims=True)
+    expected = centered / np.sqrt(np.square(centered).mean(-1, keepdims=True) + 1e-6)
     expected = expected * np.linspace(1, 2, 16) + np.linspace(-1, 1, 16)
     np.testing.assert_allclose(layer(jnp.asarray(x)), expected, atol=1e-3)
 

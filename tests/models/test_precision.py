@@ -41,7 +41,7 @@ def test_statistics_are_in_single_precision_at_least(dtype, relaxed_promotion):
 
 
 def by_definition(model, x):
-    """VGG11 layer by layer: convolution of `lax`, NumPy's normalisation."""
+    """VGG11 layer by layer: convolution of `lax`, NumPy's normalization."""
     for number, layer in enumerate(model.features):
         kernel, bias = (np.asarray(getattr(layer.conv, name)[...]) for name in ("kernel", "bias"))
         x = lax.conv_general_dilated(

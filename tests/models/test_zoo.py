@@ -34,7 +34,7 @@ PUBLISHED = {
     "ResNeXt29": 9_128_778,
     "DenseNet121": 6_956_298,
     "MobileNetV2": 2_296_922,
-    # less the first block's expansion by one, 32 x 32 and its normalisation, which is counted but never used
+    # less the first block's expansion by one, 32 x 32 and its normalization, which is counted but never used
     "EfficientNetB0": 3_599_686 - (32 * 32 + 2 * 32),
     "ConvNeXt": None,
     "ViT": None,
@@ -91,7 +91,7 @@ def test_number_of_parameters(name):
 
 
 @pytest.mark.parametrize("name", TRACED)
-def test_operations_are_recognised(name):
+def test_operations_are_recognized(name):
     """Every layer with parameters is a tap of the right kind by the path of its parameters; nothing is out of reach."""
     model, x = networks.wrap(abstract(name)), jax.ShapeDtypeStruct((4, *SHAPES.get(name, (32, 32, 3))), jnp.float32)
     taps = features.taps(model, x)

@@ -41,7 +41,7 @@ def curves(axes):
 
 def test_layerwise_draws_the_numbers():
     initial, trained = result(0), result(1)
-    figure = sj.plot.layerwise({"at initialisation": initial, "trained": trained}, title="a title")
+    figure = sj.plot.layerwise({"at initialization": initial, "trained": trained}, title="a title")
     panels = figure.axes
     assert len(panels) == 3
     for axes, name in zip(panels, ("deformation", "noise", "relative")):
@@ -53,7 +53,7 @@ def test_layerwise_draws_the_numbers():
     assert [text.get_text() for text in panels[-1].get_xticklabels()] == list(initial.layers)
     legends = [child for child in panels[0].get_children() if isinstance(child, Legend)]
     texts = [text.get_text() for legend in legends for text in legend.get_texts()]
-    assert texts == ["at initialisation", "trained", "input", "conv", "activation"]
+    assert texts == ["at initialization", "trained", "input", "conv", "activation"]
 
 
 def test_seeds_are_drawn_as_geometric_mean_with_their_deviation():

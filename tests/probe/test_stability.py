@@ -222,7 +222,7 @@ def test_batch_statistics_need_all_images_together(images):
     measure = partial(probe.stability, f, images, key=jax.random.key(1), deformation=DEFORMATION)
     with pytest.raises(ValueError, match=r"depend on themselves alone.*batch_size=50"):
         measure(batch_size=49)
-    # Each version is normalised by its own statistics.
+    # Each version is normalized by its own statistics.
     close(measure(batch_size=50), whole(f, images, jax.random.key(1)))
 
 

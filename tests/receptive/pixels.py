@@ -76,7 +76,7 @@ def rolled(x):
 def reach(f, sides, channels=3):
     """Boxes of every unit of every tap, pixel by pixel: whatever a NaN in its place, or a huge number, changes.
 
-    A NaN passes what a number does not (a saturated tanh, a cancelled sum), but XLA may drop it in a maximum, which a
+    A NaN passes what a number does not (a saturated tanh, a canceled sum), but XLA may drop it in a maximum, which a
     huge number passes; so it takes both. Returns ``{name: (first, last)}``, ``(*units, ndim)``, of the pixels that
     reach a unit; infinite where none does.
     """

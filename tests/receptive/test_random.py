@@ -119,7 +119,7 @@ def test_many_random_networks_against_pixels(seed):
 
 
 def agree_with_paths(network, sides):
-    """The box of the last unit inside the image, and that of the centre, clipped, are the supports of its paths."""
+    """The box of the last unit inside the image, and that of the center, clipped, are the supports of its paths."""
     shape = image_shape(sides=sides)
     taps = {tap.name: tap for tap in sj.features.taps(network, shape)}
     name, extent = list(receptive.extent(network, shape).items())[-1]

@@ -30,7 +30,7 @@ def weighted(alpha, correlations):
 
 
 def anatome(x, y):
-    """Sample by sample: how far each reaches along the orthonormalised coefficients."""
+    """Sample by sample: how far each reaches along the orthonormalized coefficients."""
     coefficients, _, correlations = decomposed(x, y)
     basis, _ = np.linalg.qr(coefficients)
     alpha = np.zeros(len(correlations))

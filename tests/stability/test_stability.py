@@ -277,7 +277,7 @@ def test_a_result_is_a_tree_and_stacks(result):
     assert jax.jit(lambda r: r.relative[2])(result) == result.relative[2]
 
 
-def test_labelled_axes(result):
+def test_labeled_axes(result):
     data = result.to_xarray()
     assert data.sizes == {"layer": 3, "bound": 2, "draw": 1, "image": 40}
     assert float(data["relative"].sel(layer="output")) == float(result.relative[2])

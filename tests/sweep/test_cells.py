@@ -120,7 +120,7 @@ def test_equal_bound_values_of_other_types_are_others(key):
         assert found.value.item() == expected
 
 
-def test_any_chunk_size_gives_the_same_labelled_values(key, whole):
+def test_any_chunk_size_gives_the_same_labeled_values(key, whole):
     for chunk in (1, 3, 7, 12, 100, None):
         found = sweep.run(cell, AXES, key=key, seeds=2, chunk=chunk)
         xarray.testing.assert_allclose(found, whole, rtol=1e-6)

@@ -84,7 +84,7 @@ def test_resume_from_any_subset_of_chunks(finished, tmp_path_factory, kept, dama
     assert not (path / ".chunk-00000-1.npz.draft").exists()
 
 
-def test_a_whole_chunk_under_the_number_of_another_is_recognised(finished, copy):
+def test_a_whole_chunk_under_the_number_of_another_is_recognized(finished, copy):
     first, second, _ = chunks(copy)
     wrong = copy / second.name.replace("00001", "00000")
     second.rename(wrong)

@@ -1,4 +1,4 @@
-"""Functions that return results: their fields are labelled as the results label them."""
+"""Functions that return results: their fields are labeled as the results label them."""
 
 import dataclasses
 from typing import Any
@@ -32,7 +32,7 @@ def swept(tmp_path_factory):
     return sweep.run(stability, axes, key=KEY, seeds=2, path=path), path, axes
 
 
-def test_a_stability_is_labelled_by_its_layers(swept, tmp_path):
+def test_a_stability_is_labeled_by_its_layers(swept, tmp_path):
     found, path, axes = swept
     for seed in range(2):
         for temperature in axes["temperature"]:
@@ -60,7 +60,7 @@ def similarity(key, *, scale):
     return sj.probe.similarity(network, network, x)
 
 
-def test_a_similarity_is_labelled_by_both_networks():
+def test_a_similarity_is_labeled_by_both_networks():
     found = sweep.run(similarity, {"scale": [1.0]}, key=KEY)
     assert found.matrix.dims == ("scale", "seed", "layer", "other_layer")
     assert found.interval.dims[-1] == "bound"

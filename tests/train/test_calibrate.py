@@ -122,7 +122,7 @@ def test_calibrated_statistics_are_those_of_the_images(batch_size):
     assert jax.tree.structure(nnx.state(calibrated)) == jax.tree.structure(nnx.state(model))
 
 
-def test_calibrate_normalises_and_passes_networks_without_statistics():
+def test_calibrate_normalizes_and_passes_networks_without_statistics():
     images = DATA[0]
     calibrated = train.calibrate(Dense(rngs=nnx.Rngs(0)), images, mean=(0.2,), deviation=(0.3,))
     flat = ((images / 255 - 0.2) / 0.3).reshape(len(images), -1)

@@ -101,7 +101,7 @@ class TestValues:
         still = warp.pull_back(image, 0 * field, interpolation=kind)
         steady = jnp.stack([jnp.full(shape, float(step)) for step in shift])
         moved = warp.pull_back(image, steady, interpolation=kind)
-        # The Gaussian is normalised over what lies in the image, so it needs its width as margin.
+        # The Gaussian is normalized over what lies in the image, so it needs its width as margin.
         low = 3 if kind == "gaussian" else 0
         inside = tuple(slice(step + low, n - low) for step, n in zip(shift, shape))
         rolled = np.roll(still, shift, axis=range(len(shape)))

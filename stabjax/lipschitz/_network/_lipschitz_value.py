@@ -159,7 +159,7 @@ def _rounding_factor(roundings: int, bound: Array) -> float:
 def multiply(value: LipschitzValue, factors: Any, pieces: tuple[PiecewiseLinear, ...] = ()) -> LipschitzValue:
     """Multiply by an array of the value's rank, or by one number.
 
-    A layer and the scale of its channels are one linear map (as a convolution with the normalisation behind it), whose
+    A layer and the scale of its channels are one linear map (as a convolution with the normalization behind it), whose
     norm may be far below the product of the two: the smaller bound is taken.
     """
     value = as_root(value)

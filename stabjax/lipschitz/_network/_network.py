@@ -57,7 +57,7 @@ def network(f: Any, x: Any, *, spatial: Spatial = None) -> NetworkBound:
 
     The program of the network is followed operation by operation, and the constants of the operations are multiplied
     along each path: of dense layers and convolutions the norm, as in `dense` and `conv`; of a convolution or dense
-    layer with the normalisation behind it that of both as one map; of activations the steepest slope, found by interval
+    layer with the normalization behind it that of both as one map; of activations the steepest slope, found by interval
     arithmetic, whatever they are written like, also with slopes of their own per channel; of softmax 1/2; of pools how
     often a pixel counts. Slices of one value that are joined again are one value: a roll or a channel shuffle is 1, a
     convolution behind circular or mirrored padding counts with it as one map (close to the norm where the axes with
@@ -82,7 +82,7 @@ def network(f: Any, x: Any, *, spatial: Spatial = None) -> NetworkBound:
     Raises:
         TypeError: if JAX cannot trace the network.
         ValueError: for an operation that cannot be bounded: the error names it and where it stands. Products of
-            activations (attention, gates), normalisation by statistics of the batch or the image at hand, functions
+            activations (attention, gates), normalization by statistics of the batch or the image at hand, functions
             steeper than any number (exponentials outside of a softmax, squares, steps). Also if rows of the batch are
             mixed, or ``x`` is no batch.
 

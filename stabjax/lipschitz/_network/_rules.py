@@ -45,7 +45,7 @@ Values = list[Any]
 _NONEXPANSIVE = _jaxpr.PLACEMENTS | {"sort", "reduce_max", "reduce_min"}
 """Primitives with constant 1 that return each entry at most once, or the largest of several."""
 
-_STATISTICS = "a normalisation by statistics of the batch or of the image"
+_STATISTICS = "a normalization by statistics of the batch or of the image"
 
 _STEEP_CAUSE = {
     "exp": "a softmax",
