@@ -180,6 +180,42 @@ def as_inexact(value: Value) -> Any:
     return tuple(map(mark_inexact, value)) if isinstance(value, tuple) else value
 
 
+def along_all_axes(rule: Callable[[list[Value]], list[Any] | None], operands: list[Value]) -> list[Any] | None:
+    """Apply a rule, and mark as inexact what it makes too large where an entry sees nothing along one axis alone.
+
+    Such an entry sees nothing at all, but its other boxes count where entries are mixed. Of two rows, the first a hole:
+
+        along the rows       -    3         mixed     3
+        along the columns    5    2         mixed   2 to 5, and 2 is seen
+    """
+    outputs, whole = rule(operands), [_without_halves(operand) for operand in operands]
+    if outputs is None or all(one is two for one, two in zip(whole, operands)):
+        return outputs
+    return [_compare(*pair) for pair in zip(outputs, rule(whole) or outputs, strict=True)]
+
+
+def _without_halves(value: Value) -> Any:
+    """Return boxes that are empty along all axes where they are along one; the same object where they are already."""
+    if not isinstance(value, tuple) or all(np.isfinite(box.bounds[0]).all() for box in value):
+        return value
+    seeing = np.logical_and.reduce(np.broadcast_arrays(*[np.isfinite(box.bounds[0]) for box in value]))
+    if all((np.isfinite(box.bounds[0]) == seeing).all() for box in value):
+        return value
+    return tuple(restrict(box, seeing) for box in value)
+
+
+def _compare(boxes: Value, smaller: Value) -> Any:
+    """Mark the boxes that are smaller elsewhere, for an entry that sees anything."""
+    if not isinstance(boxes, tuple) or not isinstance(smaller, tuple):
+        return boxes
+    inner = [clip(box).bounds for box in smaller]
+    seeing = np.logical_and.reduce(np.broadcast_arrays(*[np.isfinite(bounds[0]) for bounds in inner]))
+    return tuple(
+        mark_inexact(box) if ((clip(box).bounds != bounds) & seeing).any() else box
+        for box, bounds in zip(boxes, inner, strict=True)
+    )
+
+
 def along_each_axis(rule: Callable[[Step, Box], Box]) -> Callable[[Step, list[Value]], Boxes | None]:
     """Return the rule for the first operand alone that treats one axis of the image at a time."""
 

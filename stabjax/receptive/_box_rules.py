@@ -13,6 +13,7 @@ from stabjax.receptive._box_axes import (
     Boxes,
     Value,
     accumulate,
+    along_all_axes,
     along_each_axis,
     as_inexact,
     broadcast,
@@ -37,8 +38,14 @@ def follow(step: Step, operands: list[Value]) -> list[Any] | None:
     if step.name in VIEWS and len(step.results) > 1:
         return operands
     rule = _follow_elementwise if step.name in AFFINE or step.name in NONLINEAR else _RULES.get(step.name)
-    outputs = None if rule is None else rule(step, operands)
-    return outputs if outputs is None or isinstance(outputs, list) else [outputs]
+    if rule is None:
+        return None
+
+    def apply(operands: list[Value]) -> list[Any] | None:
+        outputs = rule(step, operands)
+        return outputs if outputs is None or isinstance(outputs, list) else [outputs]
+
+    return along_all_axes(apply, operands)
 
 
 def unknown_boxes(shape: Sequence[int], sides: Sequence[int]) -> Boxes:

@@ -8,7 +8,7 @@ import numpy as np
 
 from stabjax._jaxpr import Step, TapSite, TracedProgram, interpret
 from stabjax.receptive._box import Box, box_of_image, empty, report
-from stabjax.receptive._box_axes import Boxes, Value, as_inexact, reduce_axes, stretch, transpose, unite
+from stabjax.receptive._box_axes import Boxes, Value, along_all_axes, as_inexact, reduce_axes, stretch, transpose, unite
 from stabjax.receptive._box_reshape import reshape
 from stabjax.receptive._box_rules import follow, unknown_boxes
 from stabjax.receptive._box_selection import follow_stack, row
@@ -43,10 +43,15 @@ def _boxes_of_units(site: TapSite, value: Value, sides: Sequence[int]) -> Boxes:
             box = reshape(box, _shape_in_program(site), site.split)
             order = [site.batch_axis, *[k for k in range(len(site.split)) if k != site.batch_axis]]
             box = reshape(transpose(box, order), [site.split[k] for k in order], site.in_order)
-        # A unit is a position with all its channels; its box is the same for all images of the batch.
-        joined = [0] if site.channels_from in (None, 0) else [0, site.channels_from]
-        result.append(report(reduce_axes(box, joined)))
-    return tuple(result)
+        result.append(box)
+    # A unit is a position with all its channels; its box is the same for all images of the batch.
+    joined = [0] if site.channels_from in (None, 0) else [0, site.channels_from]
+
+    def join(values: list[Any]) -> list[Any]:
+        return [tuple(reduce_axes(box, joined) for box in values[0])]
+
+    units: Any = along_all_axes(join, [tuple(result)])
+    return tuple(map(report, units[0]))
 
 
 def _shape_in_program(site: TapSite) -> tuple[int, ...]:

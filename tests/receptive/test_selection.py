@@ -87,6 +87,18 @@ def test_a_row_beyond_the_table_sees_nothing():
     assert found == {"fill": ((0, 0), (0, 0)), "clip": ((5, 6), (0, 1))}
 
 
+@pytest.mark.parametrize("joined", [jnp.add, lambda a, b: jnp.concatenate([a, b], -1)])
+def test_rows_between_rows_are_not_seen_along_the_columns_either(joined):
+    """Every other row is empty, and what it meets lies in other columns."""
+
+    def network(x):
+        spread = lax.pad(x, 0.0, ((0, 0, 0), (0, -5, 1), (0, 0, 0), (0, 0, 0)))
+        return joined(spread, x[:, :, ::-1])
+
+    found = receptive.extent(network, SHAPE)["output"]
+    assert (found.size, found.exact) == ((3, 6), False)
+
+
 def test_a_start_that_does_not_move_is_not_seen():
     """Of an axis that is kept whole, any start is moved to 0."""
 
