@@ -6,29 +6,34 @@ over. Arrays count by themselves, or by their bytes where they can be changed in
 itself alone, so the answer may be that two programs differ although they do not, never the reverse.
 """
 
-import abc
 import functools
 import hashlib
-import sys
 import weakref
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from types import CodeType, FunctionType, MethodType, ModuleType
+from types import FunctionType, MethodType, ModuleType
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jax.core import Tracer
 
+from stabjax._jaxpr._code import (
+    DATA,
+    PLAIN,
+    class_data,
+    globals_of,
+    held_by,
+    is_foreign,
+    is_known,
+    is_of_library,
+    is_transformed,
+    is_type_check,
+    methods_of,
+)
 from stabjax._jaxpr._program import is_literal, opened
 
-_PLAIN = (int, str, bytes, bool, type(None), type, CodeType, np.dtype)
-_DATA = (int, float, complex, str, bytes, np.generic)
 _TRACES = frozenset({"_trace_state", "_pytree__state", "_pytree__nodes"})
 """Where a Flax object keeps the trace it was made in, another one for each object, and which attributes are leaves."""
-_OF_FRAMEWORKS = ("__", "_pytree__", "_compact_name_scope_methods", "_abc_")
-"""How the names begin that Python and Flax give to attributes of a class."""
-_LIBRARIES = ("jax", "jaxlib", "flax", "equinox", "keras", "numpy", "builtins", "functools", "stabjax")
-"""What functions of these close over and name globally is theirs; what is handed to them is looked at."""
 
 
 class Itself:
@@ -144,8 +149,8 @@ class _Look:
         if isinstance(value, Tracer | jax.Array):
             return Itself(value)
         if isinstance(value, type | ModuleType):
-            self.foreign |= _is_foreign(value) if isinstance(value, type) else not _is_known(value.__name__)
-        if isinstance(value, _PLAIN):
+            self.foreign |= is_foreign(value) if isinstance(value, type) else not is_known(value.__name__)
+        if isinstance(value, PLAIN):
             return kind, value
         # By their bits: 0.0 == -0.0, but their inverses differ, and a nan is not equal to itself.
         if isinstance(value, float):
@@ -172,14 +177,14 @@ class _Look:
         if isinstance(value, list | set | Mapping):
             items = value.values() if isinstance(value, Mapping) else value
             # Plain data in a container can be replaced in place.
-            self.changing |= not self.private and any(isinstance(item, _DATA) for item in items)
+            self.changing |= not self.private and any(isinstance(item, DATA) for item in items)
         if isinstance(value, list):
             return kind, tuple(map(self.value, value))
         if isinstance(value, set | frozenset):
             return kind, frozenset(map(self.value, value))
         if isinstance(value, Mapping):
             return kind, tuple((self.value(key), self.value(item)) for key, item in value.items())
-        if _is_transformed(value):
+        if is_transformed(value):
             # Without what its last trace has left in it (the stores), and without the lines of code (`DebugInfo`).
             done = [(self.value(rule), tuple(map(self.value, _data(given)))) for rule, given in value.transforms]
             return kind, self.value(value.f), *done, self.value(value.params)
@@ -191,24 +196,24 @@ class _Look:
             return type(f), *map(self.value, (f.func, f.args, f.keywords))
         if isinstance(f, MethodType):
             return type(f), self.value(f.__func__), self.value(f.__self__)
-        if isinstance(f, FunctionType) and _is_type_check(f):
+        if isinstance(f, FunctionType) and is_type_check(f):
             return self.value(f.__dict__["__wrapped__"])
         if isinstance(f, FunctionType):
-            self.foreign |= not self.private and not _is_known(f.__globals__.get("__name__", ""))
+            self.foreign |= not self.private and not is_known(f.__globals__.get("__name__", ""))
             # A global variable can be bound to another value between two calls.
-            variables = dict(_globals_of(f))
-            self.changing |= not self.private and any(isinstance(item, (*_DATA, tuple)) for item in variables.values())
-            read = (*_held_by(f), *variables.items())
+            variables = dict(globals_of(f))
+            self.changing |= not self.private and any(isinstance(item, (*DATA, tuple)) for item in variables.values())
+            read = (*held_by(f), *variables.items())
             return FunctionType, f.__code__, *[(name, self.value(value)) for name, value in read]
         # A wrapper that a library has made, as `jax.jit` does: the function inside says what it computes.
         wrapped = getattr(f, "__wrapped__", None)
-        if _is_of_library(type(f)) and wrapped is not None and not hasattr(f, "__self__"):
+        if is_of_library(type(f)) and wrapped is not None and not hasattr(f, "__self__"):
             return type(f), self.value(wrapped)
         return self.object(f)
 
     def object(self, value: Any) -> Hashable:
         """Identify an object by its attributes; one without any, and one of JAX, by its own equality."""
-        self.foreign |= not self.private and any(map(_is_foreign, type(value).__mro__))
+        self.foreign |= not self.private and any(map(is_foreign, type(value).__mro__))
         attributes = _attributes(value)
         if not attributes or type(value).__module__.partition(".")[0] in ("jax", "jaxlib"):
             try:
@@ -217,9 +222,9 @@ class _Look:
                 return (type(value), self.value(value.val)) if hasattr(value, "val") else Itself(value)
             return type(value), value
         # The classes that no library has made; `library`: whether it has others too, as a module of Flax or Equinox.
-        own = [base for base in type(value).__mro__[:-1] if not _is_of_library(base)]
+        own = [base for base in type(value).__mro__[:-1] if not is_of_library(base)]
         library = len(own) < len(type(value).__mro__) - 1
-        if own and not library and any(isinstance(item, _DATA) for item in attributes.values()):
+        if own and not library and any(isinstance(item, DATA) for item in attributes.values()):
             self.changing |= not self.private
         found = []
         for name, item in attributes.items():
@@ -230,10 +235,10 @@ class _Look:
             self.private += hidden
             found.append((name, self.value(item)))
             self.private -= hidden
-        own = [base for base in own if _is_foreign(base)]
-        shared = _class_data(own, attributes)
-        self.changing |= not self.private and any(isinstance(item, (*_DATA, tuple)) for item in shared.values())
-        methods = [self.value(f) for base in own for f in _methods(base)]
+        own = [base for base in own if is_foreign(base)]
+        shared = class_data(own, attributes)
+        self.changing |= not self.private and any(isinstance(item, (*DATA, tuple)) for item in shared.values())
+        methods = [self.value(f) for base in own for f in methods_of(base)]
         return type(value), *found, *[(name, self.value(item)) for name, item in shared.items()], *methods
 
 
@@ -258,110 +263,6 @@ def _bytes(value: Any) -> Hashable:
     # Identities stay in caches, so large arrays are kept as digests.
     data = array.tobytes()
     return "array", array.dtype.str, array.shape, data if len(data) < 64 else hashlib.sha256(data).digest()
-
-
-def _is_of_library(f: Any) -> bool:
-    module = f.__globals__.get("__name__") if isinstance(f, FunctionType) else getattr(f, "__module__", None)
-    return str(module).partition(".")[0] in _LIBRARIES
-
-
-def _is_foreign(kind: type) -> bool:
-    """Return whether a class is of no library. One that was made by ``type(...)`` may say that it is of ``abc``."""
-    return not _is_known(kind.__module__) or (kind.__module__ == "abc" and kind is not abc.ABC)
-
-
-def _is_known(module: str) -> bool:
-    """Return whether a module is of a library or of Python, whose variables nobody binds anew."""
-    return (root := module.partition(".")[0]) in _LIBRARIES or root in sys.stdlib_module_names
-
-
-def _is_type_check(f: FunctionType) -> bool:
-    """Return whether a function checks types at run time and else is the one it wraps (jaxtyping, beartype)."""
-    checks = "__beartype_wrapper" in f.__dict__ or f.__globals__.get("__name__") == "jaxtyping._decorator"
-    return checks and "__wrapped__" in f.__dict__
-
-
-def _held_by(f: FunctionType) -> Iterator[tuple[str, Any]]:
-    """Return what a function closes over and its defaults, by name.
-
-    Functions of JAX close over the trace they stand in too, which is another one every time: of what they hold, other
-    functions and plain data count.
-    """
-    variables = {}
-    for name, variable in zip(f.__code__.co_freevars, f.__closure__ or ()):
-        try:
-            variables[name] = variable.cell_contents
-        except ValueError:  # not bound yet
-            continue
-    if _is_of_library(f):
-        yield from ((name, value) for name, value in variables.items() if _counts(value))
-        return
-    yield "defaults", f.__defaults__
-    yield "keyword defaults", tuple((f.__kwdefaults__ or {}).items())
-    yield from variables.items()
-
-
-def _globals_of(f: FunctionType) -> Iterator[tuple[str, Any]]:
-    """Return the global variables that code names, also through modules and classes; nothing of a library."""
-    if _is_known(f.__globals__.get("__name__", "")):
-        return
-    names = _names(f.__code__)
-    for name in names:
-        value = f.__globals__.get(name)
-        # Code names ``settings.scale`` as two names, settings and scale: all attributes of that module that it may
-        # mean.
-        if isinstance(value, ModuleType) and not _is_known(value.__name__):
-            inside = [(f"{name}.{attribute}", vars(value).get(attribute)) for attribute in names]
-        elif isinstance(value, type) and _is_foreign(value):
-            shared = _class_data(value.__mro__, {})
-            inside = [(f"{name}.{attribute}", shared.get(attribute)) for attribute in names]
-        else:
-            inside = [(name, value)]
-        for path, item in inside:
-            if not isinstance(item, ModuleType | type | None) and not (callable(item) and _is_of_library(item)):
-                yield path, item
-
-
-def _class_data(classes: Sequence[type], attributes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the plain data that an object reads from its classes, as none of its own attributes hides it."""
-    kinds = (*_DATA, list, tuple, set, Mapping, np.ndarray, jax.Array)
-    return {
-        name: item
-        # From the last class to the first: what a class defines replaces what it inherits.
-        for base in reversed(classes)
-        for name, item in vars(base).items()
-        if isinstance(item, kinds) and name not in attributes and not name.startswith(_OF_FRAMEWORKS)
-    }
-
-
-def _methods(base: type) -> Iterator[FunctionType]:
-    """Return the functions that run when an object of this class is called: all but those that make it."""
-    for name, item in vars(base).items():
-        # Static and class methods hold a function as `__func__`, properties as `fget`, wrappers of frameworks as
-        # `method`.
-        f = getattr(item, "method", getattr(item, "__func__", getattr(item, "fget", item)))
-        if isinstance(f, FunctionType) and name not in ("__init__", "__post_init__", "__new__"):
-            yield f
-
-
-def _names(code: CodeType) -> tuple[str, ...]:
-    # Functions defined inside are constants of the code; they read the same globals.
-    inner = [name for constant in code.co_consts if isinstance(constant, CodeType) for name in _names(constant)]
-    return tuple(dict.fromkeys([*code.co_names, *inner]))
-
-
-def _counts(value: Any) -> bool:
-    if isinstance(value, tuple):
-        return all(map(_counts, value))
-    if isinstance(value, jax.custom_jvp | jax.custom_vjp):
-        return False  # the function it belongs to, whose program is known
-    plain = isinstance(value, (*_PLAIN, float, complex, np.ndarray, jax.Array))
-    return plain or callable(value) or _is_transformed(value)
-
-
-def _is_transformed(value: Any) -> bool:
-    """Return whether it is a function inside of JAX, with what was done to it."""
-    return hasattr(value, "transforms") and hasattr(value, "f")
 
 
 def _data(given: tuple[Any, ...]) -> Iterator[Any]:

@@ -14,7 +14,7 @@ from dataclasses import replace
 import jax.numpy as jnp
 
 from stabjax._jaxpr import _axes
-from stabjax._jaxpr._facts import Graph, Node, Value
+from stabjax._jaxpr._graph import Graph, Node, Value
 from stabjax._jaxpr._primitives import SELECTIONS
 from stabjax._jaxpr._program import call_name, is_dropped
 from stabjax._jaxpr._regions import Hidden, Match, Operation, Regions, without_views

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from stabjax._jaxpr._facts import Graph, Node, Value
+from stabjax._jaxpr._graph import Graph, Node, Value
 from stabjax._jaxpr._primitives import region_label
 
 Kind = Literal["conv", "norm", "activation", "pool", "dense", "residual", "other", "output"]

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 
 from stabjax._images import check_numbers
 from stabjax._jaxpr import _axes
-from stabjax._jaxpr._facts import Value, analyze
+from stabjax._jaxpr._facts import analyze
+from stabjax._jaxpr._graph import Value
 from stabjax._jaxpr._names import Names
 from stabjax._jaxpr._patterns import recognize
 from stabjax._jaxpr._plan import TapPlan
