@@ -80,6 +80,17 @@ def test_slopes_of_activations(name, x64):
     np.testing.assert_allclose(found, expected, rtol=2e-4 if name != "root" else 5e-3)
 
 
+HIDDEN = {
+    "in a single cell": (lambda x: jnp.clip((x - 1) * 1e4, 0, 1e-9) * 1e9, 1e13),
+}
+
+
+@pytest.mark.parametrize("name", HIDDEN)
+def test_slopes_that_are_easily_missed(name, x64, relaxed_promotion):
+    function, expected = HIDDEN[name]
+    assert expected <= bound_of(function, (1, 1)) <= expected * 1.01
+
+
 REFUSED = {
     "exponential": (jnp.exp, "`exp`"),
     "square": (jnp.square, "`square`"),

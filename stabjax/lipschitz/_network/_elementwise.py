@@ -23,6 +23,12 @@ _MAX_SLOPE = 1e5
 _TOLERANCE = 1e-4
 _MAX_CELLS = 2**16
 
+_NARROW = 2.0**-40
+"""Cells are halved down to this part of the numbers in them, and around zero down to `_NEAREST_ZERO`."""
+
+_NEAREST_ZERO = 2.0**-149
+"""The smallest number of single precision."""
+
 Instruction = tuple[str, tuple[int, ...], int | None, tuple[float, float] | None]
 Instructions = tuple[Instruction, ...]
 
@@ -74,7 +80,7 @@ IDENTITY = ScalarFunction()
 
 
 def lipschitz_constant(function: ScalarFunction) -> float:
-    """Bound the Lipschitz constant from above, to 1e-4 in most cases; infinite if the function is steeper than 1e5.
+    """Bound the Lipschitz constant from above, to 1e-4 in most cases; infinite if a slope above 1e5 is found.
 
     Where two cases of a choice meet, the place is narrowed down to 2^-40 of itself. There the function must be the same
     from both sides, to 1e-6, or it jumps.
@@ -109,13 +115,14 @@ def _lipschitz_constant(instructions: Instructions) -> float:
         # A cell is done with if nothing in it can be much steeper than what is attained. Else it is halved, unless it
         # is so narrow that it is only asked for a jump or an infinite slope.
         open_cells = over.may_jump | (above > attained * (1 + _TOLERANCE))
-        bound = max(bound, float(above[~open_cells].max(initial=0)))
         # Narrow is meant relative to the size of the numbers, and absolutely around zero.
         far = np.maximum(np.abs(low), np.abs(high))
-        narrow = open_cells & ((high - low <= 2.0**-40 * far) | (far <= 2.0**-40))
+        narrow = open_cells & ((high - low <= _NARROW * far) | (far <= _NEAREST_ZERO))
         gap = over.high - over.low > 1e-6 * np.maximum(1, np.maximum(np.abs(over.low), np.abs(over.high)))
         if (narrow & ((over.may_jump & gap) | ~np.isfinite(above))).any():
             return np.inf
+        # Every cell that leaves the search counts.
+        bound = max(bound, float(above[~open_cells | narrow].max(initial=0)))
         low, high = low[open_cells & ~narrow], high[open_cells & ~narrow]
         half = (low + high) / 2
         low, high = np.concatenate([low, half]), np.concatenate([half, high])
