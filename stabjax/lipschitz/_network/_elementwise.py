@@ -12,7 +12,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from stabjax.lipschitz._network._interval_arithmetic import RULES, Enclosure, constant, identity, integer_pow
+from stabjax.lipschitz._network._interval_arithmetic import RULES, Enclosure, constant, identity, integer_pow, widen_unknown
 
 _MAX_EXPONENT = 100
 """Numbers up to two to this power are looked at."""
@@ -137,9 +137,11 @@ def _enclose(instructions: Instructions, low: np.ndarray, high: np.ndarray) -> E
             # Operands come before the instructions that use them, so one pass is enough.
             arguments = [values[k] for k in operands]
             if exponent is not None:
-                values.append(integer_pow(arguments[0], exponent))
+                result = integer_pow(arguments[0], exponent)
             elif name:
-                values.append(RULES[name](*arguments))
+                result = RULES[name](*arguments)
             else:
-                values.append(identity(low, high) if ends is None else constant(*ends, low))
+                result = identity(low, high) if ends is None else constant(*ends, low)
+            # A comparison with NaN is false, so it would leave the search as if it were a small slope.
+            values.append(widen_unknown(result))
     return values[-1]

@@ -62,6 +62,13 @@ def identity(low: np.ndarray, high: np.ndarray) -> Enclosure:
     return Enclosure(low, high, np.ones_like(low), np.ones_like(low), np.zeros(low.shape, bool))
 
 
+def widen_unknown(a: Enclosure) -> Enclosure:
+    """Take what is not a number for all numbers; an enclosure without such ends stays the same object."""
+    if not any(np.isnan(end).any() for end in (*a.value, *a.slope)):
+        return a
+    return Enclosure(*_repair(*a.value), *_repair(*a.slope), a.may_jump)
+
+
 def _repair(low: np.ndarray, high: np.ndarray) -> Interval:
     """Widen ends that overflowed to the wrong side, and what is not known to all numbers."""
     # A lower end of +inf, or an upper one of -inf, would be an empty interval: the largest finite number takes its
@@ -164,10 +171,12 @@ def _pow(a: Enclosure, b: Enclosure) -> Enclosure:
     """Raise to a constant power: an integer one, or any of a positive base; else nothing is known."""
     # One number as exponent, the same in all cells. Powers that are no integers are known for a positive base alone.
     n = float(b.low.flat[0])
-    unknown = constant(-np.inf, np.inf, a.low)._replace(slope_low=-np.inf + a.low * 0, slope_high=np.inf + a.low * 0)
+    everything = np.full_like(a.low, -np.inf), np.full_like(a.low, np.inf)
+    unknown = Enclosure(*everything, *everything, a.may_jump | b.may_jump)
     if (b.low != n).any() or (b.high != n).any():
         return unknown
-    if n == int(n):
+    # Infinity is no integer: the power jumps at one, and its slope, infinity times zero, is not known.
+    if n.is_integer():
         return integer_pow(a, int(n))
     return _choose(a.low > 0, _monotone(lambda u: u**n, lambda u: n * u ** (n - 1), rising=n > 0)(a), unknown)
 
