@@ -12,7 +12,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from stabjax.lipschitz._network._interval_arithmetic import RULES, Enclosure, constant, identity, integer_pow, widen_unknown
+from stabjax.lipschitz._network._interval_arithmetic import _ULPS, RULES, Enclosure, constant, identity, integer_pow, widen_unknown
 
 _MAX_EXPONENT = 100
 """Numbers up to two to this power are looked at."""
@@ -82,8 +82,10 @@ IDENTITY = ScalarFunction()
 def lipschitz_constant(function: ScalarFunction) -> float:
     """Bound the Lipschitz constant from above, to 1e-4 in most cases; infinite if a slope above 1e5 is found.
 
-    Where two cases of a choice meet, the place is narrowed down to 2^-40 of itself. There the function must be the same
-    from both sides, to 1e-6, or it jumps.
+    Where two cases of a choice meet, the place ``x`` is narrowed down to 2^-40 of itself. There the function must be
+    the same from both sides as far as can be told in double precision: to ``2^-36 L |x|``, with ``L`` the bound, and to
+    ``2^-46`` of the value. If not, it jumps, and no bound holds, however small the step: of two cases written with
+    constants that were rounded to single precision, so that they miss each other by as much, there is none either.
     """
     return 1.0 if function is IDENTITY else _lipschitz_constant(function.instructions())
 
@@ -118,8 +120,7 @@ def _lipschitz_constant(instructions: Instructions) -> float:
         # Narrow is meant relative to the size of the numbers, and absolutely around zero.
         far = np.maximum(np.abs(low), np.abs(high))
         narrow = open_cells & ((high - low <= _NARROW * far) | (far <= _NEAREST_ZERO))
-        gap = over.high - over.low > 1e-6 * np.maximum(1, np.maximum(np.abs(over.low), np.abs(over.high)))
-        if (narrow & ((over.may_jump & gap) | ~np.isfinite(above))).any():
+        if (narrow & (_jumps(over, above * (high - low)) | ~np.isfinite(above))).any():
             return np.inf
         # Every cell that leaves the search counts.
         bound = max(bound, float(above[~open_cells | narrow].max(initial=0)))
@@ -127,6 +128,15 @@ def _lipschitz_constant(instructions: Instructions) -> float:
         half = (low + high) / 2
         low, high = np.concatenate([low, half]), np.concatenate([half, high])
     return bound
+
+
+def _jumps(over: Enclosure, change: np.ndarray) -> np.ndarray:
+    """Tell in which narrow cells a function jumps that changes so much over the cell where it does not."""
+    # The parts of a function may change more than the function, hence the factor. An infinite value meets no other.
+    size = np.maximum(np.abs(over.low), np.abs(over.high))
+    with np.errstate(invalid="ignore"):
+        meets = (size < np.inf) & (over.high - over.low <= 16 * (change + _ULPS * size))
+    return over.may_jump & ~meets
 
 
 def _enclose(instructions: Instructions, low: np.ndarray, high: np.ndarray) -> Enclosure:
