@@ -91,6 +91,11 @@ def test_slopes_that_are_easily_missed(name, x64, relaxed_promotion):
     assert expected <= bound_of(function, (1, 1)) <= expected * 1.01
 
 
+def test_a_slope_that_underflows(x64):
+    """Products of 1e-200 are zero in double precision; the slope is one."""
+    assert bound_of(lambda x: x * 1e-200 * 1e-200 * 1e200 * 1e200, (1, 1)) >= 1
+
+
 REFUSED = {
     "exponential": (jnp.exp, "`exp`"),
     "square": (jnp.square, "`square`"),

@@ -75,19 +75,30 @@ def _repair(low: np.ndarray, high: np.ndarray) -> Interval:
     # place.
     low, high = np.minimum(low, _LARGEST), np.maximum(high, -_LARGEST)
     unknown = np.isnan(low) | np.isnan(high)
-    return np.where(unknown, -np.inf, low), np.where(unknown, np.inf, high)
+    # Adding zero makes a negative zero positive: one divided by it has the other sign.
+    return np.where(unknown, -np.inf, low) + 0.0, np.where(unknown, np.inf, high) + 0.0
 
 
 def _round_outward(low: np.ndarray, high: np.ndarray) -> Interval:
     """Widen an interval by ``2^-50`` of its ends, several units in the last place: more than one operation rounds."""
-    return _repair(low - _ULPS * np.abs(low), high + _ULPS * np.abs(high))
+    # The smallest number is half a unit of those below 1e-308, and more than any that underflowed. Zero stays zero.
+    margins = (_ULPS * np.abs(end) + _SMALLEST * (end != 0) for end in (low, high))
+    return _repair(low - next(margins), high + next(margins))
+
+
+def _underflow(result: np.ndarray, sign: Any) -> np.ndarray:
+    """Take the smallest number of that sign where a result is zero though its sign is not."""
+    # Zero would be exact, and in `_multiply` zero times what is not bounded is zero: the true product may be any number.
+    return np.where(result == 0, sign * _SMALLEST, result)
 
 
 def _multiply(a: Interval, b: Interval) -> Interval:
     """Multiply intervals; zero times what is not bounded is zero."""
     # The product is linear in each factor, so its extremes over a box stand at the four corners. An infinite end says
     # that no bound is known; the numbers themselves are finite, so zero times them is zero and not NaN.
-    corners = np.stack([np.where((x == 0) | (y == 0), 0, x * y) for x in a for y in b])
+    corners = np.stack(
+        [np.where((x == 0) | (y == 0), 0, _underflow(x * y, np.sign(x) * np.sign(y))) for x in a for y in b]
+    )
     return _round_outward(corners.min(0), corners.max(0))
 
 
@@ -98,7 +109,7 @@ def _add_intervals(a: Interval, b: Interval) -> Interval:
 
 def _negate(a: Interval) -> Interval:
     """Negate an interval."""
-    return -a[1], -a[0]
+    return 0 - a[1], 0 - a[0]
 
 
 def _reciprocal(a: Interval) -> Interval:
@@ -113,7 +124,7 @@ def _power(a: Interval, n: int) -> Interval:
     """Raise an interval to an integer power."""
     if n < 0:
         return _reciprocal(_power(a, -n))
-    low, high = a[0] ** n, a[1] ** n
+    low, high = (_underflow(end**n, np.sign(end) ** n) for end in a)
     if n % 2 == 0:
         # An even power decreases below zero and increases above it: in a cell across zero its minimum is 0, at 0.
         low, high = np.where((a[0] < 0) & (a[1] > 0), 0, np.minimum(low, high)), np.maximum(low, high)
@@ -245,7 +256,8 @@ def _monotone(f: Callable[[Any], Any], slope: Callable[[Any], Any], *, rising: b
     """
 
     def rule(a: Enclosure) -> Enclosure:
-        low, high = (f(a.low), f(a.high)) if rising else (f(a.high), f(a.low))
+        # No function here is zero but at zero, or exactly: e^-800 is the smallest number.
+        low, high = (_underflow(f(end), np.abs(np.sign(end))) for end in (a.value if rising else a.value[::-1]))
         # An even slope depends on |u| alone, which runs over [near, far]::
         #
         #     low < 0 < high     near = 0, far = max(-low, high)
@@ -256,10 +268,8 @@ def _monotone(f: Callable[[Any], Any], slope: Callable[[Any], Any], *, rising: b
             ends = near, np.maximum(np.abs(a.low), np.abs(a.high))
         slopes = [slope(end) for end in ends]
         low_slope, high_slope = np.minimum(*slopes), np.maximum(*slopes)
-        # A slope that underflows is not zero: in `_multiply` zero times an infinite slope of the argument is zero,
-        # though the true product may be any number.
-        low_slope = np.where(low_slope == 0, -_SMALLEST, low_slope)
-        high_slope = np.where(high_slope == 0, _SMALLEST, high_slope)
+        # A slope that underflows has either sign: which, is not asked.
+        low_slope, high_slope = _underflow(low_slope, -1.0), _underflow(high_slope, 1.0)
         return Enclosure(
             *_round_outward(low, high), *_multiply(_round_outward(low_slope, high_slope), a.slope), a.may_jump
         )
@@ -273,7 +283,9 @@ def _trigonometric(f: Callable[[Any], Any], slope: Callable[[Any], Any]) -> Rule
     def rule(a: Enclosure) -> Enclosure:
         # |f(u) - f(middle)| <= |u - middle|, and the same for the slope, which is a sine or cosine too. For cells wider
         # than four this gives [-1, 1], without a search for the extremes inside.
-        middle, half = (a.low + a.high) / 2, (a.high - a.low) * (0.5 + _ULPS)
+        # The middle is rounded by a unit of its own last place, which may be more than the width.
+        middle = (a.low + a.high) / 2
+        half = (a.high - a.low) * (0.5 + _ULPS) + _ULPS * np.abs(middle)
         value, slopes = ((np.maximum(g(middle) - half, -1), np.minimum(g(middle) + half, 1)) for g in (f, slope))
         return Enclosure(*_round_outward(*value), *_multiply(_round_outward(*slopes), a.slope), a.may_jump)
 
