@@ -1,7 +1,7 @@
 """Elementwise functions: their steepest slope, bounded from above by interval arithmetic.
 
 Whatever is done to the entries of a value one by one is a function of one number, built up here operation by operation
-as a network is followed. Its slope is bounded cell by cell over the numbers up to ``2^100`` in size; cells that may
+as a network is followed. Its slope is bounded cell by cell over the numbers up to ``2^128`` in size; cells that may
 hold a larger slope than the steepest attained are halved, until the bound is within 1e-4 of the slope itself. So the
 constant of an activation is certified, whether it has a name (ReLU 1, GELU 1.1290, SiLU 1.0999, Mish 1.0886) or was
 written by hand.
@@ -14,8 +14,8 @@ import numpy as np
 
 from stabjax.lipschitz._network._interval_arithmetic import _ULPS, RULES, Enclosure, constant, identity, integer_pow, widen_unknown
 
-_MAX_EXPONENT = 100
-"""Numbers up to two to this power are looked at."""
+_MAX_EXPONENT = 128
+"""Numbers up to two to this power are looked at: all numbers of single precision."""
 
 _MAX_SLOPE = 1e5
 """A function steeper than this counts as unbounded."""
@@ -96,7 +96,7 @@ def _lipschitz_constant(instructions: Instructions) -> float:
     # Cells: 1/16 wide up to 8, then from each power of two to the next; mirrored.
     near = np.linspace(0, 8, 129)
     edges = np.concatenate([near, 2.0 ** np.arange(4, _MAX_EXPONENT + 1)])
-    # -2^100 ... -16 -8 ... -1/16 0 1/16 ... 8 16 ... 2^100: zero is an edge, where most activations have their kink.
+    # -2^128 ... -16 -8 ... -1/16 0 1/16 ... 8 16 ... 2^128: zero is an edge, where most activations have their kink.
     edges = np.concatenate([-edges[:0:-1], edges])
     low, high = edges[:-1], edges[1:]
     attained = bound = 0.0

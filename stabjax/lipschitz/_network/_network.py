@@ -66,7 +66,8 @@ def network(f: Any, x: Any, *, spatial: Spatial = None) -> NetworkBound:
     Bounds of this kind grow with depth and are mostly far above what a network does, see `local`.
 
     It is a statement about the function that the parameters define, in exact arithmetic: rounding of the bound itself
-    counts, that of the network when it runs does not.
+    counts, that of the network when it runs does not. Functions of single entries are looked at up to ``2^128`` in
+    size, where single precision ends.
 
     May stand inside `jit` and `vmap` over parameters.
 
