@@ -9,6 +9,9 @@ import pytest
 from flax import linen
 
 from stabjax import lipschitz
+from stabjax.lipschitz._network import _piecewise_linear
+from stabjax.lipschitz._network._lipschitz_value import Layer, LipschitzValue, Root, multiply
+from stabjax.lipschitz._network._piecewise_linear import PiecewiseConstant, PiecewiseLinear
 from tests.lipschitz.helpers import bound_and_slopes, bound_of, window
 from tests.sample_networks import conv, normal
 
@@ -232,6 +235,33 @@ def test_slopes_in_half_precision(relaxed_promotion):
     assert true <= lipschitz.network(lambda x: x / eleven, x).value <= true * (1 + 1e-5)
     true = float(slopes[0]) ** 2
     assert true <= lipschitz.network(lambda x: slopes * jnp.where(x > 0, x, x * slopes), x).value <= true * (1 + 1e-5)
+
+
+def test_a_divisor_of_lower_precision(x64):
+    """The inverse of 61 in single precision is 6e-8 too small."""
+    divisor, x = jnp.array([[61.0, 62.0]], jnp.float32), jax.ShapeDtypeStruct((1, 2), jnp.float64)
+    assert lipschitz.network(lambda x: x.astype(jnp.float32) / divisor, x).value >= 1 / 61
+
+
+# Their product is one in single precision, and half a digit more in exact arithmetic.
+UP, DOWN = jnp.array([[1 + 2.0**-23, 0]]), jnp.array([[1 - 2.0**-24, 0]])
+PRODUCT = (1 + 2.0**-23) * (1 - 2.0**-24)
+
+
+def test_roundings_of_the_scales_of_a_layer():
+    one = jnp.ones(())
+    value = LipschitzValue(one, one, Root(), layer=Layer(one, 1, jnp.max))
+    for constant in 20 * [UP, DOWN]:
+        value = multiply(value, constant)
+    assert value.bound >= PRODUCT**20
+
+
+def test_roundings_of_slopes():
+    slopes = _piecewise_linear.IDENTITY_SLOPES
+    for constant in 100 * [UP, DOWN]:
+        slopes = _piecewise_linear.apply("mul", [slopes, PiecewiseConstant(constant, constant)])
+    one = jnp.ones(())
+    assert PiecewiseLinear((None, ()), one, one, slopes).lipschitz_constant >= PRODUCT**100
 
 
 def test_a_layer_too_steep_by_itself():

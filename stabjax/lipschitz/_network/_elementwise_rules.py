@@ -84,7 +84,7 @@ def apply_elementwise(step: _jaxpr.Step, operands: Values) -> LipschitzValue | N
         )
     if name == "div" and not isinstance(operands[1], LipschitzValue):
         # A zero in the divisor makes an infinite bound, as it must.
-        return multiply(spread[0], 1 / _widen(operands[1]), pieces)
+        return multiply(spread[0], 1 / _widen(operands[1], spread[0].bound.dtype), pieces)
     if name == "select_n" and not isinstance(operands[0], LipschitzValue):
         # A mask takes each entry from one case, so |change|^2 <= the sum over the cases. A scalar takes one case as a
         # whole.
@@ -125,7 +125,10 @@ def _piecewise_forms(name: str, operands: Values) -> tuple[PiecewiseLinear, ...]
     for key, piece in arguments.items():
         slopes = _piecewise_linear.apply(
             name,
-            [_express(value, key) if isinstance(value, LipschitzValue) else _as_constant(value) for value in operands],
+            [
+                _express(value, key) if isinstance(value, LipschitzValue) else _as_constant(value, piece.bound.dtype)
+                for value in operands
+            ],
         )
         if isinstance(slopes, tuple):
             forms.append(replace(piece, slopes=slopes))
@@ -161,17 +164,19 @@ def _express(value: LipschitzValue, key: Any) -> Piecewise:
     return None if slopes is None else _piecewise_linear.substitute(value.function, IDENTITY.instructions(), slopes)
 
 
-def _as_constant(value: Any) -> PiecewiseConstant:
-    """Return a constant, the same on both sides of zero."""
+def _as_constant(value: Any, dtype: Any) -> PiecewiseConstant:
+    """Return a constant, the same on both sides of zero, in the precision of the bound or a higher one."""
     if value.dtype == bool:
         return PiecewiseConstant(value, value)
     known = uniform_number(value)
-    return PiecewiseConstant(_widen(value), _widen(value)) if known is None else PiecewiseConstant(known, known)
+    number = _widen(value, dtype) if known is None else known
+    return PiecewiseConstant(number, number)
 
 
-def _widen(value: Any) -> Any:
-    """Return an array in single precision at least: half precision would round what is made of it."""
-    return jnp.asarray(value, jnp.promote_types(value.dtype, jnp.float32))
+def _widen(value: Any, dtype: Any) -> Any:
+    """Return an array in the precision of the bound at least: a lower one would round what is made of it by more."""
+    wide = jnp.issubdtype(value.dtype, jnp.floating) and value.dtype.itemsize > dtype.itemsize
+    return jnp.asarray(value, value.dtype if wide else dtype)
 
 
 def _order_pairs(step: _jaxpr.Step, active: list[LipschitzValue]) -> LipschitzValue | None:

@@ -172,7 +172,7 @@ def multiply(value: LipschitzValue, factors: Any, pieces: tuple[PiecewiseLinear,
     # With one: factors that differ along other axes count by their largest, per channel.
     channels = jnp.max(factors, axis=tuple(axis for axis in range(factors.ndim) if axis != layer.axis))
     # Several factors one after the other (normalization, then its own scale) gather in one scale per channel.
-    layer = replace(layer, scale=layer.scale * channels)
+    layer = replace(layer, scale=_multiply_up(channels, layer.scale))
     bound = jnp.minimum(plain.bound, _multiply_up(layer.input_bound, layer.norm(layer.scale)))
     return replace(with_bound(plain, bound, plain.root), layer=layer)
 

@@ -21,15 +21,12 @@ from jaxtyping import Array, Float
 from stabjax.lipschitz._network._elementwise import Instructions, ScalarFunction
 
 Slopes: TypeAlias = tuple[Any, Any, Any]
-"""Slope above zero, slope below, and a size: the largest number that was added up to them, whose rounding they share.
+"""Slope above zero, slope below, and what rounding may have changed in them, in units of eps.
 
 Numbers, or arrays that broadcast."""
 
-IDENTITY_SLOPES: Slopes = (1.0, 1.0, 1.0)
-"""Slopes of the number itself."""
-
-_ROUNDINGS = 32
-"""At most so many roundings are behind a slope; each is one of a number no larger than the size."""
+IDENTITY_SLOPES: Slopes = (1.0, 1.0, 32.0)
+"""Slopes of the number itself, with a reserve for what is done to the outcome."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,9 +49,9 @@ class PiecewiseLinear:
     def lipschitz_constant(self) -> Float[Array, ""]:
         """Bound on the Lipschitz constant from above, whatever was rounded: the steeper side of the steepest entry."""
         # Rounding is relative to the numbers that were added up, not to their sum: (1e8 + 1) - 1e8 has slope 1 and an
-        # error of about eps * 1e8. That is why the size travels along with the slopes.
-        up, down, size = (jnp.max(jnp.abs(jnp.asarray(slope, self.bound.dtype))) for slope in self.slopes)
-        return jnp.maximum(up, down) + _ROUNDINGS * float(jnp.finfo(self.bound.dtype).eps) * size
+        # error of about eps * 1e8. That is why the error travels along with the slopes.
+        up, down, error = (jnp.max(jnp.abs(jnp.asarray(slope, self.bound.dtype))) for slope in self.slopes)
+        return jnp.maximum(up, down) + float(jnp.finfo(self.bound.dtype).eps) * error
 
 
 @dataclass(frozen=True)
@@ -109,10 +106,15 @@ def _as_slopes(x: Piecewise) -> Slopes | None:
     return (0.0, 0.0, 0.0) if _is_zero(x) else x if isinstance(x, tuple) else None
 
 
+def _rounded(up: Any, down: Any, error: Any) -> Slopes:
+    """Return slopes that were rounded once more, and of which a constant was: by half an eps each, counted twice."""
+    return up, down, error + 2 * _maximum(abs(up), abs(down))
+
+
 def _by_side(
-    above: Callable[..., Any], below: Callable[..., Any], size: Callable[..., Any]
+    above: Callable[..., Any], below: Callable[..., Any], error: Callable[..., Any]
 ) -> Callable[..., Piecewise]:
-    """Make a rule that acts on the slopes above and below zero and on the sizes, each by a function of its own."""
+    """Make a rule that acts on the slopes above and below zero and on the errors, each by a function of its own."""
 
     def rule(*operands: Piecewise) -> Piecewise:
         # Constants are numbers on both sides: the operation itself, which is that of slopes above zero.
@@ -122,8 +124,8 @@ def _by_side(
         pieces = [_as_slopes(operand) for operand in operands]
         if any(piece is None for piece in pieces):
             return None
-        ups, downs, sizes = zip(*pieces)
-        return above(*ups), below(*downs), size(*sizes)
+        ups, downs, errors = zip(*pieces)
+        return _rounded(above(*ups), below(*downs), error(*errors))
 
     return rule
 
@@ -137,15 +139,15 @@ def _mul(a: Piecewise, b: Piecewise) -> Piecewise:
     if not isinstance(a, tuple) or not isinstance(b, PiecewiseConstant):
         return None
     # Each slope times the constant of its side.
-    return a[0] * b.above, a[1] * b.below, a[2] * _maximum(abs(b.above), abs(b.below))
+    return _rounded(a[0] * b.above, a[1] * b.below, a[2] * _maximum(abs(b.above), abs(b.below)))
 
 
 def _div(a: Piecewise, b: Piecewise) -> Piecewise:
     """Divide by a constant."""
     if not isinstance(a, tuple) or not isinstance(b, PiecewiseConstant) or _is_zero(b):
         return None
-    # The smaller divisor makes the larger size. A zero in an array of divisors gives an infinite slope, hence no bound.
-    return a[0] / b.above, a[1] / b.below, a[2] / _minimum(abs(b.above), abs(b.below))
+    # The smaller divisor makes the larger error. A zero in an array of divisors gives an infinite slope, hence no bound.
+    return _rounded(a[0] / b.above, a[1] / b.below, a[2] / _minimum(abs(b.above), abs(b.below)))
 
 
 def _select(which: Piecewise, no: Piecewise, yes: Piecewise) -> Piecewise:
