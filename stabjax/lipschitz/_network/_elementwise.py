@@ -12,7 +12,15 @@ from functools import lru_cache
 
 import numpy as np
 
-from stabjax.lipschitz._network._interval_arithmetic import _ULPS, RULES, Enclosure, constant, identity, integer_pow, widen_unknown
+from stabjax.lipschitz._network._interval_arithmetic import (
+    _ULPS,
+    RULES,
+    Enclosure,
+    constant,
+    identity,
+    integer_pow,
+    widen_unknown,
+)
 
 _MAX_EXPONENT = 128
 """Numbers up to two to this power are looked at: all numbers of single precision."""
@@ -120,7 +128,7 @@ def _lipschitz_constant(instructions: Instructions) -> float:
         # Narrow is meant relative to the size of the numbers, and absolutely around zero.
         far = np.maximum(np.abs(low), np.abs(high))
         narrow = open_cells & ((high - low <= _NARROW * far) | (far <= _NEAREST_ZERO))
-        if (narrow & (_jumps(over, above * (high - low)) | ~np.isfinite(above))).any():
+        if (narrow & (_jumps(over, above, high - low) | ~np.isfinite(above))).any():
             return np.inf
         # Every cell that leaves the search counts.
         bound = max(bound, float(above[~open_cells | narrow].max(initial=0)))
@@ -130,12 +138,12 @@ def _lipschitz_constant(instructions: Instructions) -> float:
     return bound
 
 
-def _jumps(over: Enclosure, change: np.ndarray) -> np.ndarray:
-    """Tell in which narrow cells a function jumps that changes so much over the cell where it does not."""
+def _jumps(over: Enclosure, above: np.ndarray, width: np.ndarray) -> np.ndarray:
+    """Tell in which narrow cells, of this width, a function jumps whose slope is not above ``above`` elsewhere."""
     # The parts of a function may change more than the function, hence the factor. An infinite value meets no other.
-    size = np.maximum(np.abs(over.low), np.abs(over.high))
-    with np.errstate(invalid="ignore"):
-        meets = (size < np.inf) & (over.high - over.low <= 16 * (change + _ULPS * size))
+    with np.errstate(all="ignore"):
+        size = np.maximum(np.abs(over.low), np.abs(over.high))
+        meets = (size < np.inf) & (over.high - over.low <= 16 * (above * width + _ULPS * size))
     return over.may_jump & ~meets
 
 

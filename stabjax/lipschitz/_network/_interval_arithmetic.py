@@ -88,7 +88,8 @@ def _round_outward(low: np.ndarray, high: np.ndarray) -> Interval:
 
 def _underflow(result: np.ndarray, sign: Any) -> np.ndarray:
     """Take the smallest number of that sign where a result is zero though its sign is not."""
-    # Zero would be exact, and in `_multiply` zero times what is not bounded is zero: the true product may be any number.
+    # Zero would be exact, and in `_multiply` zero times what is not bounded is zero: the true product may be any
+    # number.
     return np.where(result == 0, sign * _SMALLEST, result)
 
 
@@ -219,23 +220,33 @@ def _indicator(yes: np.ndarray, no: np.ndarray, *, low: float = 0.0) -> Enclosur
     return Enclosure(np.where(yes, 1.0, low), np.where(no, low, 1.0), zero, zero, ~(yes | no))
 
 
+def _is_known(a: Enclosure) -> np.ndarray:
+    """Tell where a value is a number for certain: an undefined one, as a logarithm below zero, may have any slope."""
+    return np.isfinite(a.slope_low) | np.isfinite(a.slope_high)
+
+
 def _gt(a: Enclosure, b: Enclosure) -> Enclosure:
-    """Compare ``a > b``."""
-    return _indicator(a.low > b.high, a.high <= b.low)
+    """Compare ``a > b``: false where one is undefined, as NaN is."""
+    return _indicator((a.low > b.high) & _is_known(a) & _is_known(b), a.high <= b.low)
 
 
 def _ge(a: Enclosure, b: Enclosure) -> Enclosure:
-    """Compare ``a >= b``."""
-    return _indicator(a.low >= b.high, a.high < b.low)
+    """Compare ``a >= b``: false where one is undefined, as NaN is."""
+    return _indicator((a.low >= b.high) & _is_known(a) & _is_known(b), a.high < b.low)
 
 
 def _eq(a: Enclosure, b: Enclosure) -> Enclosure:
     """Compare ``a == b``; a number equals itself unless it is NaN."""
     if a is b:
-        return _indicator(np.isfinite(a.low), np.isnan(a.low))
+        return _is_finite(a)
     # Equal for certain are only two numbers, each an interval of no width.
-    point = (a.low == a.high) & (b.low == b.high) & (a.low == b.low)
+    point = (a.low == a.high) & (b.low == b.high) & (a.low == b.low) & _is_known(a) & _is_known(b)
     return _indicator(point, (a.low > b.high) | (a.high < b.low))
+
+
+def _is_finite(a: Enclosure) -> Enclosure:
+    """Tell whether a value is a finite number, as the values of defined functions are."""
+    return _indicator(np.isfinite(a.low) & _is_known(a), np.zeros(a.low.shape, bool))
 
 
 def _not(a: Enclosure) -> Enclosure:
@@ -331,7 +342,7 @@ RULES: dict[str, Rule] = {
     "not": _not,
     "and": _and,
     "or": lambda a, b: _not(_and(_not(a), _not(b))),
-    "is_finite": lambda a: _indicator(np.isfinite(a.low), np.isnan(a.low)),
+    "is_finite": _is_finite,
     "convert_element_type": lambda a: a,
     "exp": _monotone(np.exp, np.exp),
     "exp2": _monotone(np.exp2, lambda u: math.log(2) * np.exp2(u)),

@@ -146,7 +146,7 @@ def _div(a: Piecewise, b: Piecewise) -> Piecewise:
     """Divide by a constant."""
     if not isinstance(a, tuple) or not isinstance(b, PiecewiseConstant) or _is_zero(b):
         return None
-    # The smaller divisor makes the larger error. A zero in an array of divisors gives an infinite slope, hence no bound.
+    # The smaller divisor makes the larger error. A zero in an array of divisors gives an infinite slope: no bound.
     return _rounded(a[0] / b.above, a[1] / b.below, a[2] / _minimum(abs(b.above), abs(b.below)))
 
 
