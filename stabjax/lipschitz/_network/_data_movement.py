@@ -10,10 +10,16 @@ import numpy as np
 from jaxtyping import Array
 
 from stabjax import _jaxpr
-from stabjax.lipschitz._network._lipschitz_value import LipschitzValue, as_root, as_selection, compose, l2_sum, select
+from stabjax.lipschitz._network._lipschitz_value import (
+    LipschitzValue,
+    Values,
+    as_root,
+    as_selection,
+    compose,
+    l2_sum,
+    select,
+)
 from stabjax.lipschitz._network._selection import IndexMap, compose_indices, index_transform, join, select_all
-
-Values = list[Any]
 
 
 def move_entries(step: _jaxpr.Step, operands: Values) -> list[LipschitzValue]:

@@ -12,8 +12,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from stabjax.lipschitz._network._interval_arithmetic import (
-    _ULPS,
+from stabjax.lipschitz._network._enclosures import (
     RULES,
     Enclosure,
     constant,
@@ -21,6 +20,7 @@ from stabjax.lipschitz._network._interval_arithmetic import (
     integer_pow,
     widen_unknown,
 )
+from stabjax.lipschitz._network._intervals import ULPS
 
 _MAX_EXPONENT = 128
 """Numbers up to two to this power are looked at: all numbers of single precision."""
@@ -143,7 +143,7 @@ def _jumps(over: Enclosure, above: np.ndarray, width: np.ndarray) -> np.ndarray:
     # The parts of a function may change more than the function, hence the factor. An infinite value meets no other.
     with np.errstate(all="ignore"):
         size = np.maximum(np.abs(over.low), np.abs(over.high))
-        meets = (size < np.inf) & (over.high - over.low <= 16 * (above * width + _ULPS * size))
+        meets = (size < np.inf) & (over.high - over.low <= 16 * (above * width + ULPS * size))
     return over.may_jump & ~meets
 
 

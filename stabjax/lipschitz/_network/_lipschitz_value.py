@@ -21,6 +21,9 @@ from stabjax.lipschitz._network._elementwise import IDENTITY, ScalarFunction, li
 from stabjax.lipschitz._network._piecewise_linear import PiecewiseLinear
 from stabjax.lipschitz._network._selection import Selection, select_all
 
+Values = list[Any]
+"""Operands of an operation: a `LipschitzValue` for each that depends on the images, the arrays of the others."""
+
 
 @dataclass(eq=False)
 class Root:
@@ -86,6 +89,11 @@ class Unbounded:
 
 class UnboundedError(Exception):
     """A function is steeper than any number; holds the primitives that it is made of."""
+
+
+def active_operands(operands: Sequence[Any]) -> list[LipschitzValue]:
+    """Return the operands that have a bound."""
+    return [operand for operand in operands if isinstance(operand, LipschitzValue)]
 
 
 def input_value(dtype: Any) -> LipschitzValue:

@@ -1,8 +1,8 @@
-"""Interval arithmetic: where the value and the slope of a function lie over a cell of its argument.
+"""Enclosures: where the value and the slope of a function lie over a cell of its argument, by interval arithmetic.
 
-Value and slope go together, by the chain rule, as in forward-mode differentiation. Ends are rounded outwards. A slope
-is one almost everywhere, which is what a Lipschitz constant takes: where two functions meet in a maximum or a choice,
-that of either; whether they meet at all is for `Enclosure.may_jump` to say.
+Value and slope go together, by the chain rule, as in forward-mode differentiation. A slope is one almost everywhere,
+which is what a Lipschitz constant takes: where two functions meet in a maximum or a choice, that of either; whether
+they meet at all is for `Enclosure.may_jump` to say.
 """
 
 import math
@@ -11,13 +11,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-Interval = tuple[np.ndarray, np.ndarray]
-
-# At least four units in the last place of a double. `_LARGEST` replaces an end that overflowed to the side where it
-# would cut numbers off, `_SMALLEST` a slope that underflowed.
-_ULPS = 2.0**-50
-_LARGEST = np.finfo(np.float64).max
-_SMALLEST = np.nextafter(0.0, 1.0)
+from stabjax.lipschitz._network import _intervals
+from stabjax.lipschitz._network._intervals import ULPS, Interval, round_outward, underflow
 
 
 class Enclosure(NamedTuple):
@@ -66,70 +61,7 @@ def widen_unknown(a: Enclosure) -> Enclosure:
     """Take what is not a number for all numbers; an enclosure without such ends stays the same object."""
     if not any(np.isnan(end).any() for end in (*a.value, *a.slope)):
         return a
-    return Enclosure(*_repair(*a.value), *_repair(*a.slope), a.may_jump)
-
-
-def _repair(low: np.ndarray, high: np.ndarray) -> Interval:
-    """Widen ends that overflowed to the wrong side, and what is not known to all numbers."""
-    # A lower end of +inf, or an upper one of -inf, would be an empty interval: the largest finite number takes its
-    # place.
-    low, high = np.minimum(low, _LARGEST), np.maximum(high, -_LARGEST)
-    unknown = np.isnan(low) | np.isnan(high)
-    # Adding zero makes a negative zero positive: one divided by it has the other sign.
-    return np.where(unknown, -np.inf, low) + 0.0, np.where(unknown, np.inf, high) + 0.0
-
-
-def _round_outward(low: np.ndarray, high: np.ndarray) -> Interval:
-    """Widen an interval by ``2^-50`` of its ends, several units in the last place: more than one operation rounds."""
-    # The smallest number is half a unit of those below 1e-308, and more than any that underflowed. Zero stays zero.
-    margins = (_ULPS * np.abs(end) + _SMALLEST * (end != 0) for end in (low, high))
-    return _repair(low - next(margins), high + next(margins))
-
-
-def _underflow(result: np.ndarray, sign: Any) -> np.ndarray:
-    """Take the smallest number of that sign where a result is zero though its sign is not."""
-    # Zero would be exact, and in `_multiply` zero times what is not bounded is zero: the true product may be any
-    # number.
-    return np.where(result == 0, sign * _SMALLEST, result)
-
-
-def _multiply(a: Interval, b: Interval) -> Interval:
-    """Multiply intervals; zero times what is not bounded is zero."""
-    # The product is linear in each factor, so its extremes over a box stand at the four corners. An infinite end says
-    # that no bound is known; the numbers themselves are finite, so zero times them is zero and not NaN.
-    corners = np.stack(
-        [np.where((x == 0) | (y == 0), 0, _underflow(x * y, np.sign(x) * np.sign(y))) for x in a for y in b]
-    )
-    return _round_outward(corners.min(0), corners.max(0))
-
-
-def _add_intervals(a: Interval, b: Interval) -> Interval:
-    """Add intervals."""
-    return _round_outward(a[0] + b[0], a[1] + b[1])
-
-
-def _negate(a: Interval) -> Interval:
-    """Negate an interval."""
-    return 0 - a[1], 0 - a[0]
-
-
-def _reciprocal(a: Interval) -> Interval:
-    """Take ``1 / a``: all numbers where the interval holds zero."""
-    crosses = (a[0] <= 0) & (a[1] >= 0)
-    # 1 / a decreases on each side of zero, so the ends change places. In cells with a zero the 1 is only a placeholder.
-    low, high = _round_outward(1 / np.where(crosses, 1, a[1]), 1 / np.where(crosses, 1, a[0]))
-    return np.where(crosses, -np.inf, low), np.where(crosses, np.inf, high)
-
-
-def _power(a: Interval, n: int) -> Interval:
-    """Raise an interval to an integer power."""
-    if n < 0:
-        return _reciprocal(_power(a, -n))
-    low, high = (_underflow(end**n, np.sign(end) ** n) for end in a)
-    if n % 2 == 0:
-        # An even power decreases below zero and increases above it: in a cell across zero its minimum is 0, at 0.
-        low, high = np.where((a[0] < 0) & (a[1] > 0), 0, np.minimum(low, high)), np.maximum(low, high)
-    return _round_outward(low, high)
+    return Enclosure(*_intervals.repair(*a.value), *_intervals.repair(*a.slope), a.may_jump)
 
 
 def _join(a: Enclosure, b: Enclosure, value: Interval, may_jump: np.ndarray) -> Enclosure:
@@ -146,12 +78,12 @@ def _choose(which: np.ndarray, a: Enclosure, b: Enclosure) -> Enclosure:
 
 def _add(a: Enclosure, b: Enclosure) -> Enclosure:
     """Add two functions."""
-    return Enclosure(*_add_intervals(a.value, b.value), *_add_intervals(a.slope, b.slope), a.may_jump | b.may_jump)
+    return Enclosure(*_intervals.add(a.value, b.value), *_intervals.add(a.slope, b.slope), a.may_jump | b.may_jump)
 
 
 def _neg(a: Enclosure) -> Enclosure:
     """Negate a function."""
-    return Enclosure(*_negate(a.value), *_negate(a.slope), a.may_jump)
+    return Enclosure(*_intervals.negate(a.value), *_intervals.negate(a.slope), a.may_jump)
 
 
 def _mul(a: Enclosure, b: Enclosure) -> Enclosure:
@@ -159,24 +91,26 @@ def _mul(a: Enclosure, b: Enclosure) -> Enclosure:
     # (a b)' = a' b + a b'. The square of one function is known to be positive, a product of two is not.
     if a is b:
         return integer_pow(a, 2)
-    slope = _add_intervals(_multiply(a.slope, b.value), _multiply(a.value, b.slope))
-    return Enclosure(*_multiply(a.value, b.value), *slope, a.may_jump | b.may_jump)
+    slope = _intervals.add(_intervals.multiply(a.slope, b.value), _intervals.multiply(a.value, b.slope))
+    return Enclosure(*_intervals.multiply(a.value, b.value), *slope, a.may_jump | b.may_jump)
 
 
 def _div(a: Enclosure, b: Enclosure) -> Enclosure:
     """Divide: ``(a / b)' = (a' - (a / b) b') / b``, with ``a / b`` used twice."""
-    inverse = _reciprocal(b.value)
-    quotient = _multiply(a.value, inverse)
+    inverse = _intervals.reciprocal(b.value)
+    quotient = _intervals.multiply(a.value, inverse)
     # b occurs twice here and three times in (a' b - a b') / b^2: the interval is narrower as a rule.
-    slope = _multiply(_add_intervals(a.slope, _negate(_multiply(quotient, b.slope))), inverse)
+    slope = _intervals.multiply(
+        _intervals.add(a.slope, _intervals.negate(_intervals.multiply(quotient, b.slope))), inverse
+    )
     return Enclosure(*quotient, *slope, a.may_jump | b.may_jump)
 
 
 def integer_pow(a: Enclosure, n: int) -> Enclosure:
     """Raise to an integer power: ``(a^n)' = n a^(n - 1) a'``."""
     times = np.array(float(n))
-    factor = _multiply((times, times), _power(a.value, n - 1))
-    return Enclosure(*_power(a.value, n), *_multiply(factor, a.slope), a.may_jump)
+    factor = _intervals.multiply((times, times), _intervals.power(a.value, n - 1))
+    return Enclosure(*_intervals.power(a.value, n), *_intervals.multiply(factor, a.slope), a.may_jump)
 
 
 def _pow(a: Enclosure, b: Enclosure) -> Enclosure:
@@ -268,7 +202,7 @@ def _monotone(f: Callable[[Any], Any], slope: Callable[[Any], Any], *, rising: b
 
     def rule(a: Enclosure) -> Enclosure:
         # No function here is zero but at zero, or exactly: e^-800 is the smallest number.
-        low, high = (_underflow(f(end), np.abs(np.sign(end))) for end in (a.value if rising else a.value[::-1]))
+        low, high = (underflow(f(end), np.abs(np.sign(end))) for end in (a.value if rising else a.value[::-1]))
         # An even slope depends on |u| alone, which runs over [near, far]::
         #
         #     low < 0 < high     near = 0, far = max(-low, high)
@@ -280,9 +214,11 @@ def _monotone(f: Callable[[Any], Any], slope: Callable[[Any], Any], *, rising: b
         slopes = [slope(end) for end in ends]
         low_slope, high_slope = np.minimum(*slopes), np.maximum(*slopes)
         # A slope that underflows has either sign: which, is not asked.
-        low_slope, high_slope = _underflow(low_slope, -1.0), _underflow(high_slope, 1.0)
+        low_slope, high_slope = underflow(low_slope, -1.0), underflow(high_slope, 1.0)
         return Enclosure(
-            *_round_outward(low, high), *_multiply(_round_outward(low_slope, high_slope), a.slope), a.may_jump
+            *round_outward(low, high),
+            *_intervals.multiply(round_outward(low_slope, high_slope), a.slope),
+            a.may_jump,
         )
 
     return rule
@@ -296,9 +232,13 @@ def _trigonometric(f: Callable[[Any], Any], slope: Callable[[Any], Any]) -> Rule
         # than four this gives [-1, 1], without a search for the extremes inside.
         # The middle is rounded by a unit of its own last place, which may be more than the width.
         middle = (a.low + a.high) / 2
-        half = (a.high - a.low) * (0.5 + _ULPS) + _ULPS * np.abs(middle)
+        half = (a.high - a.low) * (0.5 + ULPS) + ULPS * np.abs(middle)
         value, slopes = ((np.maximum(g(middle) - half, -1), np.minimum(g(middle) + half, 1)) for g in (f, slope))
-        return Enclosure(*_round_outward(*value), *_multiply(_round_outward(*slopes), a.slope), a.may_jump)
+        return Enclosure(
+            *round_outward(*value),
+            *_intervals.multiply(round_outward(*slopes), a.slope),
+            a.may_jump,
+        )
 
     return rule
 
@@ -347,7 +287,7 @@ RULES: dict[str, Rule] = {
     "exp": _monotone(np.exp, np.exp),
     "exp2": _monotone(np.exp2, lambda u: math.log(2) * np.exp2(u)),
     "expm1": _monotone(np.expm1, np.exp),
-    # 1 / u is finite for negative u, where there is no logarithm. NaN makes such a cell all numbers, see `_repair`.
+    # 1 / u is finite for negative u, where there is no logarithm. NaN makes such a cell all numbers, see `repair`.
     "log": _monotone(np.log, lambda u: np.where(u < 0, np.nan, 1 / u)),
     "log1p": _monotone(np.log1p, lambda u: np.where(u < -1, np.nan, 1 / (1 + u))),
     "sqrt": _monotone(np.sqrt, lambda u: 0.5 / np.sqrt(u)),
