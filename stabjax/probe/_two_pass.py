@@ -29,7 +29,7 @@ def terms_by_products(streams: list[NetworkStream], tiles: Tiles, debiased: bool
         x, y = _both_units(streams, start, tiles)
         return terms.update(start, x, y, streams[0].counts(start, tiles))
 
-    # Room for the blank images, too: whole batches are written.
+    # With room for the blank images, as in Gram matrices of whole tiles; their terms are zero.
     return accumulate(with_terms, ProductTerms.init(products, tiles.padded), tiles).finish(debiased=debiased)
 
 

@@ -87,6 +87,27 @@ def test_terms_by_definition(x64):
         np.testing.assert_allclose(mine, [(a * a).sum(1) for a in side], atol=1e-9)
 
 
+@pytest.mark.parametrize(("batch_size", "room"), [(4, 10), (16, 9)])
+def test_rows_that_fill_a_batch_need_no_room(batch_size, room):
+    """Ten samples in whole batches: the terms are those of the samples, or unknown if there is no room for one."""
+    n = 10
+    x, y = (np.pad(random_layers(seed, n, (3,))[0].astype(np.float32), ((0, 6), (0, 0))) for seed in (1, 2))
+
+    @jax.jit
+    def by_products(x, y, counted):
+        slices = [(start, slice(start, start + batch_size)) for start in range(0, n, batch_size)]
+        products = UnitProducts.init((3,), (3,))
+        for _, rows in slices:
+            products = products.update([x[rows]], [y[rows]], counted[rows])
+        terms = ProductTerms.init(products, room)
+        for start, rows in slices:
+            terms = terms.update(start, [x[rows]], [y[rows]], counted[rows])
+        return terms.finish(debiased=False).alignment(debiased=False)[0]
+
+    expected = numpy_cka(x[:n], y[:n], False) if room >= n else np.nan
+    np.testing.assert_allclose(by_products(x, y, np.arange(16) < n)[0, 0], expected, atol=1e-5)
+
+
 @pytest.mark.slow
 def test_five_hundred_hard_cases_stay_in_range():
     """Few images, dead layers, copies, one image that differs, huge and tiny units."""

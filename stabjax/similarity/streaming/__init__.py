@@ -37,7 +37,8 @@ a common one where streams are merged (Chan, Golub and LeVeque 1983), so that la
 from stabjax.similarity._bases import Basis
 from stabjax.similarity.streaming._canonical import Canonical, QRFactor, WhitenedProducts
 from stabjax.similarity.streaming._hsic import HsicTerms
-from stabjax.similarity.streaming._products import ProductTerms, UnitProducts
+from stabjax.similarity.streaming._product_terms import ProductTerms
+from stabjax.similarity.streaming._products import UnitProducts
 
 __all__ = [
     "Basis",

@@ -1,9 +1,9 @@
 """CKA from products of units, for layers with fewer units than there are samples.
 
 Two networks give ``x`` and ``y``: the units of all their layers side by side, less an origin. `UnitProducts` adds up
-their products in a first pass; `ProductTerms` finds what each sample adds to HSIC with them, in a second one.
-Throughout, ``a`` is the squared length of the units of a layer of the first network, ``b`` that of the second: one
-number per layer and sample.
+their products in a first pass; `stabjax.similarity.streaming.ProductTerms` finds what each sample adds to HSIC with
+them, in a second one. Throughout, ``a`` is the squared length of the units of a layer of the first network, ``b`` that
+of the second: one number per layer and sample.
 
 The origin is the mean of the first batch. It is not moved to the mean of all samples with every batch, which would take
 as long as the products themselves, but once in the end (`UnitProducts.center`), and where streams are merged.
@@ -17,10 +17,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from stabjax._numerics import permit_nan
-from stabjax._types import AnyArray, Scalar
+from stabjax._types import AnyArray
 from stabjax.similarity._cka import alignment_of_hsic
 from stabjax.similarity._inputs import center_rows
-from stabjax.similarity.streaming._hsic import HsicTerms
 from stabjax.similarity.streaming._layers import Layers, Sizes, concatenate, mask_of, multiply, split, sum_by_layer
 
 
@@ -190,118 +189,6 @@ class UnitProducts(NamedTuple):
         return jnp.clip(alignment_of_hsic(xy, xx[:, None], yy[None]), 0)
 
 
-class ProductTerms(NamedTuple):
-    """Accumulate, sample by sample, what the terms of HSIC are made of; a frozen pytree.
-
-    With the centered units ``x_i``, ``y_i`` of two layers, and their products over all samples::
-
-        q_i = sum_j (x_i.x_j) (y_i.y_j)                          =  x_i' (sum x y') y_i
-        r_i = sum_j (x_i.x_j) b_j + sum_j (y_i.y_j) a_j          =  x_i.(sum b x) + y_i.(sum a y)
-
-    Where a batch has not come yet, all is zero.
-    """
-
-    products: UnitProducts
-    """From a pass over all samples, centered."""
-    q: tuple[Float[Array, "x y n"], Float[Array, "x n"], Float[Array, "y n"]]
-    """Of every pair of layers, and of each layer of either network with itself."""
-    r: tuple[Float[Array, "x y n"], Float[Array, "x n"], Float[Array, "y n"]]
-    """Likewise."""
-    a: Float[Array, "x n"]
-    """Squared lengths ``|x_i|^2``."""
-    b: Float[Array, "y n"]
-    """Squared lengths ``|y_i|^2``."""
-    counted: Bool[Array, " n"]
-    """False for samples that have not come, or are left out."""
-
-    @classmethod
-    def init(cls, products: UnitProducts, n: int) -> "ProductTerms":
-        """Return the terms of an empty stream, with room for ``n`` samples, those that only fill a batch included."""
-        x, y = len(products.first.own), len(products.second.own)
-        cross, first, second = (jnp.zeros((*layers, n), products.cross.dtype) for layers in ((x, y), (x,), (y,)))
-        # Centered once, here: what the second pass subtracts is then the mean over all samples.
-        return cls(products.center(), (cross, first, second), (cross, first, second), first, second, jnp.zeros(n, bool))
-
-    def update(
-        self, start: Scalar, x: Layers, y: Layers, counted: Bool[AnyArray, " b"] | None = None
-    ) -> "ProductTerms":
-        """Write the terms of a batch of samples, the first of which is sample ``start``.
-
-        Args:
-            start: position of the first row among all samples.
-            x: of each layer of the first network, samples in rows, ``(b, units)``.
-            y: of the second, for the same samples.
-            counted: as in the first pass.
-        """
-        counted = mask_of(counted, len(x[0]))
-        first, second, cross = self.products.first, self.products.second, self.products.cross
-        # Rows that do not count are zero again, and so is each of their terms.
-        x_rows, y_rows = (
-            jnp.where(counted[:, None], concatenate(z, cross.dtype) - network.origin[None], 0)
-            for z, network in ((x, first), (y, second))
-        )
-        # For each layer of x, q before the sum over the units of a layer of y: (b, units_y).
-        x_parts = zip(split(x_rows, first.sizes), split(cross.T, first.sizes), strict=True)
-        q = jnp.stack([sum_by_layer(multiply(part, c.T) * y_rows, second.sizes) for part, c in x_parts])
-        # The two halves of r, of all pairs of layers: w is (layers of the other network, units), a part (b, units).
-        x_linear, y_linear = (
-            [multiply(w, part.T) for part, w in zip(split(rows, sizes), split(weighted, sizes), strict=True)]
-            for rows, weighted, sizes in (
-                (x_rows, self.products.first_weighted, first.sizes),
-                (y_rows, self.products.second_weighted, second.sizes),
-            )
-        )
-        (x_q, x_r), (y_q, y_r) = (_own_terms(rows, network) for rows, network in ((x_rows, first), (y_rows, second)))
-        batch = (
-            (q, x_q, y_q),
-            # x_linear has a (y, b) for each layer of x, y_linear an (x, b) for each layer of y; both become (x, y, b).
-            (jnp.stack(x_linear) + jnp.stack(y_linear, axis=1), x_r, y_r),
-            sum_by_layer(jnp.square(x_rows), first.sizes),
-            sum_by_layer(jnp.square(y_rows), second.sizes),
-            counted,
-        )
-
-        def write(terms: Array, new: Array) -> Array:
-            # A start too near the end would be moved back, without an error: n must have room for whole batches.
-            return jax.lax.dynamic_update_slice_in_dim(terms, new, start, axis=-1)
-
-        terms = jax.tree.map(write, self[1:], batch)
-        return ProductTerms(self.products, *terms)
-
-    def merge(self, other: "ProductTerms") -> "ProductTerms":
-        """Join two streams over different samples, for the same products."""
-        # At every position one of the two is zero, or False.
-        return ProductTerms(self.products, *jax.tree.map(jnp.add, self[1:], other[1:]))
-
-    def finish(self, *, debiased: bool) -> HsicTerms:
-        """Return the terms of all samples; debiased ones are row sums of products of the matrices of `center_gram`.
-
-        Written out for centered units (``m = n - 2``, ``A = sum a``, ``B = sum b``, ``T = sum a b``)::
-
-            h = q - a b + (r - 3 a b) / m + (a B + b A + T - 2 a b - A B / (n - 1)) / m^2
-
-        (Szekely and Rizzo 2014; see `stabjax.similarity._cka.center_gram`). Not debiased, ``h = q``.
-        """
-        count = jnp.sum(self.counted)
-        if not debiased:
-            cross, first, second = self.q
-            return HsicTerms(cross, first, second, count)
-        # Samples that do not count have zero in q, r, a and b: sums over the last axis are sums over the others.
-        n = count.astype(self.a.dtype)
-
-        def debias(q: Array, r: Array, a: Array, b: Array) -> Array:
-            ab = a * b
-            all_a, all_b, all_ab = (jnp.sum(z, axis=-1, keepdims=True) for z in (a, b, ab))
-            rest = a * all_b + b * all_a + all_ab - 2 * ab - all_a * all_b / (n - 1)
-            return jnp.where(self.counted, q - ab + (r - 3 * ab) / (n - 2) + rest / jnp.square(n - 2), 0)
-
-        a, b = self.a, self.b
-        # (x, 1, n) with (1, y, n) for the pairs of layers; a layer with itself has a in both places.
-        pairs = ((a[:, None], b[None]), (a, a), (b, b))
-        cross, first, second = (debias(q, r, *pair) for q, r, pair in zip(self.q, self.r, pairs, strict=True))
-        return HsicTerms(cross, first, second, count)
-
-
 def _subtract_origin(rows: Array, origin: Array, counted: Array, n: Array) -> tuple[Array, Array]:
     """Return the origin, the mean of the batch if it is the first, and the rows less it; zero if they do not count."""
     mean, _ = center_rows(rows, counted)
@@ -350,11 +237,3 @@ def _shift_of_weighted(cross: Array, total: Array, square: Array, d: Array, e: A
     """Return what a shift adds to ``sum b x``, from ``sum x y'``, ``sum x``, and ``sum |y + e|^2`` of one layer."""
     # From |y + e|^2 (x + d) = b x + 2 (y.e) x + |e|^2 x + |y + e|^2 d, summed: all but the first term.
     return 2 * multiply(cross, e) + jnp.sum(jnp.square(e)) * total + d * square
-
-
-def _own_terms(rows: Array, network: NetworkProducts) -> tuple[Array, Array]:
-    """Return ``q`` and ``r`` of every layer with itself, ``(layers, b)`` each."""
-    # x_i' (sum x x') x_i, and x_i.(sum a x) twice: with y = x both halves of r are the same.
-    parts = list(zip(split(rows, network.sizes), network.own, split(network.weighted, network.sizes), strict=True))
-    q = jnp.stack([jnp.sum(multiply(part, c) * part, axis=1) for part, c, _ in parts])
-    return q, jnp.stack([2 * multiply(part, w) for part, _, w in parts])
