@@ -246,7 +246,7 @@ def from_features(
         confidence: probability that an interval covers.
 
     Raises:
-        ValueError: if the layers or the shapes disagree.
+        ValueError: if the layers or the shapes disagree; for medians per unit of more than 65535 images.
     """
     key, layers = as_key(key), tuple(clean)
     clean, deformed, noisy, noise_radius = without_explicit_axes(

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import strategies as st
 
 from stabjax import stability
+from stabjax.stability._per_unit import _median
 from tests import GOLDEN_FOLDER
 
 GOLDEN = GOLDEN_FOLDER / "stability.npz"
@@ -167,6 +168,19 @@ def test_medians_per_unit_in_one_result(key):
         interval = np.asarray(getattr(result, f"{name}_interval"))[0]
         expected = np.quantile(values, [0.1, 0.9])
         np.testing.assert_allclose(interval, expected, atol=0.25 * np.ptp(expected))
+
+
+@pytest.mark.parametrize("weight", [1, 600_000_000, (2**32 - 1) // 3])
+def test_medians_of_as_many_pairs_as_can_be_counted(weight):
+    ordered, weights = jnp.arange(3.0), np.full(3, weight, np.uint32)
+    assert _median(ordered, jnp.asarray(weights)) == 1
+    assert _median(ordered, jnp.asarray([2 * weight, weight - 1, 1], np.uint32)) == 0
+
+
+def test_more_images_than_pairs_can_be_counted_of_are_refused(key):
+    features = {"output": np.zeros((2**16, 1), np.float32)}
+    with pytest.raises(ValueError, match="at most 65535 images for 'median_per_unit'"):
+        stability.from_features(key, features, features, features, average="median_per_unit")
 
 
 def numbers_per_image(seed, n, layers=1):
