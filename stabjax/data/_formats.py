@@ -195,6 +195,7 @@ Order = Literal["<", ">"]
 _MAT_TYPES = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 9: "f8", 12: "i8", 13: "u8"}
 _MAT_MATRIX, _MAT_COMPRESSED = 14, 15
 _MAT_CLASSES = range(6, 16)
+_MAT_COMPLEX = 1 << 11
 
 
 def mat(path: Path) -> dict[str, np.ndarray]:
@@ -207,7 +208,8 @@ def mat(path: Path) -> dict[str, np.ndarray]:
     if mark not in (b"IM", b"MI"):
         raise ValueError(f"{path}: expected a MATLAB 5 file, got the mark {mark!r} at byte 126. {REMEDY}")
     order: Order = "<" if mark == b"IM" else ">"
-    arrays = {}
+    arrays: dict[str, np.ndarray] = {}
+    complex_names = []
     try:
         position = 128
         while position < len(data):
@@ -216,11 +218,18 @@ def mat(path: Path) -> dict[str, np.ndarray]:
                 # Compressed elements stand one after the other without padding; inside is one element, a matrix.
                 kind, body, _ = _mat_element(memoryview(zlib.decompress(body)), 0, order)
             if kind == _MAT_MATRIX:
-                name, array = _mat_matrix(body, order)
+                name, array, is_complex = _mat_matrix(body, order)
                 if array is not None:
                     arrays[name] = array
+                if is_complex:
+                    complex_names.append(name)
     except (zlib.error, struct.error, ValueError, IndexError, KeyError) as error:
         raise ValueError(f"{path}: {error}. {REMEDY}") from error
+    if complex_names:
+        raise ValueError(
+            f"{path}: expected real numbers, got complex ones in {complex_names}: save their real and imaginary parts "
+            "as arrays of their own"
+        )
     return arrays
 
 
@@ -241,14 +250,19 @@ def _mat_element(data: memoryview, position: int, order: Order, *, aligned: bool
     return kind, data[start : start + size], end
 
 
-def _mat_matrix(body: memoryview, order: Order) -> tuple[str, np.ndarray | None]:
-    """Return name and value of a matrix; None for cells, structures, sparse and character arrays."""
-    # Four elements: flags (the class in the lowest byte), sizes of the axes, name, values.
+def _mat_matrix(body: memoryview, order: Order) -> tuple[str, np.ndarray | None, bool]:
+    """Return name and value of a matrix, and whether this is the real part alone, of complex numbers.
+
+    The value is None for cells, structures, sparse and character arrays.
+    """
+    # Four elements: flags (the class in the lowest byte), sizes of the axes, name, values. A fifth, the imaginary part,
+    # is not read.
     _, flags, position = _mat_element(body, 0, order)
     _, sizes, position = _mat_element(body, position, order)
     _, name, position = _mat_element(body, position, order)
-    if struct.unpack_from(f"{order}I", flags)[0] & 0xFF not in _MAT_CLASSES:
-        return bytes(name).decode(), None
+    (word,) = struct.unpack_from(f"{order}I", flags)
+    if word & 0xFF not in _MAT_CLASSES:
+        return bytes(name).decode(), None, False
     kind, values, _ = _mat_element(body, position, order)
     shape = struct.unpack(f"{order}{len(sizes) // 4}i", sizes)
     # The type of the values as written, which may be a shorter one than the class of the matrix.
@@ -256,4 +270,4 @@ def _mat_matrix(body: memoryview, order: Order) -> tuple[str, np.ndarray | None]
     if flat.size != math.prod(shape):
         raise ValueError(f"array {bytes(name).decode()!r} of shape {shape} has {flat.size} values")
     # MATLAB writes the first axis fastest.
-    return bytes(name).decode(), flat.reshape(shape, order="F")
+    return bytes(name).decode(), flat.reshape(shape, order="F"), bool(word & _MAT_COMPLEX)

@@ -121,3 +121,10 @@ def test_matlab_arrays(tmp_path, rng, dtype):
     read = _formats.mat(tmp_path / "a.mat")
     np.testing.assert_array_equal(read["array"], array)
     np.testing.assert_array_equal(read["s"], small)
+
+
+@pytest.mark.parametrize("compress", [True, False])
+def test_complex_matlab_arrays_are_refused(tmp_path, compress):
+    scipy.io.savemat(tmp_path / "a.mat", {"z": np.array([[1 + 2j, 3]]), "r": np.eye(2)}, do_compression=compress)
+    with pytest.raises(ValueError, match=r"a\.mat: expected real numbers, got complex ones in \['z'\]: save"):
+        _formats.mat(tmp_path / "a.mat")
