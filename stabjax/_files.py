@@ -102,6 +102,15 @@ def locked(folder: Path) -> Iterator[None]:
         yield
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it that are missing, and wait until their names have reached the disk."""
+    missing = [each for each in (folder, *folder.parents) if not each.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for each in missing:
+        # The name of a folder is an entry of the one above: forcing what is inside does not bring it to the disk.
+        force_to_disk(each.parent)
+
+
 def check_empty(folder: Path, what: str) -> None:
     """Raise ``ValueError`` if a folder that is to hold ``what`` holds something else."""
     strangers = sorted(file.name for file in folder.iterdir() if not file.name.startswith("."))
@@ -110,9 +119,11 @@ def check_empty(folder: Path, what: str) -> None:
 
 
 def force_to_disk(path: Path) -> None:
-    """Wait until a file or folder has reached the disk."""
+    """Wait until a file or folder has reached the disk; an error names it."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         os.close(handle)

@@ -87,7 +87,7 @@ class Store:
         parts = [json.loads(json.dumps({"format": FORMAT, "order": list(m["axes"]), **m})) for m in manifests]
         # Before anything is touched.
         self._check_agreement(parts)
-        self.path.mkdir(parents=True, exist_ok=True)
+        _files.make_folder(self.path)
         self._stack.enter_context(_files.locked(self.path))
         saved = self._check_agreement(parts)  # again: another process may have come before the lock
         # Under the lock every draft is what a killed process has left.

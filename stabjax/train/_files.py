@@ -25,7 +25,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from flax import nnx
 
-from stabjax._files import check_empty, force_to_disk, locked, read_json, refuse_difference, write_json
+from stabjax._files import check_empty, force_to_disk, locked, make_folder, read_json, refuse_difference, write_json
 from stabjax._provenance import checksum, describe, leaves_by_path, without_addresses
 from stabjax.train._more_epochs import check_more_epochs, differs_in_length
 from stabjax.train._recipe import Recipe
@@ -142,7 +142,7 @@ def open_run(path: Path, given: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """Hold the folder of a run, its ``run.json`` written or in agreement with the given one."""
     if path.exists() and not path.is_dir():
         raise ValueError(f"expected a folder for the run at {path}, found a file: choose another path")
-    path.mkdir(parents=True, exist_ok=True)
+    make_folder(path)
     with locked(path):
         # Only with the lock is this what a killed process has left, not what a living one is writing.
         shutil.rmtree(path / ".writing", ignore_errors=True)
@@ -221,7 +221,7 @@ def _write_arrays(path: Path, folder: str, name: str, arrays: Arrays, meta: Mapp
     # What is in the folder is on disk before the folder gets its name: the name never stands for less than all of it.
     for file in [*draft.rglob("*"), draft]:
         force_to_disk(file)
-    (path / folder).mkdir(exist_ok=True)
+    make_folder(path / folder)
     draft.rename(path / folder / name)
     # The name itself is an entry of the folder above.
     force_to_disk(path / folder)

@@ -259,6 +259,7 @@ def test_a_full_disk_names_the_file_and_loses_nothing(finished, tmp_path, monkey
         fsync(handle)
 
     path = tmp_path / "a"
+    path.mkdir()
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
         with pytest.raises(OSError, match=r"No space left on device; .* the same path") as caught:

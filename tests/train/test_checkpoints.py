@@ -21,6 +21,7 @@ import pytest
 from flax import nnx
 
 from stabjax import perturb, train
+from stabjax.train import _files
 from tests import ROOT
 
 RECIPE = train.Recipe(epochs=4.5, batch_size=16, rate=0.05, nesterov=True, schedule="triangular", crop=1, flip=True)
@@ -162,6 +163,23 @@ def test_killed_before_a_file_operation(whole, tmp_path, monkeypatch):
         assert sorted(train.checkpoints(path)) == [0, 4, 8, 12, 16, 18]
         for step in train.checkpoints(path):
             train.load(path, Net(rngs=nnx.Rngs(0)), step=step)
+
+
+def test_every_name_above_a_checkpoint_is_on_disk(tmp_path, monkeypatch):
+    """Names are entries of the folder above: a power cut takes those that were not forced to disk there."""
+    path = tmp_path / "new" / "run"
+    names = [path.parent, path, path / "run.json", path / "steps", path / "steps" / "00000000"]
+    on_disk = set()
+
+    def fsync(handle):
+        for folder in {name.parent for name in names}:
+            if folder.exists() and os.path.samestat(os.fstat(handle), folder.stat()):
+                on_disk.update(folder.iterdir())
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with _files.open_run(path, {"format": _files.FORMAT}):
+        _files.save_weights(path, 0, {"weights": np.ones(3, np.float32)})
+    assert on_disk.issuperset(names)
 
 
 @pytest.mark.slow
