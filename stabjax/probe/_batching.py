@@ -76,7 +76,10 @@ class Batches:
 
 
 def divide(images: int, draws: int, batch_size: int) -> Batches:
-    """Divide so many images into batches; with more draws fewer images pass together, at the same memory."""
+    """Divide so many images into batches; with more draws fewer images pass together, at the same memory.
+
+    Two images pass at least, and three where one would be left over.
+    """
     if batch_size >= images:
         return Batches(images, draws, 1, separate=True)
     # As many rows as ``batch_size`` images with one draw: clean, deformed, noisy.
@@ -122,12 +125,23 @@ class Tiles:
         return self.size == self.images
 
 
-def divide_into_tiles(images: int, batch_size: int, held: int) -> Tiles:
-    """Divide into as few tiles of at most ``held`` images as there can be (one batch at least), of like size."""
+def divide_into_tiles(images: int, batch_size: int, held: int | None = None) -> Tiles:
+    """Divide into tiles of like size and of at most ``held`` images, or of one batch where that is more.
+
+    Images that only fill a batch are held like others. By default all may be held, however many fill the last batch.
+    """
     if batch_size >= images:
         return Tiles(images, images, 1, 1)
-    # Every division is rounded up, so there is room for all images; blank ones fill the rest, at the end.
-    number = -(-images // max(held, batch_size))
+    most = 2 * images if held is None else max(held, batch_size)
+    number = -(-images // most)
+    # Every division is rounded up, so there is room for all images; blank ones fill the rest, at the end. A tile may be
+    # more than `most` by that: then there has to be another one. With one batch per tile it never is.
+    while (tiles := _divide_evenly(images, batch_size, number)).tile > most:
+        number += 1
+    return tiles
+
+
+def _divide_evenly(images: int, batch_size: int, number: int) -> Tiles:
     per_tile = -(-images // number)
     batches = -(-per_tile // batch_size)
     return Tiles(images, -(-per_tile // batches), batches, number)

@@ -104,7 +104,7 @@ def similarity(
         return tuple(features.trace(h, batch) for h, batch in zip((f, g), batches))
 
     # The batch that passes is known if the activations of all images can be held, and seldom is it another one.
-    tiles = divide_into_tiles(n, batch_size, n)
+    tiles = divide_into_tiles(n, batch_size)
     traced = trace(tiles.size)
     # Names and numbers of units depend on no batch size: they tell what one image takes.
     layers = tuple(layers_of(h, select, units) for h in traced)

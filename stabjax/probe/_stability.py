@@ -84,9 +84,10 @@ def stability(
             the denominator stays the mean over pairs, and cancels from ``R``). The published medians per unit need
             whole arrays: see `perturbed` and `stabjax.stability.from_features`.
         batch_size: Largest number of images whose clean, deformed and noisy versions pass together; with several draws
-            fewer images pass, so that the memory stays the same. Images are dealt out evenly, and every image counts
-            once, so results differ by rounding only; intervals of ``D`` and ``G`` also by the batch means they use.
-            From ``n`` on the three versions pass separately, each as one batch, once for every draw.
+            fewer images pass, so that the memory stays the same, but at least two, or three where one would be left
+            over. Images are dealt out evenly, and every image counts once, so results differ by rounding only;
+            intervals of ``D`` and ``G`` also by the batch means they use. From ``n`` on the three versions pass
+            separately, each as one batch, once for every draw.
         select: Which operations: kinds, names, patterns of names or a predicate, as in `stabjax.features.capture`.
         confidence: Probability that an interval covers, by bootstrap over images.
         spatial: Number of spatial axes of an image, or their sides, where neither its shape nor the deformation tells:

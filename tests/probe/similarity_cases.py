@@ -81,7 +81,7 @@ compared = partial(probe.similarity, select=SELECT)
 
 def compare_by(strategy, f, g, images, *, measure, batch_size=40, select=SELECT):
     """By this strategy, whichever is smaller."""
-    tiles = _batching.divide_into_tiles(len(images), batch_size, 10**9)
+    tiles = _batching.divide_into_tiles(len(images), batch_size)
     traced = tuple(features.trace(h, images[: tiles.size]) for h in (f, g))
     return _compare.compare(
         traced,

@@ -135,10 +135,11 @@ def test_result():
 
 @pytest.mark.parametrize("images", [2, 3, 5, 50, 63, 65, 500])
 @pytest.mark.parametrize("batch_size", [1, 3, 50, 64])
-@pytest.mark.parametrize("held", [0, 7, 100, 10**9])
+@pytest.mark.parametrize("held", [0, 7, 50, 100, 10**9, None])
 def test_every_image_has_one_place(images, batch_size, held):
     tiles = _batching.divide_into_tiles(images, batch_size, held)
     assert 1 <= tiles.size <= batch_size
-    assert tiles.tile <= max(held, batch_size) + tiles.batches
+    assert held is None or tiles.tile <= max(held, batch_size)
+    assert held is not None or tiles.number == 1
     assert images <= tiles.padded < images + tiles.batches * tiles.number + tiles.number
     assert tiles.is_one_batch == (batch_size >= images)
