@@ -107,8 +107,10 @@ def measure(
     distances, shifts = stack_layers(1), stack_layers(2)
     # (steps, 1): measured images of each step.
     number = jnp.sum(weights, axis=1, keepdims=True).astype(distances.dtype)
-    # An unbiased share of each image in <|f(x) - f(z)|^2>: 2 |f_i - batch mean|^2 B / (B - 1).
-    spread = 2 * distances * (number / jnp.maximum(number - 1, 1))[None]
+    # An unbiased share of each image in <|f(x) - f(z)|^2>: 2 |f_i - batch mean|^2 B / (B - 1). Where no other image of
+    # the batch is finite it is unknown: the image itself is the mean.
+    unbiased = jnp.where(number > 1, number / jnp.maximum(number - 1, 1), jnp.nan)
+    spread = 2 * distances * unbiased[None]
     # (layers,): squared distances to the mean over all images, so that <|f(x) - f(z)|^2> = 2 total / n.
     total = scatter(distances, shifts, weights.astype(distances.dtype))
     return summarize(

@@ -54,7 +54,8 @@ def bootstrap(
         deformation_numerators: ``|f(tau x) - f(x)|^2`` of every layer, draw and image.
         noise_numerators: ``|f(x + eta) - f(x)|^2``, likewise.
         spread: share of every image in the pair distance, ``2 |f(x) - <f>|^2 B / (B - 1)`` with the mean over ``B``
-            images, itself among them.
+            images, itself among them. NaN where it is not known, as of one image alone: the mean of the others stands
+            for it, so that such an image varies the numerators only.
         pair_distance: mean squared distance of two images, per layer.
         measured: False for images that are to be left out; all are taken by default.
         average: ``"mean"`` or ``"median"`` over images (the lower middle value).
@@ -62,7 +63,7 @@ def bootstrap(
         resamples: number of resamples.
 
     Returns:
-        The intervals; NaN where a numerator, or the pair distance, is NaN or undefined.
+        The intervals; NaN where a numerator, or the pair distance, is NaN or undefined, or no share is known.
     """
     if average not in ("mean", "median"):
         raise ValueError(f"expected average 'mean' or 'median' over images, got {average!r}: others need whole arrays")
@@ -101,6 +102,8 @@ def _bootstrap(
 
     # (2 layers, n): those of the deformation, then those of the noise, so that one product weighs both alike.
     numerators = jnp.concatenate([jnp.mean(deformation_numerators, axis=1), jnp.mean(noise_numerators, axis=1)])
+    known = measured[None] & ~jnp.isnan(spread)
+    spread = jnp.where(jnp.isnan(spread), jnp.mean(spread, axis=1, keepdims=True, where=known), spread)
     numerators, spread = zero_unmeasured(numerators), zero_unmeasured(spread)
     over_images = _weighted_mean if average == "mean" else _weighted_median
     # A median holds the reordered weights of every layer.

@@ -45,7 +45,8 @@ class Stability:
         deformation_numerators: ``|f(tau x) - f(x)|^2`` of each layer, draw and image, ``(layers, draws, n)``.
         noise_numerators: ``|f(x + eta) - f(x)|^2``, ``(layers, draws, n)``.
         spread: share of each image in the pair distance, ``2 |f(x) - <f>|^2 B / (B - 1)`` with the mean over the ``B``
-            images of its batch, ``(layers, n)``.
+            images of its batch that were measured, ``(layers, n)``; NaN for one that is alone there, for which the mean
+            of the others stands in the intervals of ``D`` and ``G``.
         pair_distance: ``<|f(x) - f(z)|^2>`` over all ordered pairs (their median by medians per unit), ``(layers,)``:
             the denominator of ``D`` and ``G``.
         noise_radius: ``|eta|`` of each draw and image, ``(draws, n)``.
@@ -158,7 +159,7 @@ def summarize(
         kinds: their kinds.
         deformation_numerators: ``|f(tau x) - f(x)|^2``.
         noise_numerators: ``|f(x + eta) - f(x)|^2``.
-        spread: share of each image in the pair distance.
+        spread: share of each image in the pair distance; NaN where it is not known, see `bootstrap`.
         pair_distance: denominator of ``D`` and ``G``.
         noise_radius: ``|eta|``.
         measured: False for images to leave out; all are taken by default.
@@ -265,7 +266,7 @@ def from_features(
     def spread(name: str) -> Array:
         n = clean[name].shape[0]
         # All images are one batch here: B = n.
-        return 2 * centered(clean[name])[1] * (n / max(n - 1, 1))
+        return 2 * centered(clean[name])[1] * (n / ((n - 1) or jnp.nan))
 
     deformation_numerators = jnp.stack([numerators(name, deformed[name]) for name in layers])
     # (draws, n).

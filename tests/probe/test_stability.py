@@ -228,7 +228,7 @@ def test_batch_statistics_need_all_images_together(images):
 
 def test_an_image_that_is_not_finite_is_left_out(images, once):
     broken = images.at[7, 2, 3, 0].set(jnp.nan).at[49].set(jnp.inf)
-    result = probe.stability(network(), broken, key=jax.random.key(1), deformation=DEFORMATION, batch_size=24)
+    result = probe.stability(network(), broken, key=jax.random.key(1), deformation=DEFORMATION, batch_size=2)
     np.testing.assert_array_equal(np.flatnonzero(~result.measured), [7, 49])
     kept = np.asarray(result.measured)
     assert result.valid.all()
@@ -244,6 +244,9 @@ def test_an_image_that_is_not_finite_is_left_out(images, once):
     pairs = stability.pair_distance(images[kept])
     np.testing.assert_allclose(result.pair_distance[0], pairs, rtol=1e-4)
     assert "2 not finite, left out" in str(result)
+    # Their neighbors, alone in a batch of two, have an unknown share in the pair distance.
+    np.testing.assert_array_equal(np.flatnonzero(np.isnan(result.spread).any(axis=0)), [6, 7, 48, 49])
+    assert jnp.isfinite(result.deformation_interval).all()
 
 
 def troubled(x):

@@ -224,6 +224,15 @@ def test_bootstrap_of_medians_against_numpy(key):
     np.testing.assert_allclose(interval.relative[0], expected, rtol=0.04)
 
 
+def test_the_mean_share_stands_for_an_unknown_one(key):
+    deformed, noisy, spread = numbers_per_image(5, 300)
+    known = np.arange(300) % 4 > 0
+    unknown = np.where(known, spread, np.nan).astype(np.float32)
+    filled = np.where(known, spread, np.mean(spread[:, known])).astype(np.float32)
+    found, expected = (stability.bootstrap(key, deformed, noisy, x, spread.mean(1)) for x in (unknown, filled))
+    np.testing.assert_allclose(found.deformation, expected.deformation, rtol=1e-5)
+
+
 def test_images_that_were_not_measured_change_nothing(key):
     deformed, noisy, spread = numbers_per_image(9, 80)
     measured = np.arange(80) % 4 > 0
