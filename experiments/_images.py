@@ -1,6 +1,6 @@
 """The images of the experiments: real sets or a task that is drawn, with the deformation and the recipe of training."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal, TypeAlias
 
 import jax
@@ -82,12 +82,6 @@ def load(
         displacement: their typical size in pixels, in the convention of the paper.
         batch_size: images in a step of training.
     """
-    schedule: dict[str, Any] = {
-        "epochs": epochs,
-        "schedule": "triangular",
-        "nesterov": True,
-        "batch_size": batch_size,
-    }
     if name == "scale-detection":
         task = sj.data.ScaleTask.plane(size=28)
         count = training or 8192
@@ -102,14 +96,15 @@ def load(
         return Task(
             *sets,
             deformation=sj.data.LocalTranslation(task, value=1.0),
-            recipe=sj.train.Recipe(rate=0.05, **schedule),
+            recipe=sj.train.Recipe(
+                rate=0.05, epochs=epochs, batch_size=batch_size, schedule="triangular", nesterov=True
+            ),
             note="two lit pixels, 28 x 28",
         )
     (pixels, labels), test = (sj.data.load_bytes(name, split) for split in ("train", "test"))
     if training is not None:
         chosen = sj.data.subset(len(pixels), training, seed=seed)
         pixels, labels = pixels[chosen], labels[chosen]
-    natural = name == "cifar10"
     statistics = sj.data.STATISTICS[name]
     source = sj.data.describe(name)
     return Task(
@@ -118,14 +113,7 @@ def load(
         deformation=sj.perturb.Diffeomorphism.of_displacement(
             displacement, cutoff, pixels.shape[1:3], convention="paper"
         ),
-        recipe=sj.train.Recipe(
-            rate=0.2,
-            crop=4 if natural else 2,
-            flip=natural,
-            mean=statistics.mean,
-            deviation=statistics.deviation,
-            **schedule,
-        ),
+        recipe=sj.train.short(epochs=epochs, batch_size=batch_size, natural=name == "cifar10", **asdict(statistics)),
         note=source.note or name,
         source=source,
     )

@@ -142,7 +142,6 @@ def _demo(demo: Demo, console: Console) -> None:
 
 def _task(demo: Demo, key: jax.Array) -> _Task:
     """Load the images of the demo, or draw the embedded task with this key."""
-    schedule = {"epochs": demo.epochs, "schedule": "triangular", "nesterov": True}
     if demo.data == "scale-detection":
         task = data.ScaleTask.plane(size=28)
         sets = [
@@ -155,7 +154,7 @@ def _task(demo: Demo, key: jax.Array) -> _Task:
         return _Task(
             training=training,
             test=test,
-            recipe=train.Recipe(loss="hinge", rate=0.05, batch_size=128, **schedule),
+            recipe=train.Recipe(loss="hinge", rate=0.05, epochs=demo.epochs, schedule="triangular", nesterov=True),
             deformation=data.LocalTranslation(task, value=1.0),
             outputs=1,
             note=" (two lit pixels, near or far), deformed by moving each pixel one step",
@@ -166,14 +165,7 @@ def _task(demo: Demo, key: jax.Array) -> _Task:
     return _Task(
         training=(images[chosen], labels[chosen]),
         test=test,
-        recipe=train.Recipe(
-            rate=0.2,
-            crop=4 if demo.data == "cifar10" else 2,
-            flip=demo.data == "cifar10",
-            mean=statistics.mean,
-            deviation=statistics.deviation,
-            **schedule,
-        ),
+        recipe=train.short(epochs=demo.epochs, natural=demo.data == "cifar10", **asdict(statistics)),
         deformation=perturb.Diffeomorphism.of_displacement(1.0, 3, images.shape[1:3], convention="paper"),
         outputs=len(source.classes),
         note=f" ({source.note})" if source.note else "",

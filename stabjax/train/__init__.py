@@ -1,7 +1,7 @@
 """Train Flax NNX models, so that a killed run loses nothing that was saved.
 
 `fit` runs the epochs, `evaluate` scores a model, `calibrate` sets batch statistics from images, `load` reads weights;
-a `Recipe` says how to train, `published` and `fast` are two of them.
+a `Recipe` says how to train, `published`, `short` and `fast` are three of them.
 Images are ``(n, *spatial, channels)``, integers 0..255 (kept as bytes on the device) or floats; labels are integers.
 """
 
@@ -12,7 +12,7 @@ from stabjax.train._files import checkpoints, load, recipe
 from stabjax.train._fit import Run, fit
 from stabjax.train._history import History, history
 from stabjax.train._recipe import Recipe, log_spaced, loss, optimizer, schedule
-from stabjax.train._recipes import fast, published
+from stabjax.train._recipes import fast, published, short
 
 __all__ = [
     "Evaluation",
@@ -34,4 +34,5 @@ __all__ = [
     "published",
     "recipe",
     "schedule",
+    "short",
 ]

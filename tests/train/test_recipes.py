@@ -457,6 +457,14 @@ def test_the_fast_recipe(optimizer):
     assert train.Recipe.from_json(json.loads(json.dumps(recipe.to_json()))) == recipe
 
 
+def test_the_short_recipe():
+    natural, digits = (train.short(epochs=3, natural=natural, mean=(0.5,)) for natural in (True, False))
+    assert natural == train.Recipe(
+        epochs=3, rate=0.2, schedule="triangular", nesterov=True, crop=4, flip=True, mean=(0.5,)
+    )
+    assert digits == dataclasses.replace(natural, crop=2, flip=False)
+
+
 def test_the_recipe_for_fully_connected_networks_trains_them(relaxed_promotion):
     recipe = dataclasses.replace(train.published(epochs=6, fully_connected=True), batch_size=16, crop=0)
     build = functools.partial(models.FullyConnected, 16, layers=2, width=32, num_classes=3)
