@@ -151,7 +151,7 @@ def _weighted_median(values: Float[Array, "rows n"], weights: Float[Array, " n"]
     # The first value at which the weights of all values up to it reach half of the total.
     order = jnp.argsort(values, axis=1)
     cumulative = jnp.cumsum(weights[order], axis=1)
-    # `argmax` finds the first True; values of weight zero never are, since the sum does not grow at them.
+    # `argmax` finds the first True; that is never a value of weight zero, since the sum does not grow there.
     middle = jnp.argmax(cumulative >= jnp.sum(weights) / 2, axis=1)
     # From the place in the order to the image, then to its value.
     median = jnp.take_along_axis(values, jnp.take_along_axis(order, middle[:, None], axis=1), axis=1)[:, 0]
