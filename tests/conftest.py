@@ -40,11 +40,7 @@ def share_one_mlir_context():
     make, shared = mlir.make_ir_context, mlir.make_ir_context()
 
     def make_or_share():
-        try:
-            mlir.ir.Context.current  # noqa: B018
-        except ValueError:  # no program is being lowered
-            return shared
-        return make()
+        return shared if mlir.ir.Context.current is None else make()
 
     mlir.make_ir_context = make_or_share
 
