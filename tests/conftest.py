@@ -14,7 +14,7 @@ import hypothesis
 import jax
 import jaxtyping
 import pytest
-from jax._src.interpreters import mlir
+from jax._src.interpreters import mlir, partial_eval
 
 from tests import ROOT
 
@@ -61,6 +61,9 @@ def pytest_configure(config):
             flags.append("--xla_cpu_use_fusion_emitters=false")
         os.environ["XLA_FLAGS"] = " ".join([*flags, os.environ.get("XLA_FLAGS", "")])
         share_one_mlir_context()
+        # Flax asks every tracer for its sharding while a network is made, and JAX searches the program for where the
+        # tracer comes from, for the text of an error that nobody reads.
+        partial_eval.DynamicJaxprTracer._origin_msg = lambda tracer: ""
 
 
 @pytest.fixture

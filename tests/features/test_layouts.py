@@ -14,6 +14,7 @@ from tests.sample_networks import normal
 pytestmark = pytest.mark.usefixtures("relaxed_promotion")
 
 SIDES = {1: (7,), 2: (7, 5), 3: (4, 5, 3)}
+OF_DIMENSIONS = pytest.mark.parametrize("ndim", [1, 2, pytest.param(3, marks=pytest.mark.slow)])
 
 
 class Net(eqx.Module):
@@ -37,7 +38,7 @@ def by_hand(network, x):
     return jnp.moveaxis(jax.vmap(network.conv)(jnp.moveaxis(x, -1, 1)), 1, -1)
 
 
-@pytest.mark.parametrize("ndim", SIDES)
+@OF_DIMENSIONS
 def test_activations_are_handed_out_with_channels_last(ndim):
     network, x = Net(ndim), batch(ndim)
     f = sample_networks.single(network)
@@ -134,7 +135,7 @@ def test_units_of_both_layouts_are_the_same():
 # Arrays of another layout
 
 
-@pytest.mark.parametrize("ndim", SIDES)
+@OF_DIMENSIONS
 def test_maps_with_channels_first_come_in_by_their_axis(ndim):
     last = np.random.default_rng(0).normal(size=(9, *SIDES[ndim], 2)).astype(np.float32)
     first = np.moveaxis(last, -1, 1)

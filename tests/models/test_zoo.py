@@ -59,12 +59,12 @@ RESIDUALS = {
 SLOW = pytest.mark.slow
 LONG = ("DenseNet121", "ResNet34", "VGG13", "VGG16", "VGG19", "VGG13bn", "VGG19bn")
 """Traced in the long run only: the first is large, the others repeat the blocks of smaller ones."""
-TRACED = [pytest.param(name, marks=SLOW) if name in (*LONG, "ResNet50") else name for name in models.NAMES]
-HALF = [
-    pytest.param(name, marks=SLOW) if name in (*LONG, "ResNet50", "EfficientNetB0", "VGG16bn", "FCL2", "FCL6") else name
-    for name in models.NAMES
+TRACED = [
+    pytest.param(name, marks=SLOW) if name in (*LONG, "ResNet50", "MobileNetV2") else name for name in models.NAMES
 ]
-QUICK = ("SmallCNN", "LeNet", "FCL4", "GAPConvNet1d", "MinimalLCN", "AlexNet", "ViT")
+LONG_IN_HALF = (*LONG, "ResNet50", "ResNeXt29", "EfficientNetB0", "MobileNetV2", "VGG16bn", "FCL2", "FCL6")
+HALF = [pytest.param(name, marks=SLOW) if name in LONG_IN_HALF else name for name in models.NAMES]
+QUICK = ("SmallCNN", "LeNet", "FCL4", "GAPConvNet1d", "MinimalLCN", "ViT")
 RUN = (
     *QUICK,
     *[

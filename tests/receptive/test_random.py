@@ -95,7 +95,7 @@ BEYOND = {
 """Stages beyond a chain of layers."""
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", [*range(4), *(pytest.param(k, marks=pytest.mark.slow) for k in range(4, 8))])
 def test_random_networks_against_pixels(seed):
     compare(drawn(seed), (20, 17), folds=True)
 

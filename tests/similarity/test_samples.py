@@ -27,7 +27,7 @@ def test_resizing_by_scipy(size):
             np.testing.assert_allclose(found[k, ..., channel], expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("other", [(4, 6), (3, 4)])
+@pytest.mark.parametrize("other", [pytest.param((4, 6), marks=pytest.mark.slow), (3, 4)])
 def test_fourier_by_a_loop_over_frequencies(other, x64):
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(30, 4, 6, 3)), rng.normal(size=(30, *other, 2))

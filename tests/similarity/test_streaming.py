@@ -20,6 +20,7 @@ COUNTED = np.arange(60) % 20 < np.repeat([17, 1, 20], 20)
 """Three batches of 20 rows, of which 17, 1 and 20 count; what the others hold must not matter."""
 TOLERANCE = {np.float32: 2e-5, np.float64: 1e-10}
 PRECISIONS = pytest.mark.parametrize("dtype", [np.float32, np.float64])
+SHORT_IN_DOUBLE = pytest.mark.parametrize("dtype", [pytest.param(np.float32, marks=pytest.mark.slow), np.float64])
 
 
 def layers(seed, dtype, offset):
@@ -100,7 +101,7 @@ def whole(x, y):
     return {name: jnp.array([[f(a, b) for b in y] for a in x]) for name, f in measures.items()}
 
 
-@pytest.mark.parametrize("dtype", [pytest.param(np.float32, marks=pytest.mark.slow), np.float64])
+@SHORT_IN_DOUBLE
 @given(SEEDS, st.floats(-100, 100))
 def test_every_grouping_is_the_whole(dtype, seed, offset):
     with jax.enable_x64(dtype == np.float64):
@@ -117,7 +118,7 @@ def test_every_grouping_is_the_whole(dtype, seed, offset):
                 np.testing.assert_allclose(found[name], results[0][name], atol=10 * TOLERANCE[dtype], err_msg=name)
 
 
-@PRECISIONS
+@SHORT_IN_DOUBLE
 @given(SEEDS, st.floats(-100, 100))
 def test_moments_are_those_of_all_samples(dtype, seed, offset):
     """Of second and of third order, of each grouping, by their definition."""

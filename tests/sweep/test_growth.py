@@ -65,7 +65,7 @@ GROWN = {
 
 
 @pytest.mark.parametrize("name", GROWN)
-@pytest.mark.parametrize("chunk", [None, 4])
+@pytest.mark.parametrize("chunk", [None, pytest.param(4, marks=pytest.mark.slow)])
 def test_only_new_cells_are_computed(tmp_path, name, chunk):
     axes, seeds = GROWN[name]
     first = go(tmp_path / "a", chunk=chunk)

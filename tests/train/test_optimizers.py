@@ -93,7 +93,7 @@ def test_it_is_a_plain_loop_of_optax(relaxed_promotion, optimizer, every_step, t
     assert np.all(np.isnan(train.history(tmp_path).rate))
 
 
-@pytest.mark.parametrize("vectorized", [False, True])
+@pytest.mark.parametrize("vectorized", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_bound_holds_after_every_step(relaxed_promotion, every_step, tmp_path, vectorized):
     recipe = dataclasses.replace(RECIPE, averaging=0.5)
     options = {"recipe": recipe, "seeds": 2, "path": tmp_path, "save_every": 0.0, "vectorized": vectorized}
@@ -118,7 +118,7 @@ def test_the_average_of_weights_inside_is_inside(relaxed_promotion):
 
 
 @pytest.mark.parametrize("vectorized", [False, True])
-@pytest.mark.parametrize("n", [60, 130])
+@pytest.mark.parametrize("n", [pytest.param(60, marks=pytest.mark.slow), 130])
 def test_killed_and_gone_on(relaxed_promotion, tmp_path, monkeypatch, n, vectorized):
     monkeypatch.setattr("stabjax.train._loop.PATIENCE", 0.0)
     options = {"recipe": RECIPE, "vectorized": vectorized}
@@ -146,7 +146,7 @@ def test_that_of_a_recipe_as_a_link(relaxed_promotion):
         optax.contrib.schedule_free_sgd(0.05),  # its state begins as the parameters
         optax.chain(optax.sgd(0.05), optax.contrib.reduce_on_plateau(patience=1)),  # it asks for the loss
         optax.chain(optax.add_noise(0.01, 0.5, 3), optax.sgd(0.05)),  # its state holds a key
-        optax.MultiSteps(optax.sgd(0.05), 2).gradient_transformation(),
+        pytest.param(optax.MultiSteps(optax.sgd(0.05), 2).gradient_transformation(), marks=pytest.mark.slow),
     ],
     ids=["schedule_free", "plateau", "noise", "multi_steps"],
 )

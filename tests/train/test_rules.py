@@ -153,7 +153,7 @@ def test_loss_refuses_other_shapes():
         train.loss(np.zeros((3, 2, 2), np.float32), np.ones(3, np.int32))
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "muon"])
+@pytest.mark.parametrize("optimizer", [pytest.param("adam", marks=pytest.mark.slow), "muon"])
 def test_half_precision_parameters_without_a_gradient(key, relaxed_promotion, optimizer):
     """The epsilon of these rules is zero in float16."""
 
