@@ -13,21 +13,23 @@ help:
 	@echo "make bench      times against peers (installs torch)"
 	@echo "make docs       the pages and the reference, into build/docs"
 
-# Each target installs all it needs in one go: called twice, pip resolves the common packages twice.
-INSTALL = test -x $(BIN)/python || $(PYTHON) -m venv $(VENV); \
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
+# Each target installs all it needs in one go: called twice, pip resolves the common packages twice. Bytecode is written
+# by all cores afterwards, pip would use one.
+define install
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt --editable '$(1)'
+	-$(BIN)/python -m compileall -q -j 0 $(VENV)/lib
+	@touch $(VENV)/.core $@
+endef
 
 $(VENV)/.core: pyproject.toml constraints.txt
-	$(INSTALL) .
-	@touch $@
+	$(call install,.)
 
 $(VENV)/.dev: pyproject.toml constraints.txt
-	$(INSTALL) '.[dev]'
-	@touch $(VENV)/.core $@
+	$(call install,.[dev])
 
 $(VENV)/.bench: pyproject.toml constraints.txt
-	$(INSTALL) '.[bench]'
-	@touch $(VENV)/.core $@
+	$(call install,.[bench])
 
 demo: $(VENV)/.core
 	$(BIN)/stabjax demo --data $(DATA)
