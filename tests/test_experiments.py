@@ -29,7 +29,15 @@ def test_no_experiment_imports_another(name):
 
 # The most expensive to compile run in the long run alone. What they share with others runs in the short one too, and
 # docs/results.md draws the figure of `relative_stability` there.
-LONG = ("bounds", "constant_filters", "convolutions", "relative_stability", "representations", "training")
+LONG = (
+    "bounds",
+    "constant_filters",
+    "convolutions",
+    "noise_curves",
+    "relative_stability",
+    "representations",
+    "training",
+)
 
 
 @pytest.mark.parametrize(

@@ -52,9 +52,11 @@ CASES = {
 }
 SLOW = pytest.mark.slow
 SECOND_ORDER = (
-    "winograd, odd sides",
     "depthwise",
-    *[pytest.param(name, marks=SLOW) for name in ("3x3 on 2x2", "5x5 on 3x3", "1x1", "strided", "grouped")],
+    *[
+        pytest.param(name, marks=SLOW)
+        for name in ("winograd, odd sides", "3x3 on 2x2", "5x5 on 3x3", "1x1", "strided", "grouped")
+    ],
 )
 
 

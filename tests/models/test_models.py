@@ -43,7 +43,7 @@ def test_standard_normal_networks_scale_in_the_forward_pass():
     np.testing.assert_allclose(model(x), y @ model.classifier.kernel[...] / 64, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("kernel", [2, 3])
+@pytest.mark.parametrize("kernel", [pytest.param(2, marks=pytest.mark.slow), 3])
 def test_scale_detection_net_is_periodic_and_averages(kernel):
     """A cyclic shift by the total stride permutes the last maps, and their mean stays."""
     model = models.GAPConvNet(1, blocks=3, channels=8, kernel=kernel, stride=2, rngs=nnx.Rngs(0))

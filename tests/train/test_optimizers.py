@@ -80,7 +80,13 @@ def every_step(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "optimizer", [optax.adamw(optax.cosine_decay_schedule(0.02, 5), weight_decay=0.1), bounded()], ids=["adamw", "keep"]
+    "optimizer",
+    [
+        pytest.param(
+            optax.adamw(optax.cosine_decay_schedule(0.02, 5), weight_decay=0.1), id="adamw", marks=pytest.mark.slow
+        ),
+        pytest.param(bounded(), id="keep"),
+    ],
 )
 def test_it_is_a_plain_loop_of_optax(relaxed_promotion, optimizer, every_step, tmp_path):
     recipe = dataclasses.replace(RECIPE, epochs=5, batch_size=len(DATA[0]))
