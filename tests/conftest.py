@@ -5,7 +5,8 @@ import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("MPLBACKEND", "agg")
-# The workers of pytest-xdist are as many as the cores; more threads of NumPy's linear algebra wait in a loop.
+# For the workers of pytest-xdist, which inherit it: there is one for each core, and more threads of NumPy's linear
+# algebra would only wait in a loop.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 from importlib import metadata

@@ -417,7 +417,7 @@ def test_runs_older_than_the_fields_of_a_recipe(tmp_path):
         fit(recipe=FIXED, path=tmp_path)
 
 
-# Two recipes
+# Recipes by name
 
 
 def test_the_published_recipe():
