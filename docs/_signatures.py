@@ -63,7 +63,7 @@ def of_class(cls: type) -> inspect.Signature | None:
 
 
 def of_fields(cls: type) -> dict[str, tuple[str, str | None]]:
-    """Return annotation and default of every field of a dataclass or a named tuple; None without a default."""
+    """Return annotation and default of the fields and properties of a dataclass or a named tuple; None without one."""
     written: dict[str, tuple[str, str | None]] = {}
     for base in reversed(cls.__mro__):
         if not (dataclasses.is_dataclass(base) or hasattr(base, "_fields")):
@@ -73,7 +73,13 @@ def of_fields(cls: type) -> dict[str, tuple[str, str | None]]:
         for line in node.body:
             if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name):
                 written[line.target.id] = ast.unparse(line.annotation), _default(line.value)
+            elif isinstance(line, ast.FunctionDef) and line.returns and _is_property(line):
+                written[line.name] = ast.unparse(line.returns), None
     return written
+
+
+def _is_property(node: ast.FunctionDef) -> bool:
+    return any(isinstance(each, ast.Name) and each.id == "property" for each in node.decorator_list)
 
 
 def constants(folder: Path) -> dict[str, tuple[str, str]]:

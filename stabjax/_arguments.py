@@ -8,7 +8,7 @@ compared by what it holds: its code, and the variables, attributes and globals t
 import dataclasses
 import functools
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -77,17 +77,17 @@ class ComparedByContents:
 
 
 @jax.tree_util.register_pytree_node_class
-class FunctionArgument:
-    """A plain function as an argument of a compiled program: a pytree without leaves.
+class StaticArgument:
+    """A plain function, or another object, as an argument of a compiled program: a pytree without leaves.
 
     Its contents are looked at when it is made, so make one in every call of a public function.
     """
 
-    def __init__(self, function: Callable[..., Any]) -> None:
-        self.static = ComparedByContents.of(function)
+    def __init__(self, value: Any) -> None:
+        self.static = ComparedByContents.of(value)
 
     def __call__(self, *args: Any) -> Any:
-        """Call the function."""
+        """Call it, if it is a function."""
         return self.static.value(*args)
 
     def tree_flatten(self) -> tuple[tuple[()], ComparedByContents]:
@@ -95,7 +95,7 @@ class FunctionArgument:
         return (), self.static
 
     @classmethod
-    def tree_unflatten(cls, static: ComparedByContents, children: Any) -> "FunctionArgument":
+    def tree_unflatten(cls, static: ComparedByContents, children: Any) -> "StaticArgument":
         """Return the function as it was looked at."""
         del children
         # Not by __init__, which would look at the function again: inside of a trace it is what it was at the call.
@@ -108,7 +108,21 @@ def as_argument(function: Any) -> Any:
     """Return a function, or None, as an argument of a compiled program: a pytree stays one, others become leafless."""
     # A callable that is one leaf of a tree is opaque to JAX; a registered pytree (a network) flattens into its arrays.
     plain = callable(function) and jax.tree_util.all_leaves([function])
-    return FunctionArgument(function) if plain else function
+    return StaticArgument(function) if plain else function
+
+
+def as_tree(value: Any) -> Any:
+    """Return an object of any class as an argument of a compiled program; `value_of` returns it there.
+
+    A registered pytree stays one, whose arrays are inputs of the program. Others are static, compared by what they
+    hold.
+    """
+    return StaticArgument(value) if jax.tree_util.all_leaves([value]) else value
+
+
+def value_of(argument: Any) -> Any:
+    """Return the object behind an argument made by `as_tree`."""
+    return argument.static.value if isinstance(argument, StaticArgument) else argument
 
 
 def partial_as_tree(function: Any) -> Any:

@@ -228,7 +228,7 @@ def check_numbers(images: Any, name: str, *, abstract: bool = True) -> None:
                 f"expected one batch of images, (n, h, w, channels), got {several}. A network is looked at as a "
                 "function of its images alone: hold all other inputs fixed, networks.wrap(lambda images: model(...)), "
                 "or networks.wrap(jax.tree_util.Partial(apply, others)) to have them as leaves of the network; single "
-                "images come in as jnp.stack(images)"
+                "images come in as jnp.stack(images), batches one after the other as iter(batches)"
             )
         raise TypeError(f"expected {name} as an array, got {type(images).__name__}: give np.asarray(...) of it")
     check_plain(images, name)

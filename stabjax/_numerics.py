@@ -88,38 +88,24 @@ def centered(
 
     Args:
         x: Points, ``(n, *units)``.
-        weights: How often each row counts, ``(n,)``; once by default.
+        weights: How often each row counts, ``(n,)``; once by default. A row of weight zero, which may hold NaN, has no
+            part in the mean.
     """
     rows = jnp.reshape(x, (x.shape[0], -1))
-    weights = jnp.ones((x.shape[0],), rows.dtype) if weights is None else jnp.asarray(weights, rows.dtype)
-    shifted = rows - rows[:1]
+    if weights is None:
+        weights = jnp.ones((x.shape[0],), rows.dtype)
+        first = rows[0]
+        shifted = kept = rows - first[None]
+    else:
+        weights = jnp.asarray(weights, rows.dtype)
+        counted = weights > 0
+        first = rows[jnp.argmax(counted)]
+        shifted = rows - first[None]
+        # NaN times a weight of zero would be NaN.
+        kept = jnp.where(counted[:, None], shifted, 0)
     # The mean of the rows less the first: zero, exactly, where all are equal.
-    mean = jnp.matmul(weights, shifted, precision=HIGHEST) / jnp.maximum(jnp.sum(weights), 1)
-    return jnp.reshape(rows[0] + mean, x.shape[1:]), row_sum(jnp.square(shifted - mean[None]))
-
-
-def scatter(
-    distances: Float[AnyArray, "*layers batches size"],
-    shifts: Float[AnyArray, "*layers batches"],
-    weights: Float[AnyArray, "batches size"],
-) -> Float[Array, "*layers"]:
-    """Add up squared distances to the common mean, from what `centered` finds batch by batch.
-
-    Nothing is ever subtracted: to the distances within the batches comes, for every batch, what its mean adds.
-
-    Args:
-        distances: Squared distance of every row to the mean of its batch.
-        shifts: Squared distance of the mean of a batch to the mean of all batches before it.
-        weights: How often each row counts.
-    """
-    numbers = jnp.sum(weights, axis=1)
-    # (batches,): rows in the batches before each. Joining n and m rows whose means are d apart adds n m / (n + m) |d|^2
-    # (Chan, Golub and LeVeque 1983). The first batch has n = 0: its shift does not count.
-    before = jnp.cumsum(numbers) - numbers
-    between = before * numbers / jnp.maximum(before + numbers, 1)
-    # (*layers, batches, size) with (batches, size) -> (*layers).
-    within = jnp.tensordot(distances, weights, axes=2, precision=HIGHEST)
-    return within + jnp.matmul(shifts, between, precision=HIGHEST)
+    mean = jnp.matmul(weights, kept, precision=HIGHEST) / jnp.maximum(jnp.sum(weights), 1)
+    return jnp.reshape(first + mean, x.shape[1:]), row_sum(jnp.square(shifted - mean[None]))
 
 
 HIGHEST = jax.lax.Precision.HIGHEST

@@ -1,8 +1,9 @@
-"""Arrays that are sharded over explicit mesh axes, brought to a form that every operation takes."""
+"""What arrays are like from outside: sharded over explicit mesh axes, or traced."""
 
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 from jax.core import Tracer
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -23,6 +24,13 @@ def without_explicit_axes(tree: T) -> T:
 def is_explicit(x: jax.Array) -> bool:
     """Tell whether the sharding over a mesh is part of an array's type."""
     return AxisType.Explicit in jax.typeof(x).sharding.mesh.axis_types
+
+
+def is_traced(tree: Any) -> bool:
+    """Tell whether what is computed from a tree is traced: arrays of it are, or the caller's function is compiled."""
+    leaves = jax.tree.leaves(tree)
+    # Within a caller's `jit` even what is made of nothing is traced.
+    return any(isinstance(leaf, Tracer) for leaf in leaves) or isinstance(jnp.zeros(()), Tracer)
 
 
 def _without(x: Any) -> Any:

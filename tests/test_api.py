@@ -38,7 +38,7 @@ IMPORTS = {
     "features": {"_jaxpr", "networks"},
     "stability": set(),
     "similarity": set(),
-    "probe": {"perturb", "features", "stability", "similarity"},
+    "probe": {"perturb", "networks", "features", "receptive", "stability", "similarity"},
     "receptive": {"_jaxpr", "features"},
     "theory": set(),
     "lipschitz": {"_jaxpr", "features"},

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from hypothesis import strategies as st
 
-from stabjax._numerics import centered, row_sum, safe_norm, safe_ratio, scatter
+from stabjax._numerics import centered, row_sum, safe_norm, safe_ratio
 
 SEEDS = st.integers(0, 2**31)
 
@@ -58,22 +58,3 @@ def test_a_mean_far_above_the_spread_costs_no_digits(key):
     np.testing.assert_allclose(centered(x.astype(np.float32))[1], exact, rtol=1e-3)
     _, distances = centered((x[1:] + 1000).astype(np.float32))
     np.testing.assert_allclose(distances, np.square(x[1:] - x[1:].mean(0)).sum(1), rtol=1e-3)
-
-
-@hypothesis.given(SEEDS)
-def test_scatter_batch_by_batch_is_that_of_all_points(seed):
-    rng = np.random.default_rng(seed)
-    x = rng.normal(size=(4, 5, 6)).astype(np.float32) + 10 * rng.normal(size=(4, 1, 6)).astype(np.float32)
-    weights = (rng.random((4, 5)) < 0.7).astype(np.float32)
-    weights[2] = 0  # a batch in which no row counts
-    weights[:2, 0] = 1
-    seen, mean, distances, shifts = 0.0, np.zeros(6, np.float32), [], []
-    for rows, counts in zip(x, weights, strict=True):
-        center, distance = centered(rows, weights=counts)
-        distances.append(distance)
-        shifts.append(np.square(center - mean).sum())
-        seen += counts.sum()
-        mean = mean + (np.asarray(center) - mean) * np.float32(counts.sum() / seen)
-    total = scatter(jnp.stack(distances), jnp.array(shifts), weights)
-    flat = x.reshape(20, 6)[weights.ravel() > 0]
-    np.testing.assert_allclose(total, np.square(flat - flat.mean(0)).sum(), rtol=1e-4)

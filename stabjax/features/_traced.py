@@ -5,7 +5,7 @@ from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cached_property
-from typing import Any, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +27,8 @@ class Tap:
             outermost one all of whose parameters the scan takes apart (``layers/0/conv``). A module used again adds
             ``:1``.
         kind: ``conv`` or ``dense`` (with bias), ``norm`` (with scale and bias), ``activation``, ``pool``,
-            ``residual``, ``other`` (gates, layer scales, softmax, products of activations), or ``output``.
+            ``residual``, ``other`` (gates, layer scales, softmax, products of activations), or ``output``; ``input``
+            where the images themselves stand in a row with the operations.
         shape: of the activation as `capture` hands it out: batch first, and channels last wherever they are known,
             whatever the layout of the network.
         dtype: of the activation.
@@ -37,7 +38,7 @@ class Tap:
     """
 
     name: str
-    kind: _jaxpr.Kind
+    kind: _jaxpr.Kind | Literal["input"]
     shape: tuple[int, ...]
     dtype: Any
     channel_axis: int | None
@@ -207,13 +208,16 @@ def trace(f: Any, x: Any) -> Traced:
     its own, which may read anything, is traced at every call.
 
     Args:
-        f: a network from `stabjax.networks.wrap`, or anything it takes.
+        f: a network from `stabjax.networks.wrap`, or anything it takes; one that is traced for such batches already is
+            returned as it is.
         x: a batch, ``(batch, *spatial, channels)``, or its `jax.ShapeDtypeStruct`.
 
     Raises:
         TypeError: if JAX cannot trace the network, or ``x`` is no array.
         ValueError: if ``x`` is no batch, or the network does not return one row per image.
     """
+    if isinstance(f, Traced) and (f.batch.shape, f.batch.dtype) == (tuple(x.shape), x.dtype):
+        return f
     network = as_network(f)
     return trace_in_place(Network(without_explicit_axes(network.variables), network.adapter), x)
 

@@ -1,7 +1,8 @@
 """Perturbations that move pixels."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from dataclasses import field as member
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ from stabjax import fields, warp
 from stabjax._arguments import as_key
 from stabjax._images import Spatial, check_image
 from stabjax._numerics import safe_norm
-from stabjax._types import Image, PRNGKey, Scalar
+from stabjax._types import Field, Image, PRNGKey, Scalar
 from stabjax.fields import Convention
 from stabjax.perturb._pytree import STATIC, Strength, convert, perturbation, strength
 from stabjax.warp import Interpolation
@@ -31,11 +32,11 @@ class Diffeomorphism:
     """``T >= 0``."""
     cutoff: Strength
     """``c >= 1``."""
-    max_cutoff: int | None = field(default=None, kw_only=True, metadata=STATIC)
+    max_cutoff: int | None = member(default=None, kw_only=True, metadata=STATIC)
     """Number of modes along each axis; needed beside a traced cutoff."""
-    interpolation: Interpolation = field(default="linear", kw_only=True, metadata=STATIC)
+    interpolation: Interpolation = member(default="linear", kw_only=True, metadata=STATIC)
     """As in `stabjax.warp.pull_back`."""
-    spatial: Spatial = field(default=None, kw_only=True, metadata=STATIC)
+    spatial: Spatial = member(default=None, kw_only=True, metadata=STATIC)
     """Number of spatial axes of the images it is for, or their sides; needed where a shape leaves them open."""
 
     def __post_init__(self) -> None:
@@ -76,17 +77,14 @@ class Diffeomorphism:
         temperature = fields.temperature(displacement, cutoff, shape, convention=convention, max_cutoff=max_cutoff)
         return cls(temperature, cutoff, max_cutoff=max_cutoff, interpolation=interpolation, spatial=tuple(shape))
 
+    def field(self, key: PRNGKey, shape: tuple[int, ...]) -> Field:
+        """Return the displacement field of this key for images of these sides, ``(ndim, *shape)``, in pixels."""
+        return fields.sample(key, shape, temperature=self.temperature, cutoff=self.cutoff, max_cutoff=self.max_cutoff)
+
     def __call__(self, key: PRNGKey, image: Image) -> Image:
         """Return the deformed image, ``(*spatial, channels)``."""
         check_image(image, spatial=self.spatial, made_for="deformation")
-        tau = fields.sample(
-            key,
-            np.shape(image)[:-1],
-            temperature=self.temperature,
-            cutoff=self.cutoff,
-            max_cutoff=self.max_cutoff,
-        )
-        return warp.pull_back(image, tau, interpolation=self.interpolation)
+        return warp.pull_back(image, self.field(key, np.shape(image)[:-1]), interpolation=self.interpolation)
 
 
 @perturbation
@@ -101,19 +99,19 @@ class RandomDiffeomorphism:
     being its lower end.
     """
 
-    temperature_concentration: Strength = field(default=2.0, kw_only=True)
+    temperature_concentration: Strength = member(default=2.0, kw_only=True)
     """``s`` of the temperature."""
-    temperature_ratio: Strength = field(default=1.0, kw_only=True)
+    temperature_ratio: Strength = member(default=1.0, kw_only=True)
     """``r`` of the temperature: the odds of its mean within the range."""
-    cutoff_concentration: Strength = field(default=2.0, kw_only=True)
+    cutoff_concentration: Strength = member(default=2.0, kw_only=True)
     """``s`` of the cutoff."""
-    cutoff_ratio: Strength = field(default=1.0, kw_only=True)
+    cutoff_ratio: Strength = member(default=1.0, kw_only=True)
     """``r`` of the cutoff."""
-    cutoffs: tuple[int, int] = field(default=(1, 15), kw_only=True, metadata=STATIC)
+    cutoffs: tuple[int, int] = member(default=(1, 15), kw_only=True, metadata=STATIC)
     """Smallest and largest cutoff."""
-    interpolation: Interpolation = field(default="linear", kw_only=True, metadata=STATIC)
+    interpolation: Interpolation = member(default="linear", kw_only=True, metadata=STATIC)
     """As in `stabjax.warp.pull_back`."""
-    spatial: Spatial = field(default=None, kw_only=True, metadata=STATIC)
+    spatial: Spatial = member(default=None, kw_only=True, metadata=STATIC)
     """Number of spatial axes of the images it is for, or their sides; needed where a shape leaves them open."""
 
     def __post_init__(self) -> None:
@@ -155,11 +153,15 @@ class RandomDiffeomorphism:
         temperature = coldest + for_temperature * (hottest - coldest)
         return Diffeomorphism(temperature, cutoff, max_cutoff=high, interpolation=self.interpolation, spatial=shape)
 
+    def field(self, key: PRNGKey, shape: tuple[int, ...]) -> Field:
+        """Return the displacement field of this key for images of these sides, ``(ndim, *shape)``, in pixels."""
+        for_strength, for_field = jax.random.split(as_key(key))
+        return self.draw(for_strength, tuple(shape)).field(for_field, tuple(shape))
+
     def __call__(self, key: PRNGKey, image: Image) -> Image:
         """Return the deformed image, ``(*spatial, channels)``."""
         check_image(image, spatial=self.spatial, made_for="deformation")
-        for_strength, for_field = jax.random.split(as_key(key))
-        return self.draw(for_strength, np.shape(image)[:-1])(for_field, image)
+        return warp.pull_back(image, self.field(key, np.shape(image)[:-1]), interpolation=self.interpolation)
 
 
 @perturbation
@@ -169,23 +171,26 @@ class Translation:
 
     distance: Strength
     """Pixels."""
-    interpolation: Interpolation = field(default="linear", kw_only=True, metadata=STATIC)
+    interpolation: Interpolation = member(default="linear", kw_only=True, metadata=STATIC)
     """As in `stabjax.warp.pull_back`."""
-    spatial: Spatial = field(default=None, kw_only=True, metadata=STATIC)
+    spatial: Spatial = member(default=None, kw_only=True, metadata=STATIC)
     """Number of spatial axes of the images it is for, or their sides; needed where a shape leaves them open."""
 
     def __post_init__(self) -> None:
         convert(self, distance=0.0)
 
-    def __call__(self, key: PRNGKey, image: Image) -> Image:
-        """Return the shifted image, ``(*spatial, channels)``."""
-        check_image(image, spatial=self.spatial, made_for="translation")
-        shape = np.shape(image)[:-1]
+    def field(self, key: PRNGKey, shape: tuple[int, ...]) -> Field:
+        """Return the displacement field of this key for images of these sides, ``(ndim, *shape)``, in pixels."""
         distance = strength(self.distance, jnp.result_type(self.distance))
         direction = jax.random.normal(as_key(key), (len(shape),), distance.dtype)
         # A normal vector over its length: a uniform direction.
         step = direction * (distance / safe_norm(direction))
-        return warp.pull_back(image, fields.affine(shape, translation=step), interpolation=self.interpolation)
+        return fields.affine(shape, translation=step)
+
+    def __call__(self, key: PRNGKey, image: Image) -> Image:
+        """Return the shifted image, ``(*spatial, channels)``."""
+        check_image(image, spatial=self.spatial, made_for="translation")
+        return warp.pull_back(image, self.field(key, np.shape(image)[:-1]), interpolation=self.interpolation)
 
 
 @perturbation
@@ -196,17 +201,17 @@ class Affine:
     Each part of `stabjax.fields.affine` is Gaussian with mean zero and the root mean square given here.
     """
 
-    translation: Strength = field(default=0.0, kw_only=True)
+    translation: Strength = member(default=0.0, kw_only=True)
     """Root mean square length of the shift, pixels."""
-    rotation: Strength = field(default=0.0, kw_only=True)
+    rotation: Strength = member(default=0.0, kw_only=True)
     """Root mean square angle, radians."""
-    compression: Strength = field(default=0.0, kw_only=True)
+    compression: Strength = member(default=0.0, kw_only=True)
     """Root mean square compression."""
-    shear: Strength = field(default=0.0, kw_only=True)
+    shear: Strength = member(default=0.0, kw_only=True)
     """Root mean square of ``sqrt(a^2 + b^2)``."""
-    interpolation: Interpolation = field(default="linear", kw_only=True, metadata=STATIC)
+    interpolation: Interpolation = member(default="linear", kw_only=True, metadata=STATIC)
     """As in `stabjax.warp.pull_back`."""
-    spatial: Spatial = field(default=None, kw_only=True, metadata=STATIC)
+    spatial: Spatial = member(default=None, kw_only=True, metadata=STATIC)
     """Number of spatial axes of the images it is for, or their sides; needed where a shape leaves them open."""
 
     def __post_init__(self) -> None:
@@ -216,21 +221,23 @@ class Affine:
         elif self.spatial != 2 and np.shape(self.spatial) != (2,):
             raise ValueError(f"expected an affine map of two spatial axes, got spatial={self.spatial}; use Translation")
 
-    def __call__(self, key: PRNGKey, image: Image) -> Image:
-        """Return the transformed image, ``(h, w, channels)``."""
-        check_image(image, spatial=self.spatial, made_for="affine map")
-        shape = np.shape(image)[:-1]
+    def field(self, key: PRNGKey, shape: tuple[int, ...]) -> Field:
+        """Return the displacement field that this key draws for images of these sides, ``(2, h, w)``, in pixels."""
         translation, rotation, compression, shear = (
             strength(each, jnp.result_type(each))
             for each in (self.translation, self.rotation, self.compression, self.shear)
         )
         # Two components of mean square t^2 / 2 each make a vector of root mean square t.
         z = jax.random.normal(as_key(key), (6,), rotation.dtype)
-        tau = fields.affine(
+        return fields.affine(
             shape,
             translation=z[:2] * (translation / math.sqrt(2)),
             rotation=z[2] * rotation,
             compression=z[3] * compression,
             shear=z[4:] * (shear / math.sqrt(2)),
         )
-        return warp.pull_back(image, tau, interpolation=self.interpolation)
+
+    def __call__(self, key: PRNGKey, image: Image) -> Image:
+        """Return the transformed image, ``(h, w, channels)``."""
+        check_image(image, spatial=self.spatial, made_for="affine map")
+        return warp.pull_back(image, self.field(key, np.shape(image)[:-1]), interpolation=self.interpolation)

@@ -1,17 +1,49 @@
 """How images and draws are divided into the steps of a loop: `Batches` of `stability`, `Tiles` of `similarity`."""
 
 from dataclasses import dataclass
+from typing import TypeAlias
 
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int, Shaped
+from jaxtyping import Int
+
+Kinds: TypeAlias = tuple[str, ...]
+"""Versions of an image beside the clean one, of ``("deformed", "noisy")``, in this order."""
+ALL_KINDS: Kinds = ("deformed", "noisy")
+
+
+@dataclass(frozen=True)
+class Step:
+    """What passes together on one device: so many images, and so many draws of each.
+
+    Attributes:
+        size: Images.
+        draws: Draws.
+        kinds: Which versions there are beside the clean one: ``"deformed"``, ``"noisy"``.
+        separate: Whether each version passes the network as a batch of its own, for networks that normalize by the
+            statistics of their batch. Otherwise all versions of all images are rows of one batch.
+    """
+
+    size: int
+    draws: int
+    kinds: Kinds
+    separate: bool
+
+    @property
+    def versions(self) -> int:
+        """Versions of an image."""
+        return 1 + len(self.kinds) * self.draws
+
+    @property
+    def rows(self) -> int:
+        """Rows that pass the network together."""
+        return self.size if self.separate else self.size * self.versions
 
 
 @dataclass(frozen=True)
 class Batches:
     """Batches of consecutive images that differ in length by at most one.
 
-    No batch has a single image: the spread needs two. All are sliced to one size; a shorter batch is filled up with the
+    No batch has a single image: the spread needs two. All are read with one size; a shorter batch is filled up with the
     first image of the next, at weight zero. Seven images in three batches of size 3::
 
         image    0 1 2 3 4 5 6
@@ -23,69 +55,51 @@ class Batches:
         images: Number of images.
         draws: Number of draws per image.
         number: Number of batches.
-        separate: Whether the versions of all images, in one batch, pass separately, one draw at a time. Otherwise the
-            clean images of a batch and all their versions pass together.
+        step: What passes together: a batch with all draws, or, where versions pass separately, with one draw.
     """
 
     images: int
     draws: int
     number: int
-    separate: bool
+    step: Step
 
     @property
     def size(self) -> int:
-        """Images per step."""
+        """Images of the longest batch."""
         return -(-self.images // self.number)
 
-    @property
-    def draws_per_step(self) -> int:
-        """Draws per step."""
-        return 1 if self.separate else self.draws
-
-    @property
-    def versions(self) -> int:
-        """Versions of an image per step: clean, deformed, noisy."""
-        return 1 + 2 * self.draws_per_step
-
-    @property
-    def rows(self) -> int:
-        """Rows that pass the network together."""
-        return self.size if self.separate else self.size * self.versions
-
     def lengths(self) -> Int[np.ndarray, " number"]:
-        """Return the number of images of each batch; shorter ones come first, so that no slice runs over the end."""
+        """Return the number of images of each batch; shorter ones come first, so that none reads over the end."""
         # Fewer than there are batches, so the last one has full length. A shorter one reads one image of the next.
         shorter = self.number * self.size - self.images
         return self.size - (np.arange(self.number) < shorter).astype(int)
 
-    def steps(self) -> tuple[Int[np.ndarray, " steps"], Int[np.ndarray, " steps"], Int[np.ndarray, " steps"]]:
-        """Return the first image, the number of images and the first draw of each step."""
+    def starts(self) -> Int[np.ndarray, " number"]:
+        """Return the first image of each batch."""
         lengths = self.lengths()
-        starts = np.cumsum(lengths) - lengths
-        # Batch by batch, and within a batch draw by draw; a single step unless the versions pass separately.
-        per_batch = self.draws // self.draws_per_step
-        return np.repeat(starts, per_batch), np.repeat(lengths, per_batch), np.tile(np.arange(per_batch), self.number)
+        return np.cumsum(lengths) - lengths
 
-    def by_image(self, values: Shaped[Array, "steps k size"]) -> Shaped[Array, "per_batch k images"]:
-        """Put the results of the steps in the order of the images, those at weight zero left out."""
-        counted = np.arange(self.size)[None] < self.lengths()[:, None]
-        # (number, per_batch, k, size) -> (per_batch, k, number * size)
-        of_batches = jnp.reshape(values, (self.number, -1, *values.shape[1:]))
-        ordered = jnp.reshape(jnp.transpose(of_batches, (1, 2, 0, 3)), (*of_batches.shape[1:3], -1))
-        return ordered[:, :, np.flatnonzero(counted)]
+    def first_draws(self) -> range:
+        """Return the first draw of each step over one batch; a single step unless versions pass separately."""
+        return range(0, self.draws, self.step.draws)
 
 
-def divide(images: int, draws: int, batch_size: int) -> Batches:
+def divide(images: int, draws: int, batch_size: int, *, kinds: Kinds = ALL_KINDS, devices: int = 1) -> Batches:
     """Divide so many images into batches; with more draws fewer images pass together, at the same memory.
 
-    Two images pass at least, and three where one would be left over.
+    Two images pass at least, and three where one would be left over. Over several devices all versions pass together.
     """
-    if batch_size >= images:
-        return Batches(images, draws, 1, separate=True)
-    # As many rows as ``batch_size`` images with one draw: clean, deformed, noisy.
-    size = max(2, 3 * batch_size // (1 + 2 * draws))
+    if batch_size >= images and devices == 1:
+        return Batches(images, draws, 1, Step(images, 1, kinds, separate=True))
+    size = step_size(draws, batch_size, kinds) * devices
     # At most images // 2 batches: even the shortest one has two images.
-    return Batches(images, draws, max(1, min(-(-images // size), images // 2)), separate=False)
+    number = max(1, min(-(-images // size), images // 2))
+    return Batches(images, draws, number, Step(-(-images // (number * devices)), draws, kinds, separate=False))
+
+
+def step_size(draws: int, batch_size: int, kinds: Kinds) -> int:
+    """Return how many images pass together, as many rows as ``batch_size`` images with one draw; two at least."""
+    return max(2, (1 + len(kinds)) * batch_size // (1 + len(kinds) * draws))
 
 
 @dataclass(frozen=True)

@@ -1,252 +1,284 @@
-"""The pass over the images: perturb, run, reduce at every tap, and carry the moments along."""
+"""The pass of one batch: perturb its images, run the network, reduce at every operation, update the states."""
 
-from collections.abc import Callable, Mapping
+import dataclasses
+from collections.abc import Mapping
 from functools import partial
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int
 
 from stabjax import features, perturb
-from stabjax._numerics import centered, row_sum, scatter
+from stabjax._arguments import value_of
+from stabjax._numerics import row_sum
+from stabjax._pixels import normalize_channels
 from stabjax._types import AnyArray, Perturbation, PRNGKey
-from stabjax.probe._batching import Batches
+from stabjax.probe._batching import ALL_KINDS, Kinds, Step
 from stabjax.probe._checks import check_front, finite_rows, like_image, real
-from stabjax.stability import Stability, summarize
+from stabjax.probe._context import Batch, Rows, make_context
+from stabjax.probe._devices import DRAWS, IMAGES, ONE_DEVICE, WHOLE, Devices
 
-Radius: TypeAlias = Literal["each", "mean"]
-Position: TypeAlias = tuple[Int[Array, "*steps"], Int[Array, "*steps"], Int[Array, "*steps"]]
-Whole: TypeAlias = Float[Array, " n *spatial channels"]
-Batch: TypeAlias = Float[Array, " size *spatial channels"]
+Normalization: TypeAlias = tuple[tuple[float, ...], tuple[float, ...]] | None
+"""Mean and deviation of each channel."""
+Measurements: TypeAlias = Mapping[str, Any]
+"""Each `Measurement` by its name, as `_arguments.as_tree` hands it over."""
 
+INPUT = "input"
+"""Name and kind of the images' own row."""
 _VERSION = "stabjax_version"
-_INPUT = "input"  # name and kind of the images' own row
-_BOOTSTRAP = np.uint32(2**32 - 1)  # the bootstrap takes the key of an image that no set has
+_SPLITS: Any = (DRAWS, IMAGES, IMAGES, IMAGES, IMAGES, WHOLE, DRAWS, DRAWS)
+_OF_BATCH = Batch(*_SPLITS)
+"""How each part of a batch lies on the devices."""
 
 
-class Row(NamedTuple):
-    """What is kept of one activation of a batch."""
-
-    changes: Float[Array, "changed size"]
-    """Squared change of every version but the clean one."""
-    distances: Float[Array, " size"]
-    """Squared distance of every clean row to their mean."""
-    mean: Float[Array, " units"]
-    """Mean of the clean rows."""
-
-
-@partial(jax.jit, static_argnames=("radius", "batches", "average", "select", "confidence"))
-def measure(
-    traced: features.Traced,
-    images: Whole,
+@partial(jax.jit, static_argnames=("step", "normalization", "devices"))
+def perturb_batch(
+    images: AnyArray,
+    positions: Int[AnyArray, " size"],
+    counted: Bool[AnyArray, " size"],
+    first_draw: Int[AnyArray, ""],
     key: PRNGKey,
-    deformation: Perturbation,
+    deformation: Perturbation | None,
     noise: Perturbation | None,
     *,
-    radius: Radius,
-    batches: Batches,
-    average: Literal["mean", "median"],
-    select: features.Select,
-    confidence: float,
-) -> Stability:
-    """Measure as `stabjax.probe.stability` does, in these batches; see there."""
-    if not batches.separate:
-        traced.check_rows(otherwise=f", or pass all images as one batch, batch_size={batches.images}")
-    starts, lengths, firsts = batches.steps()
-    steps = jnp.asarray(starts), jnp.asarray(lengths), jnp.asarray(firsts)
-    if noise is None and radius == "mean":
-        mean_radius = _mean_radius(images, key, deformation, steps, batches)
-        noise_of = as_noise(perturb.SphericalNoise(mean_radius, spatial=images.shape[1:-1]))
-    else:
-        noise_of = as_noise(noise)
+    step: Step,
+    normalization: Normalization = None,
+    devices: Devices = ONE_DEVICE,
+) -> Batch:
+    """Make all versions of a batch of images. The network has no part in it, so all networks share what is compiled.
 
-    def step(carried: tuple[Array, dict[str, Array]], position: Position) -> tuple[Any, Any]:
-        (seen, means), (start, length, draw) = carried, position
-        # (size, *image); pairs: deformed and noisy, (draws, size, *image) each.
-        clean, finite, keys = _read_batch(images, key, start, batches)
-        of_image = partial(perturb_pairs, deformation, noise_of, draw, batches.draws_per_step)
-        pairs = jax.vmap(of_image, out_axes=1)(keys, clean)
-        versions = jnp.concatenate([clean[None], *pairs])  # clean, deformed by each draw, noisy by each draw
-        # (size,): zero for what fills the batch up and for images that are not finite. Further draws of the same images
-        # must not count again.
-        weights = ((jnp.arange(batches.size) < length) & finite & (draw == 0)).astype(seen.dtype)
-        rows = _run(traced, versions, weights, batches, select)
-        # Running means of every layer: mean += (mean of the batch - mean) * weight of the batch / weight so far.
-        seen = seen + jnp.sum(weights)
-        share = jnp.sum(weights) / jnp.maximum(seen, 1)
-        # The first shift is from zero, which is no mean: nothing stands before it, so `scatter` gives it no weight. Nor
-        # does it to the shifts of further draws, which move no mean.
-        shifts = {name: row.mean - means[name] for name, row in rows.items()}
-        means = {name: means[name] + shift * share.astype(shift.dtype) for name, shift in shifts.items()}
-        changed = _has_changed(versions, batches)
-        found = {
-            # Of each layer: changes (2 draws, size), distances (size,), and the squared shift of its mean, ().
-            name: (jnp.where(changed, row.changes, 0), row.distances, jnp.sum(jnp.square(shifts[name])))
-            for name, row in rows.items()
-        }
-        radii = jax.vmap(_distances, (0, None))(pairs[1], clean)
-        return (seen, means), (found, radii, finite[None], weights)
+    Args:
+        images: ``(size, *image)``, on every device; bytes are divided by 255.
+        positions: Of the images among all.
+        counted: False for images that fill up the batch.
+        first_draw: Number of the first draw of this step.
+        key: Key of the run.
+        deformation: The deformation, if there is one.
+        noise: The noise; by default that of the size of the deformation.
+        step: What passes together on one device.
+        normalization: Mean and deviation to normalize by.
+        devices: Over which the images are split.
+    """
 
-    layers, kinds, empty = _layers(traced, batches, select)
-    # The steps become the first axis of all that is found. Means and their weight are carried, and forgotten.
-    _, (found, radii, finite, weights) = jax.lax.scan(step, (jnp.zeros((), jnp.float32), empty), steps)
+    def local(
+        images: Array, positions: Array, counted: Array, first_draw: Array, key: Any, deformation: Any, noise: Any
+    ) -> Batch:
+        if normalization is not None:
+            images = normalize_channels(jnp.asarray(images), *normalization)
+        finite = finite_rows(images)
+        # Blank where not finite: NaN times a weight of zero would be NaN.
+        clean = jnp.where(jnp.expand_dims(finite, tuple(range(1, images.ndim))), images, 0)
+        # The key of an image depends on its position among all, so that batches and their size change nothing.
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, positions)
+        of_image = partial(perturb_image, deformation, noise, first_draw, step.draws, step.kinds)
+        # (draws, size, *image) of each kind.
+        perturbed = jax.vmap(of_image, out_axes=1)(keys, clean)
+        of_kind = dict(zip(step.kinds, perturbed, strict=True))
+        return Batch(
+            versions=jnp.concatenate([clean[None], *perturbed]),
+            positions=positions,
+            finite=finite,
+            weights=(counted & finite & (first_draw == 0)).astype(jnp.float32),
+            keys=keys,
+            first_draw=first_draw,
+            changed={kind: _differs(x, clean, step.separate) for kind, x in of_kind.items()},
+            sizes={kind: jax.vmap(_distances, (0, None))(x, clean) for kind, x in of_kind.items()},
+        )
 
-    def numerators(changes: Float[Array, "steps changed size"]) -> Float[Array, "two draws n"]:
-        # (per_batch, two draws_per_step, n): deformed by each draw, then noisy. Once `two` stands in front, steps and
-        # draws of a step are the draws in their order.
-        pairs = jnp.reshape(batches.by_image(changes), (-1, 2, batches.draws_per_step, batches.images))
-        return jnp.reshape(jnp.moveaxis(pairs, 1, 0), (2, batches.draws, batches.images))
-
-    def stack_layers(which: int) -> Array:
-        dtype = jnp.result_type(*[found[name][which].dtype for name in layers])
-        return jnp.stack([found[name][which].astype(dtype) for name in layers])
-
-    changes = jax.vmap(numerators)(stack_layers(0))
-    distances, shifts = stack_layers(1), stack_layers(2)
-    # (steps, 1): measured images of each step.
-    number = jnp.sum(weights, axis=1, keepdims=True).astype(distances.dtype)
-    # An unbiased share of each image in <|f(x) - f(z)|^2>: 2 |f_i - batch mean|^2 B / (B - 1). Where no other image of
-    # the batch is finite it is unknown: the image itself is the mean.
-    unbiased = jnp.where(number > 1, number / jnp.maximum(number - 1, 1), jnp.nan)
-    spread = 2 * distances * unbiased[None]
-    # (layers,): squared distances to the mean over all images, so that <|f(x) - f(z)|^2> = 2 total / n.
-    total = scatter(distances, shifts, weights.astype(distances.dtype))
-    return summarize(
-        jax.random.fold_in(key, _BOOTSTRAP),
-        layers=layers,
-        kinds=kinds,
-        deformation_numerators=changes[:, 0],
-        noise_numerators=changes[:, 1],
-        # (layers, steps, 1, size) -> (layers, per_batch, 1, n): the steps of the first draw alone have weight.
-        spread=jax.vmap(batches.by_image)(spread[:, :, None])[:, 0, 0],
-        pair_distance=2 * total / jnp.sum(number),
-        noise_radius=jnp.reshape(batches.by_image(radii), (batches.draws, batches.images)),
-        measured=batches.by_image(finite)[0, 0],
-        average=average,
-        confidence=confidence,
-    )
+    return devices.split(
+        local,
+        (IMAGES, IMAGES, IMAGES, WHOLE, WHOLE, WHOLE, WHOLE),
+        _OF_BATCH,
+    )(images, positions, counted, first_draw, key, deformation, noise)
 
 
-def _read_batch(
-    images: Whole, key: PRNGKey, start: Int[Array, ""], batches: Batches
-) -> tuple[Batch, Bool[Array, " size"], Key[Array, " size"]]:
-    """Read the clean images of a batch, which of them are finite (the others are blanked), and their keys."""
-    clean = jax.lax.dynamic_slice_in_dim(images, start, batches.size)
-    finite = finite_rows(clean)
-    blanked = jnp.where(jnp.expand_dims(finite, tuple(range(1, clean.ndim))), clean, 0)
-    # The key of an image depends on its position among all, so that batches and their size change nothing.
-    return blanked, finite, jax.vmap(jax.random.fold_in, (None, 0))(key, start + jnp.arange(batches.size))
-
-
-def perturb_pairs(
-    deformation: Perturbation,
-    noise_of: Callable[..., AnyArray],
-    first: Int[Array, ""] | int,
+def perturb_image(
+    deformation: Perturbation | None,
+    noise: Perturbation | None,
+    first_draw: Int[Array, ""] | int,
     draws: int,
+    kinds: Kinds,
     key: PRNGKey,
     image: Array,
-) -> tuple[Float[AnyArray, " draws *image"], Float[AnyArray, " draws *image"]]:
-    """Deform one image, and add noise to it, for so many draws from the first on."""
+) -> tuple[Float[AnyArray, " draws *image"], ...]:
+    """Deform one image, and add noise to it, for so many draws from the first on; only what ``kinds`` names."""
 
-    def pair(draw: Int[Array, ""]) -> tuple[AnyArray, AnyArray]:
+    def perturb_once(draw: Int[Array, ""]) -> tuple[AnyArray, ...]:
         deformation_key, noise_key = jax.random.split(jax.random.fold_in(key, draw))
-        deformed = like_image("deformation", deformation(deformation_key, image), image)
-        return deformed, like_image("noise", noise_of(noise_key, image, deformed), image)
+        found = {}
+        if deformation is not None:
+            found["deformed"] = like_image("deformation", deformation(deformation_key, image), image)
+        if "noisy" in kinds and noise is not None:
+            found["noisy"] = like_image("noise", noise(noise_key, image), image)
+        elif "noisy" in kinds:
+            # On the sphere through the deformed image.
+            found["noisy"] = perturb.noise_like(noise_key, image, found["deformed"], spatial=image.shape[:-1])
+        return tuple(found[kind].astype(image.dtype) for kind in kinds)
 
-    return jax.vmap(pair)(jnp.asarray(first) + jnp.arange(draws))
-
-
-def _mean_radius(
-    images: Whole, key: PRNGKey, deformation: Perturbation, steps: Position, batches: Batches
-) -> Float[Array, ""]:
-    """Average ``|tau x - x|`` over finite images and draws, by a pass that deforms and runs no network."""
-
-    def step(position: Position) -> tuple[Array, Array]:
-        start, _, draw = position
-        clean, finite, keys = _read_batch(images, key, start, batches)
-        pairs = partial(perturb_pairs, deformation, lambda key, image, deformed: deformed, draw, batches.draws_per_step)
-        deformed, _ = jax.vmap(pairs, out_axes=1)(keys, clean)
-        return jax.vmap(_distances, (0, None))(deformed, clean), finite[None]
-
-    # (per_batch, draws_per_step, n), and (per_batch, 1, n): an image is finite or not in all draws alike.
-    radii, finite = (batches.by_image(values) for values in jax.lax.map(step, steps))
-    return jnp.mean(radii, where=jnp.broadcast_to(finite[:1, :1], radii.shape))
+    return jax.vmap(perturb_once)(jnp.asarray(first_draw) + jnp.arange(draws))
 
 
-def as_noise(noise: Perturbation | None) -> Callable[..., AnyArray]:
-    """Return the noisy image as a function of key, image and deformed image; None is the sphere through the latter."""
-    if noise is None:
-        return lambda key, image, deformed: perturb.noise_like(key, image, deformed, spatial=image.shape[:-1])
-    return lambda key, image, deformed: noise(key, image)
+@jax.jit
+def sum_sizes(batch: Batch, counted: Bool[Array, " size"]) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Return the sum of ``|tau x - x|`` over the images that count and draws, and their number."""
+    sizes = batch.sizes["deformed"]
+    counted = jnp.broadcast_to(counted & batch.finite, sizes.shape)
+    return jnp.sum(sizes, where=counted), jnp.sum(counted).astype(sizes.dtype)
 
 
-def _has_changed(versions: Float[Array, "versions size *image"], batches: Batches) -> Bool[Array, "_ _"]:
-    """Tell of each perturbed image whether it differs from the clean one at all.
+@partial(jax.jit, static_argnames=("select", "step", "devices"))
+def pass_batch(
+    traced: features.Traced,
+    measurements: Measurements,
+    states: Mapping[str, Any],
+    batch: Batch,
+    deformation: Perturbation | None,
+    *,
+    select: features.Select,
+    step: Step,
+    devices: Devices = ONE_DEVICE,
+) -> tuple[dict[str, Any], dict[str, Rows]]:
+    """Run the network on all versions of a batch, and update the state of every measurement.
 
-    Where it does not, no layer changes: what one shows then is rounding, which differs from row to row of a batch. With
-    batch statistics an image changes with the others of its batch, so there it is the whole batch that counts.
+    Returns:
+        States by name, of every device one (on a leading axis if there are several), and rows.
     """
-    differs = jnp.reshape(versions[1:] != versions[:1], (batches.versions - 1, batches.size, -1))
-    return jnp.any(differs, axis=(1, 2))[:, None] if batches.separate else jnp.any(differs, axis=2)
+
+    def local(
+        traced: Any, measurements: Any, states: Any, batch: Batch, deformation: Any
+    ) -> tuple[dict[str, Any], dict[str, Rows]]:
+        reduced = reduce_batch(traced, measurements, batch, deformation, select=select, step=step)
+        context = make_context(batch, step.draws, deformation, traced)
+        updated, rows = {}, {}
+        for name, measurement in measurements.items():
+            updated[name], rows[name] = value_of(measurement).update(
+                states[name], in_order(traced, reduced[name]), context
+            )
+        return updated, rows
+
+    return devices.split_with_states(
+        local,
+        (WHOLE, WHOLE, IMAGES, _OF_BATCH, WHOLE),
+        {name: Rows(IMAGES, DRAWS) for name in measurements},
+    )(traced, measurements, states, batch, deformation)
+
+
+@partial(jax.jit, static_argnames=("select", "step"))
+def reduce_batch(
+    traced: features.Traced,
+    measurements: Measurements,
+    batch: Batch,
+    deformation: Perturbation | None,
+    *,
+    select: features.Select,
+    step: Step,
+) -> dict[str, dict[str, Any]]:
+    """Return what each measurement finds at each operation.
+
+    A program of its own, so that the shapes of what is found can be asked for without tracing the network again.
+    """
+    context = make_context(batch, step.draws, deformation, traced)
+
+    def reduce(tap: features.Tap, activation: Array) -> dict[str, Any]:
+        rows = by_image(tap, activation, step.rows)
+        if step.separate:
+            # For the network each version is a batch of its own. Here they meet, so that every version finds the same.
+            versions = jax.lax.all_gather(rows, _VERSION)
+        else:
+            versions = jnp.reshape(rows, (step.versions, step.size, *rows.shape[1:]))
+        return reduce_versions(tap, versions)
+
+    def reduce_versions(tap: features.Tap, versions: Array) -> dict[str, Any]:
+        clean, perturbed = versions[0], versions[1:]
+        tap = dataclasses.replace(tap, shape=clean.shape)
+        of_kind = {kind: perturbed[k * step.draws : (k + 1) * step.draws] for k, kind in enumerate(step.kinds)}
+        found = {}
+        for name, measurement in measurements.items():
+            looked_at = [of_kind.get(kind) if kind in kinds_of(measurement) else None for kind in ALL_KINDS]
+            found[name] = value_of(measurement).reduce(tap, clean, *looked_at, context)
+        return found
+
+    def capture(x: Array) -> Mapping[str, dict[str, Any]]:
+        return traced.capture(x, select=select, reduce=reduce)[1]
+
+    if step.separate:
+        found = jax.vmap(capture, axis_name=_VERSION, out_axes=None)(batch.versions)
+    else:
+        found = capture(jnp.reshape(batch.versions, (step.rows, *batch.versions.shape[2:])))
+    of_images = {INPUT: reduce_versions(input_tap(batch.versions), batch.versions)}
+    of_layers = of_images | {rename_input(name): value for name, value in found.items()}
+    return {name: {layer: value[name] for layer, value in of_layers.items()} for name in measurements}
+
+
+def kinds_of(measurement: Any) -> Kinds:
+    """Return which versions of an image a measurement looks at beside the clean one."""
+    return tuple(getattr(value_of(measurement), "versions", ALL_KINDS))
+
+
+def by_image(tap: features.Tap, activation: Array, rows: int) -> Array:
+    """Reshape an activation to one entry per image; parts of an image that stand in front (windows) go to its entry."""
+    check_front(tap, activation, rows)
+    if activation.shape[0] == rows:
+        return activation
+    return jnp.reshape(activation, (rows, -1, *activation.shape[1:]))
+
+
+def input_tap(versions: Any) -> features.Tap:
+    """Return the tap of the images themselves."""
+    return features.Tap(INPUT, INPUT, tuple(versions.shape[1:]), versions.dtype, versions.ndim - 2)
+
+
+def rename_input(name: str) -> str:
+    """Return the name of the row of an operation; one that is called as the images are gets a number."""
+    return f"{INPUT}:1" if name == INPUT else name
+
+
+def in_order(traced: features.Traced, reduced: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what was found in the order of execution, which compiled programs do not keep."""
+    names = (INPUT, *(rename_input(tap.name) for tap in traced.taps))
+    return {name: reduced[name] for name in names if name in reduced}
+
+
+def init_states(
+    traced: features.Traced,
+    measurements: Measurements,
+    batch: Batch,
+    deformation: Perturbation | None,
+    *,
+    select: features.Select,
+    step: Step,
+) -> tuple[dict[str, Any], tuple[features.Tap, ...]]:
+    """Return the state of every measurement before the first batch, and the taps that are measured.
+
+    Args:
+        traced: The network.
+        measurements: By name.
+        batch: A batch, or shapes and dtypes of one.
+        deformation: The deformation.
+        select: Which operations.
+        step: What passes together.
+    """
+    shapes = jax.eval_shape(partial(reduce_batch, select=select, step=step), traced, measurements, batch, deformation)
+    states = {
+        name: value_of(measurement).init(in_order(traced, shapes[name])) for name, measurement in measurements.items()
+    }
+    known = {INPUT: input_tap(batch.versions)}
+    known |= {rename_input(tap.name): dataclasses.replace(tap, name=rename_input(tap.name)) for tap in traced.taps}
+    found = next(iter(shapes.values()))
+    return states, tuple(tap for name, tap in known.items() if name in found)
+
+
+def _differs(
+    perturbed: Float[AnyArray, "draws size *image"], clean: Float[Array, " size *image"], separate: bool
+) -> Bool[Array, "draws size"]:
+    """Tell which images differ from the clean ones.
+
+    With batch statistics an image changes with the others of its batch, so there it is the whole batch that counts.
+    """
+    differs = jnp.any(jnp.reshape(perturbed != clean[None], (*perturbed.shape[:2], -1)), axis=2)
+    return jnp.broadcast_to(jnp.any(differs, axis=1, keepdims=True), differs.shape) if separate else differs
 
 
 def _distances(x: Float[AnyArray, " size *image"], y: Float[AnyArray, " size *image"]) -> Float[Array, " size"]:
     return jnp.sqrt(row_sum(jnp.square(real(x) - real(y))))
-
-
-def _run(
-    traced: features.Traced, versions: Array, weights: Float[Array, " size"], batches: Batches, select: features.Select
-) -> dict[str, Row]:
-    """Run the network on all versions, and reduce at every tap to one `Row` per operation, the images first."""
-
-    def reduce(tap: features.Tap, activation: Array) -> Row:
-        rows = _with_rows_first(tap, activation, batches)
-        return _reduce(jax.lax.all_gather(rows, _VERSION) if batches.separate else rows, weights, batches)
-
-    def capture(x: Array) -> Mapping[str, Row]:
-        return traced.capture(x, select=select, reduce=reduce)[1]
-
-    if batches.separate:
-        # For the network each version is a batch of its own. At the taps the versions meet (`all_gather`), so that
-        # every one finds the same row, which therefore has no axis of versions.
-        found = jax.vmap(capture, axis_name=_VERSION, out_axes=None)(versions)
-    else:
-        found = capture(jnp.reshape(versions, (batches.rows, *versions.shape[2:])))
-    input_row = _reduce(versions, weights, batches)
-    return {_INPUT: input_row} | {_rename_input(name): row for name, row in found.items()}
-
-
-def _reduce(activation: Array, weights: Float[Array, " size"], batches: Batches) -> Row:
-    # (versions, size, units): the clean images first.
-    versions = jnp.reshape(real(activation), (batches.versions, batches.size, -1))
-    # The clean images' change from themselves is computed too: on the CPU leaving it out would copy all the others.
-    changes = jnp.sum(jnp.square(versions - versions[:1]), axis=-1)[1:]
-    mean, distances = centered(versions[0], weights=weights.astype(versions.dtype))
-    return Row(changes, distances, mean)
-
-
-def _with_rows_first(tap: features.Tap, activation: Array, batches: Batches) -> Array:
-    """Reshape an activation to one row per image; parts of an image that stand in front (windows) go to its row."""
-    check_front(tap, activation, batches.rows)
-    return jnp.reshape(activation, (batches.rows, -1))
-
-
-def _layers(
-    traced: features.Traced, batches: Batches, select: features.Select
-) -> tuple[tuple[str, ...], tuple[str, ...], dict[str, Array]]:
-    """Return names and kinds of the rows in the order of execution, and the means before the first batch."""
-    batch = traced.batch
-    versions = jax.ShapeDtypeStruct((batches.versions, batches.size, *batch.shape[1:]), batch.dtype)
-    weights = jax.ShapeDtypeStruct((batches.size,), jnp.float32)
-    # Shapes alone, so that names and sizes of the rows are known before the first batch.
-    rows = jax.eval_shape(partial(_run, traced, batches=batches, select=select), versions, weights)
-    kinds = {_INPUT: _INPUT} | {_rename_input(tap.name): tap.kind for tap in traced.taps}
-    layers = tuple(name for name in kinds if name in rows)
-    empty = {name: jnp.zeros(rows[name].mean.shape, rows[name].mean.dtype) for name in layers}
-    return layers, tuple(kinds[name] for name in layers), empty
-
-
-def _rename_input(name: str) -> str:
-    return f"{_INPUT}:1" if name == _INPUT else name

@@ -8,12 +8,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from stabjax._arguments import as_key
-from stabjax._images import Spatial
+from stabjax._images import Spatial, check_batch
 from stabjax._numerics import permit_nan
 from stabjax._sharding import without_explicit_axes
 from stabjax._types import AnyArray, Perturbation, PRNGKey
-from stabjax.probe._pass import as_noise, perturb_pairs
-from stabjax.probe._stability import as_tree, check_perturbed
+from stabjax.probe._pass import perturb_image
+from stabjax.probe._request import as_perturbation
+from stabjax.probe._run import check_perturbations
 
 _TOGETHER = 64  # images perturbed side by side
 
@@ -52,8 +53,10 @@ def perturbed(
         TypeError: if the images are not floating-point, or something is not callable.
         ValueError: for a wrong shape, or no draw.
     """
-    check_perturbed(images, deformation, noise, draws, spatial)
-    deformation, noise = (as_tree(each, images.shape[1:-1]) for each in (deformation, noise))
+    check_perturbations(deformation, noise, draws)
+    made_for = {"deformation": getattr(deformation, "spatial", None), "noise": getattr(noise, "spatial", None)}
+    check_batch(images, spatial=spatial, made_for=made_for)
+    deformation, noise = (as_perturbation(each, images.shape[1:-1]) for each in (deformation, noise))
     return _perturbed(without_explicit_axes(jnp.asarray(images)), as_key(key), deformation, noise, draws=draws)
 
 
@@ -61,9 +64,9 @@ def perturbed(
 def _perturbed(
     images: Array, key: PRNGKey, deformation: Perturbation, noise: Perturbation | None, *, draws: int
 ) -> tuple[Array, Array]:
-    pairs = partial(perturb_pairs, deformation, as_noise(noise), 0, draws)
+    pairs = partial(perturb_image, deformation, noise, 0, draws, ("deformed", "noisy"))
 
-    def of_image(position: tuple[Array, Array]) -> tuple[Any, Any]:
+    def of_image(position: tuple[Array, Array]) -> tuple[Any, ...]:
         index, image = position
         return pairs(jax.random.fold_in(key, index), image)
 

@@ -1,24 +1,24 @@
-"""`stability`: what is asked for, checked and handed to the pass over the images."""
+"""`stability`: the relative stability of every operation, in one pass."""
 
-from typing import Any, Literal, get_args
+from os import PathLike
+from typing import Any, Literal
 
-import jax
+from jax.sharding import Mesh
 
-from stabjax import features, perturb
-from stabjax._arguments import as_argument, as_integer, as_key
-from stabjax._images import Spatial, check_batch
-from stabjax._numerics import permit_nan
-from stabjax._sharding import without_explicit_axes
-from stabjax._types import Images, Perturbation, PRNGKey
-from stabjax.probe._batching import divide
-from stabjax.probe._pass import Radius, measure
+from stabjax import features
+from stabjax._images import Spatial
+from stabjax._pixels import Statistics
+from stabjax._types import Perturbation, PRNGKey
+from stabjax.probe._relative_stability import RelativeStability
+from stabjax.probe._request import Radius
+from stabjax.probe._run import run
+from stabjax.probe._source import ImagesLayout
 from stabjax.stability import Stability
 
 
-@permit_nan()
 def stability(
     f: Any,
-    images: Images,
+    images: Any,
     *,
     key: PRNGKey,
     deformation: Perturbation,
@@ -29,7 +29,12 @@ def stability(
     batch_size: int = 64,
     select: features.Select = None,
     confidence: float = 0.95,
+    normalize: Statistics | tuple[Any, Any] | None = None,
+    images_layout: ImagesLayout = "channels_last",
     spatial: Spatial = None,
+    mesh: Mesh | None = None,
+    path: str | PathLike[str] | None = None,
+    progress: bool | None = None,
 ) -> Stability:
     """Measure how stable every layer of a network is to smooth deformations, and to noise of the same size.
 
@@ -70,7 +75,8 @@ def stability(
         f: The network: what `stabjax.networks.wrap` returns, or anything it takes. Each row of its output must depend
             on the same row of its input alone. A network that normalizes by the statistics of its batch is measured
             only if all images pass as one batch; then the clean, the deformed and the noisy images pass separately.
-        images: Clean images as the network takes them (normalized), ``(n, *spatial, channels)``, at least two. An
+        images: Clean images as the network takes them (normalized), ``(n, *spatial, channels)``, at least two: an
+            array, an array on disk, an iterable of batches (a loader), or a function that returns one; see `run`. An
             image with a pixel that is not finite is left out, and ``measured`` says so (in a network with batch
             statistics a blank image stands in its place).
         key: Key of all deformations, noise and resamplings.
@@ -92,6 +98,12 @@ def stability(
         confidence: Probability that an interval covers, by bootstrap over images.
         spatial: Number of spatial axes of an image, or their sides, where neither its shape nor the deformation tells:
             ``(n, 28, 28)`` may be gray images without channels, or signals of 28 channels.
+        normalize: Mean and deviation of each channel, of pixels in [0, 1], if images still have to be normalized, bytes
+            among them; see `run`.
+        images_layout: Where the channels of a batch are; ``"channels_first"`` as PyTorch has them.
+        mesh: Devices over which the images are split; see `run`.
+        path: A folder in which a long measurement is kept, so that one that is killed goes on; see `run`.
+        progress: Whether to show a bar with the time left; by default on a terminal.
 
     Returns:
         The result, with one row per operation. Where a number is undefined (all images have the same features; the
@@ -103,64 +115,24 @@ def stability(
         ValueError: for a shape that is wrong or leaves open which axis is which; for a wrong option; if rows of the
             network depend on each other and ``batch_size < n``; if an activation does not have its batch in front.
     """
-    _check(images, deformation, noise, radius, draws, average, batch_size, spatial)
-    batches = divide(len(images), draws, batch_size)
-    return measure(
-        features.trace(f, jax.ShapeDtypeStruct((batches.rows, *images.shape[1:]), images.dtype)),
-        without_explicit_axes(images),
-        as_key(key),
-        as_tree(deformation, images.shape[1:-1]),
-        as_tree(noise, images.shape[1:-1]),
+    if deformation is None:
+        raise TypeError("expected deformation to be a function (key, image) -> image, got None: see stabjax.perturb")
+    measurement = RelativeStability(average=average, confidence=float(confidence))
+    return run(
+        f,
+        images,
+        {"stability": measurement},
+        key=key,
+        deformation=deformation,
+        noise=noise,
         radius=radius,
-        batches=batches,
-        average=average,
-        select=features.as_select(select),
-        confidence=float(confidence),
-    )
-
-
-def _check(
-    images: Any,
-    deformation: Any,
-    noise: Any,
-    radius: str,
-    draws: int,
-    average: str,
-    batch_size: int,
-    spatial: Spatial,
-) -> None:
-    check_perturbed(images, deformation, noise, draws, spatial, least=2)
-    if radius not in get_args(Radius):
-        raise ValueError(f"expected radius 'each' or 'mean', got {radius!r}")
-    if radius == "mean" and noise is not None:
-        raise ValueError("expected noise=None with radius='mean', got a noise: it has a size of its own")
-    if average not in ("mean", "median"):
-        raise ValueError(
-            f"expected average 'mean' or 'median' over images, got {average!r}: medians per unit need whole arrays, "
-            "see stabjax.stability.from_features and stabjax.probe.perturbed"
-        )
-    if as_integer("batch_size", batch_size) < 2:
-        raise ValueError(f"expected batch_size >= 2, got {batch_size}: the spread of a batch needs two images")
-
-
-def check_perturbed(images: Any, deformation: Any, noise: Any, draws: int, spatial: Spatial, *, least: int = 1) -> None:
-    """Raise unless the images can be perturbed by these."""
-    for name, perturbation in (("deformation", deformation), ("noise", noise)):
-        missing = not callable(perturbation) and not (name == "noise" and perturbation is None)
-        if missing or isinstance(perturbation, type):
-            got = (
-                f"the class {perturbation.__name__}" if isinstance(perturbation, type) else type(perturbation).__name__
-            )
-            raise TypeError(f"expected {name} to be a function (key, image) -> image, got {got}: see stabjax.perturb")
-    made_for = {"deformation": getattr(deformation, "spatial", None), "noise": getattr(noise, "spatial", None)}
-    check_batch(images, spatial=spatial, made_for=made_for, least=least)
-    if as_integer("draws", draws) < 1:
-        raise ValueError(f"expected draws >= 1, got {draws}")
-
-
-def as_tree(perturbation: Any, spatial: tuple[int, ...]) -> Any:
-    """Make a perturbation of images of these sides an argument of jit.
-
-    A plain function is static, and compiles again if what it holds changes.
-    """
-    return as_argument(perturb.with_spatial(perturbation, spatial))
+        draws=draws,
+        select=select,
+        batch_size=batch_size,
+        normalize=normalize,
+        images_layout=images_layout,
+        spatial=spatial,
+        mesh=mesh,
+        path=path,
+        progress=progress,
+    )["stability"]

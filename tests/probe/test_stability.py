@@ -124,23 +124,31 @@ def test_batches_do_not_matter(images, once, batch_size):
 @pytest.mark.parametrize("batch_size", [2, 3, 4, 50, 64])
 def test_every_image_has_one_place(images, draws, batch_size):
     from stabjax.probe._batching import divide
+    from stabjax.probe._context import Rows
+    from stabjax.probe._rows import order_rows
 
     batches = divide(images, draws, batch_size)
-    starts, lengths, first_draws = batches.steps()
-    assert batches.separate == (batch_size >= images)
+    starts, lengths, step = batches.starts(), batches.lengths(), batches.step
+    assert step.separate == (batch_size >= images)
     assert min(lengths) >= 2
-    assert max(lengths) == batches.size <= max(batch_size, 3)
+    assert max(lengths) == batches.size == step.size <= max(batch_size, 3)
     assert (starts + batches.size <= images).all(), "a slice would be moved"
+    steps = [(start, first) for start in starts for first in batches.first_draws()]
     seen = [
         (i, d)
-        for start, length, first in zip(starts, lengths, first_draws, strict=True)
+        for start, length in zip(starts, lengths, strict=True)
+        for first in batches.first_draws()
         for i in range(start, start + length)
-        for d in range(first * batches.draws_per_step, (first + 1) * batches.draws_per_step)
+        for d in range(first, first + step.draws)
     ]
     assert sorted(seen) == [(i, d) for i in range(images) for d in range(draws)]
-    values = jnp.asarray(starts[:, None] + np.arange(batches.size))[:, None]
-    found = np.asarray(batches.by_image(values))[:, 0]
-    np.testing.assert_array_equal(found, np.tile(np.arange(images), (len(found), 1)))
+    # Rows that say which image and which draw they are of.
+    slots, first = np.arange(step.size), np.arange(step.draws)
+    of_image = np.array([start + slots for start, _ in steps])
+    of_draw = np.array([[[(start + slot, d + draw) for slot in slots] for draw in first] for start, d in steps])
+    found = order_rows(Rows(jnp.asarray(of_image), jnp.asarray(of_draw)), batches)
+    np.testing.assert_array_equal(found.per_image, np.arange(images))
+    np.testing.assert_array_equal(found.per_draw, np.moveaxis(np.mgrid[:draws, :images], 0, -1)[..., ::-1])
 
 
 @pytest.mark.parametrize(
@@ -440,8 +448,8 @@ def test_errors_say_what_to_do(unchecked, change, error, message):
 
 
 def test_an_activation_without_its_batch_in_front_is_named():
-    from stabjax.probe import _batching, _pass
+    from stabjax.probe import _pass
 
     tap = features.Tap("odd", "other", (5, 9), jnp.float32, None)
     with pytest.raises(ValueError, match=r"batch of 9 images in front, got shape \(5, 9\) at 'odd'"):
-        _pass._with_rows_first(tap, jnp.ones((5, 9)), _batching.divide(9, 1, 4))
+        _pass.by_image(tap, jnp.ones((5, 9)), 9)

@@ -1,37 +1,18 @@
 """Several devices, several processes, and kills."""
 
-import os
 import random
 import signal
-import socket
-import subprocess
-import sys
 import time
+from functools import partial
 
 import pytest
 import xarray
 
-from tests import ROOT
+from tests import workers
 from tests.sweep import sweep_worker
 from tests.sweep.helpers import chunks
 
-
-def worker(*arguments, **environment):
-    # Compiled as here, so that bits compare; nothing of the strictness of this suite.
-    return subprocess.Popen(
-        [sys.executable, "-m", "tests.sweep.sweep_worker", *map(str, arguments)],
-        cwd=ROOT,
-        env={**os.environ, "JAX_PLATFORMS": "cpu", **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def finish(*processes):
-    for process in processes:
-        out, err = process.communicate(timeout=120)
-        assert process.returncode == 0, out + err
+worker = partial(workers.start, "tests.sweep.sweep_worker")
 
 
 def load(file):
@@ -39,8 +20,7 @@ def load(file):
 
 
 def test_eight_devices_give_the_values_of_one(tmp_path):
-    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
-    finish(worker("devices", tmp_path, XLA_FLAGS=flags))
+    workers.finish(worker("devices", tmp_path, devices=8))
     alone = sweep_worker.sweep()
     for name in ("spread", "stored"):
         found = load(tmp_path / f"{name}.nc")
@@ -49,10 +29,8 @@ def test_eight_devices_give_the_values_of_one(tmp_path):
 
 
 def test_two_processes_get_everything_and_one_writes(tmp_path):
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        port = probe.getsockname()[1]
-    finish(*(worker("processes", port, k, tmp_path) for k in range(2)))
+    port = workers.free_port()
+    workers.finish(*(worker("processes", port, k, tmp_path) for k in range(2)))
     first, *others = (load(tmp_path / f"{name}-{k}.nc") for name in ("first", "again") for k in range(2))
     xarray.testing.assert_allclose(first, sweep_worker.sweep(), rtol=1e-5, atol=1e-6)
     for other in others:

@@ -1,0 +1,194 @@
+"""The pass outside of any program: batch by batch from any source of images, over the devices of a mesh.
+
+Two programs are called for every batch: one perturbs it, which all networks share, one runs the network and reduces at
+its operations. While the devices work, the host prepares the next batch.
+"""
+
+import contextlib
+from collections.abc import Callable
+from functools import partial, reduce
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from stabjax import features, networks, perturb
+from stabjax._arguments import value_of
+from stabjax._progress import image_bar
+from stabjax._provenance import describe, digest
+from stabjax.probe._batching import Step
+from stabjax.probe._checkpoint import Checkpoint, Position, extend_digest, open_checkpoint
+from stabjax.probe._context import Rows, Summary
+from stabjax.probe._devices import ONE_DEVICE, Devices
+from stabjax.probe._pass import init_states, pass_batch, perturb_batch, sum_sizes
+from stabjax.probe._plan import Plan, plan_pass
+from stabjax.probe._processes import agree, gather_rows
+from stabjax.probe._request import Request
+from stabjax.probe._rows import RowCollector
+from stabjax.probe._source import ArraySource, Share, StreamSource
+
+
+def pass_source(
+    network: networks.Network,
+    source: ArraySource | StreamSource,
+    request: Request,
+    devices: Devices,
+    *,
+    path: Path | None,
+    progress: bool | None,
+) -> dict[str, Any]:
+    """Take the measurements as `stabjax.probe.run` does, of images from a source."""
+    plan = plan_pass(source, request, devices)
+    step, image = plan.step, jax.ShapeDtypeStruct(source.shape, _dtype(source))
+    traced = features.trace(network, jax.ShapeDtypeStruct((step.rows, *image.shape), image.dtype))
+    if not step.separate:
+        together = f", or pass all images as one batch, batch_size={plan.images}" if plan.images else ""
+        traced.check_rows(otherwise=together)
+    deformation, noise = request.perturbations(image.shape[:-1])
+    perturbed = partial(
+        _perturb, key=request.key, deformation=deformation, step=step, normalization=request.normalization
+    )
+    if request.radius == "mean":
+        noise = perturb.SphericalNoise(_mean_size(plan, perturbed, request.draws), spatial=image.shape[:-1])
+    # Shapes of one batch on one device.
+    share_of_device: Any = (
+        jax.ShapeDtypeStruct((step.size, *image.shape), source.dtype),
+        *(jax.ShapeDtypeStruct((step.size,), dtype) for dtype in (np.int32, np.bool_)),
+    )
+    first = partial(perturbed, noise=noise, draw=np.int32(0), devices=ONE_DEVICE)
+    shapes = jax.eval_shape(first, share_of_device)
+    options: dict[str, Any] = {"select": request.select, "step": step}
+    states, taps = init_states(traced, request.measurements, shapes, deformation, **options)
+
+    def pass_step(states: Any, placed: Share, draw: int) -> tuple[Any, Any]:
+        batch = perturbed(placed, noise=noise, draw=np.int32(draw), devices=devices)
+        states, rows = pass_batch(traced, request.measurements, states, batch, deformation, devices=devices, **options)
+        return states, (rows, Rows(batch.finite, batch.sizes))
+
+    def rows_shape() -> Any:
+        one = partial(pass_batch, **options)
+        rows = jax.eval_shape(one, traced, request.measurements, states, shapes, deformation)[1]
+        return rows, Rows(shapes.finite, shapes.sizes)
+
+    stacked = devices.stack(states)
+    with contextlib.ExitStack() as stack:
+        checkpoint = None
+        if path is not None:
+            what = _description(request, traced, plan)
+            checkpoint = stack.enter_context(open_checkpoint(_folder(path, devices), what))
+        show = stack.enter_context(image_bar(plan.images, shown=progress))
+        loop = _Loop(plan, checkpoint, show)
+        stacked, collector = loop.resume(stacked, rows_shape)
+        stacked = loop.run(stacked, collector, pass_step, request.draws)
+    rows, facts = gather_rows(*collector.finish(), devices)
+    merged = _merge(request, devices.unstack(stacked))
+    return request.finish(merged, rows, Summary(taps, request.key, facts.per_image, facts.per_draw))
+
+
+class _Loop:
+    """The loop over all batches, which may have been begun by a process that was killed."""
+
+    def __init__(self, plan: Plan, checkpoint: Checkpoint | None, show: Callable[[int], None]) -> None:
+        self._plan, self._checkpoint, self._show = plan, checkpoint, show
+        self._position = Position()
+
+    def resume(self, states: Any, rows_shape: Callable[[], Any]) -> tuple[Any, RowCollector]:
+        """Return states and rows as they were saved, or as they are given."""
+        collector = RowCollector()
+        if self._checkpoint is None:
+            return states, collector
+        devices = self._plan.devices
+        saved = self._checkpoint.load(agree(self._checkpoint.newest(), min, devices))
+        if saved is None:
+            return states, collector
+        self._position = saved.position
+        collector.restore(jax.tree.structure(rows_shape()), saved.rows, saved.positions)
+        structure = jax.tree.structure(states)
+        return jax.tree.unflatten(structure, [devices.put(leaf) for leaf in saved.states]), collector
+
+    def run(
+        self, states: Any, collector: RowCollector, pass_step: Callable[[Any, Share, int], tuple[Any, Any]], draws: int
+    ) -> Any:
+        """Pass all batches that are left; return the states."""
+        plan, now = self._plan, self._position
+        for share in plan.shares(now):
+            placed = Share(*map(plan.devices.put, share))
+            rows = []
+            for draw in range(0, draws, plan.step.draws):
+                states, found = pass_step(states, placed, draw)
+                rows.append(found)
+            collector.add(share.positions, share.counted, rows)
+            digest = extend_digest(now.digest, share) if self._checkpoint else 0
+            now = Position(now.batches + 1, now.images + int(share.counted.sum()), digest)
+            if self._checkpoint and agree(self._checkpoint.is_due(), max, plan.devices):
+                source = plan.source.position(now.images) if isinstance(plan.source, StreamSource) else None
+                position = Position(now.batches, now.images, now.digest, source)
+                rows, positions = collector.take_new()
+                self._checkpoint.save(position, plan.devices.local(states), rows, positions)
+            self._show(now.images)
+        return states
+
+
+def _perturb(
+    share: tuple[Any, Any, Any],
+    *,
+    key: Any,
+    deformation: Any,
+    noise: Any,
+    draw: Any,
+    step: Step,
+    normalization: Any,
+    devices: Devices,
+) -> Any:
+    options = {"step": step, "normalization": normalization, "devices": devices}
+    return perturb_batch(*share, draw, key, deformation, noise, **options)
+
+
+def _mean_size(plan: Plan, perturbed: Callable[..., Any], draws: int) -> float:
+    """Average ``|tau x - x|`` over finite images and draws, by a pass that deforms and runs no network."""
+    totals = np.zeros(2)
+    for share in plan.shares():
+        placed = Share(*map(plan.devices.put, share))
+        for draw in range(0, draws, plan.step.draws):
+            batch = perturbed(placed, noise=None, draw=np.int32(draw), devices=plan.devices)
+            # Sums over the images of all devices and processes.
+            totals += np.asarray(jax.device_get(sum_sizes(batch, placed.counted)))
+    return float(totals[0] / totals[1])
+
+
+def _merge(request: Request, states: list[dict[str, Any]]) -> dict[str, Any]:
+    """Merge the states of all devices into one."""
+    return {
+        name: reduce(value_of(measurement).merge, [state[name] for state in states])
+        for name, measurement in request.measurements.items()
+    }
+
+
+def _folder(path: Path, devices: Devices) -> Path:
+    return path / f"process-{jax.process_index()}" if devices.processes > 1 else path
+
+
+def _description(request: Request, traced: features.Traced, plan: Plan) -> dict[str, Any]:
+    """Return all that decides the numbers but the images, as JSON has it."""
+    return {
+        "network": {"arrays": digest(traced.arrays), "taps": [f"{tap.name} {tap.kind}" for tap in traced.taps]},
+        "measurements": {name: describe(value_of(each)) for name, each in request.measurements.items()},
+        "key": describe(request.key),
+        "deformation": describe(request.deformation),
+        "noise": describe(request.noise),
+        "radius": request.radius,
+        "draws": request.draws,
+        "select": describe(request.select),
+        "normalization": describe(request.normalization),
+        "image": [str(plan.source.dtype), *plan.source.shape],
+        "images": plan.images,
+        "batch": plan.step.size,
+        "devices": plan.devices.number,
+        "processes": plan.devices.processes,
+    }
+
+
+def _dtype(source: ArraySource | StreamSource) -> Any:
+    """Return the dtype of images once they are normalized."""
+    return np.dtype(np.float32) if source.dtype == np.uint8 else jax.dtypes.canonicalize_dtype(source.dtype)

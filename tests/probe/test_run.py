@@ -1,0 +1,314 @@
+"""`probe.run`: several measurements of images that come in any form, in any grouping."""
+
+import dataclasses
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from stabjax import perturb, probe
+from stabjax.probe import _checkpoint
+from tests.probe.test_stability import DEFORMATION, SIDE, make_images, network
+
+N, BATCH = 37, 8
+KEY = jax.random.key(1)
+pytestmark = pytest.mark.usefixtures("relaxed_promotion")  # Flax leans on it
+
+
+@pytest.fixture(scope="module")
+def images():
+    return np.asarray(make_images(N))
+
+
+@dataclasses.dataclass(frozen=True)
+class MeanActivation:
+    """Average clean activations, and keep that of every image and the change of every draw."""
+
+    versions = ("deformed",)
+
+    def reduce(self, tap, clean, deformed, noisy, context):
+        assert noisy is None
+        assert tap.shape == clean.shape
+        axes = tuple(range(1, clean.ndim))
+        return jnp.mean(clean, axes), jnp.mean(deformed - clean[None], tuple(axis + 1 for axis in axes))
+
+    def init(self, reduced):
+        return {name: probe.Moments.init() for name in reduced}
+
+    def update(self, state, reduced, context):
+        states = {name: state[name].merge(probe.Moments.of(x, context.weights)) for name, (x, _) in reduced.items()}
+        per_image = {name: x for name, (x, _) in reduced.items()}
+        return states, probe.Rows(per_image | {"position": context.positions}, {n: x for n, (_, x) in reduced.items()})
+
+    def merge(self, one, other):
+        return {name: moments.merge(other[name]) for name, moments in one.items()}
+
+    def finish(self, state, rows, summary):
+        return {name: moments.mean for name, moments in state.items()}, rows, summary
+
+
+def close(found, expected, *, intervals=True):
+    """Compare all that does not depend on how images are grouped; intervals of R neither."""
+    assert found.layers == expected.layers
+    for name in ("deformation", "noise", "relative", "pair_distance", "noise_radius", "relative_interval"):
+        np.testing.assert_allclose(getattr(found, name), getattr(expected, name), rtol=1e-5, atol=1e-7, err_msg=name)
+    for name in ("deformation_numerators", "noise_numerators"):
+        # To 1e-5 of the largest of a layer: one image may change by nearly nothing.
+        one, other = np.asarray(getattr(found, name)), np.asarray(getattr(expected, name))
+        np.testing.assert_allclose(
+            one / other.max((1, 2), keepdims=True), other / other.max((1, 2), keepdims=True), atol=1e-5
+        )
+    np.testing.assert_array_equal(found.measured, expected.measured)
+
+
+def measure(images, **options):
+    options = {"deformation": DEFORMATION, "batch_size": BATCH, "draws": 2} | options
+    return probe.stability(network(), images, key=KEY, **options)
+
+
+@pytest.fixture(scope="module")
+def expected(images):
+    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+        return measure(images)
+
+
+def parts(images, *lengths):
+    """Cut into parts of these lengths, the rest last."""
+    return np.split(images, np.cumsum(lengths))
+
+
+FORMS = {
+    "generator": lambda x: iter(parts(x, 5, 11, 1, 4)),
+    "function": lambda x: lambda: iter(parts(x, 20)),
+    "pairs": lambda x: ((part, np.zeros(len(part), int)) for part in parts(x, 9, 9)),
+    "dictionaries": lambda x: ({"label": 0, "image": part} for part in parts(x, 30)),
+    "arrays of JAX": lambda x: (jnp.asarray(part) for part in parts(x, 13, 13)),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_any_form_gives_the_numbers_of_an_array(images, expected, form):
+    close(measure(FORMS[form](images)), expected)
+
+
+def test_an_array_on_disk_is_read_batch_by_batch(images, expected, tmp_path):
+    np.save(tmp_path / "images.npy", images)
+    close(measure(np.load(tmp_path / "images.npy", mmap_mode="r")), expected)
+
+
+def test_channels_first_and_bytes_are_normalized(images):
+    pixels = np.random.default_rng(0).integers(0, 256, (N, SIDE, SIDE, 3), np.uint8)
+    mean, deviation = (0.5, 0.4, 0.3), (0.2, 0.2, 0.1)
+    floats = ((pixels.astype(np.float32) / 255) - np.float32(mean)) / np.float32(deviation)
+    wanted = measure(floats)
+    close(measure(pixels, normalize=(mean, deviation)), wanted)
+    first = (np.moveaxis(part, -1, 1) for part in parts(pixels, 10, 10))
+    close(measure(first, normalize=(mean, deviation), images_layout="channels_first"), wanted)
+
+
+@pytest.mark.parametrize("length", [BATCH - 1, BATCH, BATCH + 1])
+def test_a_short_stream(images, length):
+    close(measure(iter(parts(images[:length], 3))), measure(images[:length]))
+
+
+def test_one_radius_takes_two_passes(images):
+    wanted = measure(images, radius="mean")
+    close(measure(lambda: iter(parts(images, 9, 9)), radius="mean"), wanted)
+    with pytest.raises(ValueError, match="an iterator that is spent"):
+        measure(iter(parts(images, 9, 9)), radius="mean")
+
+
+def test_a_measurement_of_ones_own_beside_another(images, expected):
+    f = network()
+    found = probe.run(
+        f,
+        iter(parts(images, 10, 10)),
+        {"mean": MeanActivation(), "stability": probe.RelativeStability()},
+        key=KEY,
+        deformation=DEFORMATION,
+        batch_size=BATCH,
+        draws=2,
+    )
+    close(found["stability"], expected)
+    means, rows, summary = found["mean"]
+    assert tuple(tap.name for tap in summary.taps) == expected.layers
+    assert set(means) == set(expected.layers)
+    np.testing.assert_array_equal(rows.per_image["position"], np.arange(N))
+    activations = {"input": images, "output": f(jnp.asarray(images))}
+    for name, x in activations.items():
+        per_image = np.mean(np.reshape(x, (N, -1)), 1)
+        np.testing.assert_allclose(rows.per_image[name], per_image, rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(means[name], per_image.mean(), rtol=1e-4, atol=1e-6)
+    deformed, _ = probe.perturbed(images, key=KEY, deformation=DEFORMATION, draws=2)
+    changes = np.mean(deformed - images[None], axis=(2, 3, 4))
+    np.testing.assert_allclose(rows.per_draw["input"], changes, atol=1e-6)
+    np.testing.assert_allclose(
+        summary.sizes["deformed"], np.linalg.norm((deformed - images).reshape(2, N, -1), axis=2), rtol=1e-5
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class FieldsAndExtents(MeanActivation):
+    """Keep the fields that were drawn."""
+
+    def reduce(self, tap, clean, deformed, noisy, context):
+        extents = context.extents
+        assert tap.name == "input" or extents[tap.name].size
+        return ()
+
+    def init(self, reduced):
+        return jnp.zeros(())
+
+    def update(self, state, reduced, context):
+        return state, probe.Rows((), jnp.moveaxis(context.fields, 2, 4))
+
+    def merge(self, one, other):
+        return one + other
+
+    def finish(self, state, rows, summary):
+        return np.moveaxis(rows.per_draw, 4, 2)
+
+
+@pytest.mark.parametrize("deformation", [DEFORMATION, perturb.Translation(1.5), perturb.Affine(rotation=0.3)])
+def test_the_fields_that_were_drawn(images, deformation):
+    options = {"key": KEY, "deformation": deformation, "draws": 2}
+    fields = probe.run(network(), images, {"fields": FieldsAndExtents()}, batch_size=BATCH, **options)["fields"]
+    assert fields.shape == (2, N, 2, SIDE, SIDE)
+    from stabjax import warp
+
+    deformed, _ = probe.perturbed(images, **options)
+    pulled = jax.vmap(jax.vmap(warp.pull_back), (None, 0))(jnp.asarray(images), jnp.asarray(fields))
+    np.testing.assert_allclose(pulled, deformed, atol=1e-5)
+
+
+def test_clean_images_alone_pass_once(images):
+    class Clean(MeanActivation):
+        versions = ()
+
+        def reduce(self, tap, clean, deformed, noisy, context):
+            assert deformed is None
+            assert clean.shape[0] == BATCH - 3 + (tap.name != tap.name)
+            return jnp.mean(clean), jnp.zeros(())
+
+        def update(self, state, reduced, context):
+            return state, probe.Rows(context.positions)
+
+    _, rows, summary = probe.run(network(), images, {"clean": Clean()}, key=KEY, batch_size=BATCH - 3)["clean"]
+    np.testing.assert_array_equal(rows.per_image, np.arange(N))
+    assert summary.sizes == {}
+
+
+def test_an_image_that_is_not_finite_counts_nowhere(images):
+    broken = images.copy()
+    broken[[3, 20], 2, 2, 0] = np.nan, np.inf
+    found = measure(iter(parts(broken, 10, 10)))
+    np.testing.assert_array_equal(np.flatnonzero(~np.asarray(found.measured)), [3, 20])
+    close(found, measure(broken))
+    assert found.valid.all()
+
+
+def test_inside_jit_as_outside(images, expected):
+    jitted = jax.jit(lambda f, x: probe.stability(f, x, key=KEY, deformation=DEFORMATION, batch_size=BATCH, draws=2))
+    close(jitted(network(), images), expected)
+
+
+def of_three(batch):
+    """Three batches, one of which is not as the others."""
+    good = np.ones((4, SIDE, SIDE, 3), np.float32)
+    return lambda: iter([good, good, batch])
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"images": lambda: iter([])}, ValueError, "an iterable that yields none"),
+        ({"images": of_three(np.ones((4, SIDE, 9, 3), np.float32))}, ValueError, r"\(8, 9, 3\) in batch 2"),
+        ({"images": of_three(np.ones((4, SIDE, SIDE, 3), np.float16))}, ValueError, "float16 images"),
+        ({"images": of_three(np.ones((4, SIDE, SIDE, 3), np.uint8))}, TypeError, "got uint8"),
+        ({"images": of_three({"pixels": 3})}, ValueError, "'image' or 'images', got"),
+        ({"images": iter([np.ones((1, SIDE, SIDE, 3), np.float32)])}, ValueError, "at least two images"),
+        ({"images": 3}, TypeError, "as an array, got int"),
+        ({"measurements": {}}, ValueError, "expected measurements by name"),
+        ({"measurements": {"x": probe.RelativeStability}}, TypeError, "'x' to be a Measurement"),
+        ({"measurements": {"x": 3}}, TypeError, "'x' to be a Measurement"),
+        ({"deformation": None}, ValueError, "a deformation for RelativeStability"),
+        ({"radius": "mean", "deformation": None, "noise": perturb.GaussianNoise(1.0)}, ValueError, "radius='mean'"),
+        ({"images_layout": "first"}, ValueError, "images_layout"),
+        ({"normalize": ((0.5,), (0.0,))}, ValueError, "positive deviations"),
+    ],
+)
+def test_errors_say_what_to_do(unchecked, images, change, error, message):
+    arguments = {
+        "f": jnp.tanh,
+        "images": images,
+        "measurements": {"stability": probe.RelativeStability()},
+        "key": KEY,
+        "deformation": DEFORMATION,
+        "batch_size": 4,
+    }
+    with pytest.raises(error, match=message):
+        probe.run(**(arguments | change))
+
+
+class Killed(Exception):
+    pass
+
+
+def dying(batches, after) -> Iterator[np.ndarray]:
+    """Yield batches, and end as a killed process does."""
+    for number, batch in enumerate(batches):
+        if number == after:
+            raise Killed
+        yield batch
+
+
+@pytest.mark.parametrize("as_array", [True, False])
+def test_a_pass_that_was_killed_goes_on(images, expected, tmp_path, monkeypatch, as_array):
+    monkeypatch.setattr(_checkpoint, "INTERVAL", 0.0)
+    cut = parts(images, *[6] * 6)
+    # Killed again and again, each time a little later, once without having come any further.
+    for after in (2, 4, 4, 6):
+        with pytest.raises(Killed):
+            measure(dying(cut, after), path=tmp_path / "run")
+    found = measure(iter(cut), path=tmp_path / "run")
+    close(found, expected)
+    # Finished: all is there, and nothing is computed.
+    again = measure(iter(cut), path=tmp_path / "run")
+    np.testing.assert_array_equal(again.relative, found.relative)
+    with pytest.raises(ValueError, match="got others: give the same images and the same order"):
+        measure(iter([*cut[1:], cut[0]]), path=tmp_path / "run")
+    with pytest.raises(ValueError, match="draws: 2 there, 3 here"):
+        measure(iter(cut), path=tmp_path / "run", draws=3)
+    (tmp_path / "run" / "rows-00001.npz").write_bytes(b"half a file")
+    with pytest.raises(OSError, match=r"rows-00001.npz cannot be read"):
+        measure(iter(cut), path=tmp_path / "run")
+
+
+def test_moments_merge_in_any_grouping():
+    rng = np.random.default_rng(0)
+    rows = (1000 + rng.normal(size=(60, 3))).astype(np.float32)
+    weights = (rng.random(60) > 0.2).astype(np.float32)
+    rows[weights == 0] = np.nan
+    kept = rows[weights > 0].astype(np.float64)
+    parts_of = [probe.Moments.of(r, w) for r, w in zip(np.split(rows, 6), np.split(weights, 6))]
+    nothing = probe.Moments.init((3,))
+    left = nothing
+    for part in parts_of:
+        left = left.merge(part)
+    right = parts_of[3].merge(parts_of[4].merge(parts_of[5])).merge(nothing)
+    grouped = parts_of[0].merge(parts_of[1]).merge(parts_of[2]).merge(right)
+    for found in (left, grouped):
+        assert found.count == len(kept)
+        np.testing.assert_allclose(found.mean, kept.mean(0), rtol=1e-6)
+        np.testing.assert_allclose(found.squares + found.lost, np.sum((kept - kept.mean(0)) ** 2), rtol=1e-4)
+        pairs = np.mean(np.sum((kept[:, None] - kept[None]) ** 2, 2))
+        np.testing.assert_allclose(found.pair_distance, pairs, rtol=1e-4)
+
+
+def test_equal_rows_have_no_scatter():
+    row = jnp.full((5, 2), 0.1)
+    moments = probe.Moments.of(row).merge(probe.Moments.of(row)).merge(probe.Moments.of(row))
+    assert moments.squares == 0
+    assert moments.lost == 0
