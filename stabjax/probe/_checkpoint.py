@@ -24,7 +24,6 @@ import jax
 import numpy as np
 
 from stabjax import _files
-from stabjax.probe._source import Share
 
 INTERVAL = 10.0
 """Seconds between two savings."""
@@ -46,6 +45,9 @@ class Position:
     images: int = 0
     digest: int = 0
     source: Mapping[str, Any] | None = None
+
+
+BEGIN = Position()
 
 
 @dataclass(frozen=True)
@@ -132,10 +134,10 @@ def open_checkpoint(path: Path, what: Mapping[str, Any]) -> Iterator[Checkpoint]
         yield Checkpoint(path)
 
 
-def extend_digest(digest: int, share: Share) -> int:
-    """Return the checksum of all images so far, with those of a step behind them."""
-    images = np.asarray(share.images)[share.counted]
-    return zlib.crc32(np.ascontiguousarray(images).reshape(-1).view(np.uint8).data, digest)
+def extend_digest(digest: int, images: Any, counted: np.ndarray) -> int:
+    """Return the checksum of all images so far, with those behind them that count."""
+    counted_images = np.ascontiguousarray(np.asarray(images)[counted])
+    return zlib.crc32(counted_images.reshape(-1).view(np.uint8).data, digest)
 
 
 def _rows_name(number: int) -> str:

@@ -17,12 +17,14 @@ class Split(Enum):
     WHOLE = None
     """Along none: every device has all of it."""
     IMAGES = 0
-    """The first axis is that of the images."""
-    DRAWS = 1
-    """The axis of the images comes after one of draws."""
+    """The first axis is that of the images, or of the devices themselves."""
+    BATCHES = 1
+    """The axis of the images comes after one of batches."""
+    DRAWS = 2
+    """The axis of the images comes after those of batches and draws."""
 
 
-WHOLE, IMAGES, DRAWS = Split
+WHOLE, IMAGES, BATCHES, DRAWS = Split
 
 
 @dataclass(frozen=True)
@@ -74,11 +76,12 @@ class Devices:
 
         return self.split(local, inputs, (IMAGES, rows))
 
-    def put(self, x: Any) -> Any:
-        """Put an array, whose first axis is that of the images of this process, on the devices."""
+    def put(self, x: Any, split: Split = IMAGES) -> Any:
+        """Put an array on the devices; along the axis that is split it has the share of this process."""
         if self.mesh is None:
             return x
-        return jax.make_array_from_process_local_data(self._sharding(IMAGES), np.asarray(x))
+        sharding = NamedSharding(self.mesh, self._specs(split))
+        return jax.make_array_from_process_local_data(sharding, np.asarray(x))
 
     def stack(self, states: Any) -> Any:
         """Return a state for every device, stacked."""
@@ -100,14 +103,12 @@ class Devices:
         states = jax.tree.map(np.asarray, states)
         return [jax.tree.map(lambda x, k=k: x[k], states) for k in range(self.number)]
 
-    def _sharding(self, split: Split) -> NamedSharding:
-        assert self.mesh is not None
-        return NamedSharding(self.mesh, self._specs(split))
-
     def _specs(self, splits: Any) -> Any:
         # Where several axes of the mesh split one axis of an array they stand together in one entry.
-        spec = {WHOLE: PartitionSpec(), IMAGES: PartitionSpec(self.axes), DRAWS: PartitionSpec(None, self.axes)}
-        return jax.tree.map(spec.__getitem__, splits)
+        def spec(split: Split) -> PartitionSpec:
+            return PartitionSpec() if split.value is None else PartitionSpec(*[None] * split.value, self.axes)
+
+        return jax.tree.map(spec, splits)
 
 
 ONE_DEVICE = Devices()

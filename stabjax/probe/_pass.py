@@ -1,4 +1,4 @@
-"""The pass of one batch: perturb its images, run the network, reduce at every operation, update the states."""
+"""What is done with one batch: perturb its images, run the network, reduce at every operation, update the states."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -17,7 +17,6 @@ from stabjax._types import AnyArray, Perturbation, PRNGKey
 from stabjax.probe._batching import ALL_KINDS, Kinds, Step
 from stabjax.probe._checks import check_front, finite_rows, like_image, real
 from stabjax.probe._context import Batch, Rows, make_context
-from stabjax.probe._devices import DRAWS, IMAGES, ONE_DEVICE, WHOLE, Devices
 
 Normalization: TypeAlias = tuple[tuple[float, ...], tuple[float, ...]] | None
 """Mean and deviation of each channel."""
@@ -27,70 +26,54 @@ Measurements: TypeAlias = Mapping[str, Any]
 INPUT = "input"
 """Name and kind of the images' own row."""
 _VERSION = "stabjax_version"
-_SPLITS: Any = (DRAWS, IMAGES, IMAGES, IMAGES, IMAGES, WHOLE, DRAWS, DRAWS)
-_OF_BATCH = Batch(*_SPLITS)
-"""How each part of a batch lies on the devices."""
 
 
-@partial(jax.jit, static_argnames=("step", "normalization", "devices"))
 def perturb_batch(
-    images: AnyArray,
-    positions: Int[AnyArray, " size"],
-    counted: Bool[AnyArray, " size"],
-    first_draw: Int[AnyArray, ""],
+    images: Array,
+    positions: Int[Array, " size"],
+    counted: Bool[Array, " size"],
+    first_draw: Int[Array, ""],
     key: PRNGKey,
     deformation: Perturbation | None,
     noise: Perturbation | None,
     *,
     step: Step,
-    normalization: Normalization = None,
-    devices: Devices = ONE_DEVICE,
+    normalization: Normalization,
 ) -> Batch:
-    """Make all versions of a batch of images. The network has no part in it, so all networks share what is compiled.
+    """Make all versions of a batch of images.
 
     Args:
-        images: ``(size, *image)``, on every device; bytes are divided by 255.
+        images: ``(size, *image)``; bytes are divided by 255.
         positions: Of the images among all.
         counted: False for images that fill up the batch.
         first_draw: Number of the first draw of this step.
         key: Key of the run.
         deformation: The deformation, if there is one.
         noise: The noise; by default that of the size of the deformation.
-        step: What passes together on one device.
+        step: What passes together.
         normalization: Mean and deviation to normalize by.
-        devices: Over which the images are split.
     """
-
-    def local(
-        images: Array, positions: Array, counted: Array, first_draw: Array, key: Any, deformation: Any, noise: Any
-    ) -> Batch:
-        if normalization is not None:
-            images = normalize_channels(jnp.asarray(images), *normalization)
-        finite = finite_rows(images)
-        # Blank where not finite: NaN times a weight of zero would be NaN.
-        clean = jnp.where(jnp.expand_dims(finite, tuple(range(1, images.ndim))), images, 0)
-        # The key of an image depends on its position among all, so that batches and their size change nothing.
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, positions)
-        of_image = partial(perturb_image, deformation, noise, first_draw, step.draws, step.kinds)
-        # (draws, size, *image) of each kind.
-        perturbed = jax.vmap(of_image, out_axes=1)(keys, clean)
-        of_kind = dict(zip(step.kinds, perturbed, strict=True))
-        return Batch(
-            versions=jnp.concatenate([clean[None], *perturbed]),
-            positions=positions,
-            finite=finite,
-            weights=(counted & finite & (first_draw == 0)).astype(jnp.float32),
-            keys=keys,
-            first_draw=first_draw,
-            changed={kind: _differs(x, clean, step.separate) for kind, x in of_kind.items()},
-            sizes={kind: jax.vmap(_distances, (0, None))(x, clean) for kind, x in of_kind.items()},
-        )
-
-    return devices.split(
-        local,
-        (IMAGES, IMAGES, IMAGES, WHOLE, WHOLE, WHOLE, WHOLE),
-        _OF_BATCH,
-    )(images, positions, counted, first_draw, key, deformation, noise)
+    if normalization is not None:
+        images = normalize_channels(jnp.asarray(images), *normalization)
+    finite = finite_rows(images)
+    # Blank where not finite: NaN times a weight of zero would be NaN.
+    clean = jnp.where(jnp.expand_dims(finite, tuple(range(1, images.ndim))), images, 0)
+    # The key of an image depends on its position among all, so that batches and their size change nothing.
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, positions)
+    of_image = partial(perturb_image, deformation, noise, first_draw, step.draws, step.kinds)
+    # (draws, size, *image) of each kind.
+    perturbed = jax.vmap(of_image, out_axes=1)(keys, clean)
+    of_kind = dict(zip(step.kinds, perturbed, strict=True))
+    return Batch(
+        versions=jnp.concatenate([clean[None], *perturbed]),
+        positions=positions,
+        finite=finite,
+        weights=(counted & finite & (first_draw == 0)).astype(jnp.float32),
+        keys=keys,
+        first_draw=first_draw,
+        changed={kind: _differs(x, clean, step.separate) for kind, x in of_kind.items()},
+        sizes={kind: jax.vmap(_distances, (0, None))(x, clean) for kind, x in of_kind.items()},
+    )
 
 
 def perturb_image(
@@ -119,7 +102,6 @@ def perturb_image(
     return jax.vmap(perturb_once)(jnp.asarray(first_draw) + jnp.arange(draws))
 
 
-@jax.jit
 def sum_sizes(batch: Batch, counted: Bool[Array, " size"]) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Return the sum of ``|tau x - x|`` over the images that count and draws, and their number."""
     sizes = batch.sizes["deformed"]
@@ -127,7 +109,6 @@ def sum_sizes(batch: Batch, counted: Bool[Array, " size"]) -> tuple[Float[Array,
     return jnp.sum(sizes, where=counted), jnp.sum(counted).astype(sizes.dtype)
 
 
-@partial(jax.jit, static_argnames=("select", "step", "devices"))
 def pass_batch(
     traced: features.Traced,
     measurements: Measurements,
@@ -137,31 +118,14 @@ def pass_batch(
     *,
     select: features.Select,
     step: Step,
-    devices: Devices = ONE_DEVICE,
 ) -> tuple[dict[str, Any], dict[str, Rows]]:
-    """Run the network on all versions of a batch, and update the state of every measurement.
-
-    Returns:
-        States by name, of every device one (on a leading axis if there are several), and rows.
-    """
-
-    def local(
-        traced: Any, measurements: Any, states: Any, batch: Batch, deformation: Any
-    ) -> tuple[dict[str, Any], dict[str, Rows]]:
-        reduced = reduce_batch(traced, measurements, batch, deformation, select=select, step=step)
-        context = make_context(batch, step.draws, deformation, traced)
-        updated, rows = {}, {}
-        for name, measurement in measurements.items():
-            updated[name], rows[name] = value_of(measurement).update(
-                states[name], in_order(traced, reduced[name]), context
-            )
-        return updated, rows
-
-    return devices.split_with_states(
-        local,
-        (WHOLE, WHOLE, IMAGES, _OF_BATCH, WHOLE),
-        {name: Rows(IMAGES, DRAWS) for name in measurements},
-    )(traced, measurements, states, batch, deformation)
+    """Run the network on all versions of a batch; return the state of every measurement, and the rows."""
+    reduced = reduce_batch(traced, measurements, batch, deformation, select=select, step=step)
+    context = make_context(batch, step.draws, deformation, traced)
+    updated, rows = {}, {}
+    for name, measurement in measurements.items():
+        updated[name], rows[name] = value_of(measurement).update(states[name], in_order(traced, reduced[name]), context)
+    return updated, rows
 
 
 @partial(jax.jit, static_argnames=("select", "step"))

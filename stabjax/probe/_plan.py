@@ -8,11 +8,15 @@ import jax
 import numpy as np
 
 from stabjax.probe._batching import Batches, Step, divide, step_size
-from stabjax.probe._checkpoint import Position, extend_digest
+from stabjax.probe._checkpoint import BEGIN, Position, extend_digest
 from stabjax.probe._devices import Devices
 from stabjax.probe._processes import agree_on_end
 from stabjax.probe._request import Request
-from stabjax.probe._source import ArraySource, Share, StreamSource, fill_share, recut
+from stabjax.probe._source import ArraySource, Share, StreamSource, Window, as_window, fill_share, recut
+
+MOST_BATCHES = 16
+WINDOW_BYTES = 2**28
+"""Batches in a window, and the memory that all versions of their images may take."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,25 @@ class Plan:
         """Number of images of this process, where it is known."""
         return self.source.number if isinstance(self.source, ArraySource) else None
 
-    def shares(self, behind: Position = Position()) -> Iterator[Share]:  # noqa: B008 (frozen)
+    @property
+    def batches_of_window(self) -> int:
+        """Batches that one program passes.
+
+        With separate versions it is one batch anyway, and an accelerator keeps its memory between two calls.
+        """
+        if self.step.separate or jax.default_backend() != "cpu":
+            return 1
+        bytes_of_batch = self.step.versions * self.step.size * int(np.prod(self.source.shape)) * 4
+        most = max(1, min(MOST_BATCHES, WINDOW_BYTES // bytes_of_batch))
+        return most if self.batches is None else min(most, self.batches.number)
+
+    def windows(self, behind: Position = BEGIN) -> Iterator[Window]:
+        """Yield the images of a few steps at a time, those behind a position."""
+        shares = self.shares(behind)
+        while some := list(islice(shares, self.batches_of_window)):
+            yield as_window(some, self.batches_of_window)
+
+    def shares(self, behind: Position) -> Iterator[Share]:
         """Yield the images of each step, those behind a position."""
         if behind.source is not None and isinstance(self.source, StreamSource):
             self.source.seek(behind.source)
@@ -50,7 +72,7 @@ class Plan:
         shares = self._shares(0)
         digest = 0
         for share in islice(shares, behind.batches):
-            digest = extend_digest(digest, share)
+            digest = extend_digest(digest, share.images, share.counted)
         if digest != behind.digest:
             raise ValueError(
                 "expected the images that were measured before, in their order, got others: give the same images and "

@@ -9,43 +9,41 @@ import numpy as np
 from stabjax.probe._batching import Batches
 from stabjax.probe._context import Rows
 from stabjax.probe._devices import local_part
+from stabjax.probe._source import Window
 
 
 class RowCollector:
-    """Keep the rows of every step in the memory of the host, where they have room whatever the number of images.
+    """Keep the rows of every window in the memory of the host, where they have room whatever the number of images.
 
-    Rows of the last step stay on the device until the next step is under way: to fetch them is to wait for them.
+    Rows of the last window stay on the device until the next one is under way: to fetch them is to wait for them.
     """
 
     def __init__(self) -> None:
-        self._waiting: tuple[np.ndarray, np.ndarray, Any] | None = None
+        self._waiting: tuple[Window, list[Any]] | None = None
         self.positions: list[np.ndarray] = []
-        """Of the images that count, batch by batch."""
+        """Of the images that count, window by window."""
         self.rows: list[Any] = []
-        """Rows of a batch, with all draws."""
+        """Rows of a window, with all draws."""
         self._saved = 0
 
-    def add(self, positions: np.ndarray, counted: np.ndarray, steps: list[Any]) -> None:
-        """Add the rows of a batch, one entry for each of its steps over the draws.
-
-        Args:
-            positions: Of its images.
-            counted: False for images that only fill it up.
-            steps: A pytree of `Rows` each.
-        """
+    def add(self, window: Window, steps: list[Any]) -> None:
+        """Add the rows of a window, one pytree of `Rows` for each of its steps over the draws."""
         self.fetch()
-        self._waiting = (positions, counted, steps)
+        self._waiting = window, steps
 
     def fetch(self) -> None:
         """Bring what waits on the device to the host."""
         if self._waiting is None:
             return
-        positions, counted, steps = self._waiting
+        window, steps = self._waiting
         self._waiting = None
+        counted = window.counted[: window.number]
         # Of several processes each fetches what its own devices have.
-        fetched = [jax.tree.map(_local_rows, step, is_leaf=_is_rows) for step in steps]
-        self.rows.append(jax.tree.map(lambda *of_steps: _join(of_steps, counted), *fetched, is_leaf=_is_rows))
-        self.positions.append(positions[counted])
+        fetched = [
+            jax.tree.map(lambda row: _of_images(_local_rows(row), counted), step, is_leaf=_is_rows) for step in steps
+        ]
+        self.rows.append(jax.tree.map(lambda *of_steps: _join_draws(of_steps), *fetched, is_leaf=_is_rows))
+        self.positions.append(window.positions[: window.number][counted])
 
     def restore(self, structure: Any, rows: list[list[np.ndarray]], positions: list[np.ndarray]) -> None:
         """Put in front what was saved: leaves of rows, and positions of their images."""
@@ -109,17 +107,27 @@ def order_rows(rows: Any, batches: Batches) -> Any:
     )
 
 
-def _join(of_steps: tuple[Rows, ...], counted: np.ndarray) -> Rows:
-    """Join the rows of all steps over the draws of a batch, without images that do not count."""
+def _of_images(rows: Rows, counted: np.ndarray) -> Rows:
+    """Make one axis of images of those of batches and images, without images that do not count."""
+
+    def of_draws(x: np.ndarray) -> np.ndarray:
+        # (batches, draws, size, ...) -> (draws, images, ...).
+        return np.moveaxis(x[: len(counted)], 0, 1)[:, counted]
+
     return Rows(
-        jax.tree.map(lambda x: x[counted], of_steps[0].per_image),
-        jax.tree.map(lambda *x: np.concatenate(x)[:, counted], *(step.per_draw for step in of_steps)),
+        jax.tree.map(lambda x: x[: len(counted)][counted], rows.per_image), jax.tree.map(of_draws, rows.per_draw)
     )
 
 
+def _join_draws(of_steps: tuple[Rows, ...]) -> Rows:
+    """Join the rows of all steps over the draws of one batch."""
+    per_draw = jax.tree.map(lambda *x: np.concatenate(x), *(step.per_draw for step in of_steps))
+    return Rows(of_steps[0].per_image, per_draw)
+
+
 def _local_rows(rows: Rows) -> Rows:
-    per_draw = jax.tree.map(lambda x: local_part(x, 1), rows.per_draw)
-    return Rows(jax.tree.map(lambda x: local_part(x, 0), rows.per_image), per_draw)
+    per_draw = jax.tree.map(lambda x: local_part(x, 2), rows.per_draw)
+    return Rows(jax.tree.map(lambda x: local_part(x, 1), rows.per_image), per_draw)
 
 
 def _is_rows(x: Any) -> bool:

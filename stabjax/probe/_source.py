@@ -37,6 +37,24 @@ class Share(NamedTuple):
     """False for images that only fill up the step."""
 
 
+class Window(NamedTuple):
+    """The images of several steps, which one program passes one after the other."""
+
+    images: AnyArray
+    """``(batches, slots, *image)``."""
+    positions: Int[np.ndarray, "batches slots"]
+    counted: Bool[np.ndarray, "batches slots"]
+    number: int
+    """Batches that are there; the others fill up the window."""
+
+
+def as_window(shares: list[Share], batches: int) -> Window:
+    """Put shares together, the last one again and again where there are fewer than ``batches``."""
+    filled = shares + [shares[-1]] * (batches - len(shares))
+    images, positions, counted = (np.stack(arrays) for arrays in zip(*filled, strict=True))
+    return Window(images, positions, counted, len(shares))
+
+
 @dataclass(frozen=True)
 class Format:
     """How images come, and what they have to be.

@@ -1,14 +1,14 @@
-"""The pass outside of any program: batch by batch from any source of images, over the devices of a mesh.
+"""The pass outside of any program: window by window from any source of images, over the devices of a mesh.
 
-Two programs are called for every batch: one perturbs it, which all networks share, one runs the network and reduces at
-its operations. While the devices work, the host prepares the next batch.
+Two programs are called for every window: one perturbs its images, one runs the network and reduces at its operations.
+While the devices work, the host prepares the next window.
 """
 
 import contextlib
 from collections.abc import Callable
 from functools import partial, reduce
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import numpy as np
@@ -20,13 +20,17 @@ from stabjax._provenance import describe, digest
 from stabjax.probe._batching import Step
 from stabjax.probe._checkpoint import Checkpoint, Position, extend_digest, open_checkpoint
 from stabjax.probe._context import Rows, Summary
-from stabjax.probe._devices import ONE_DEVICE, Devices
-from stabjax.probe._pass import init_states, pass_batch, perturb_batch, sum_sizes
+from stabjax.probe._devices import BATCHES, ONE_DEVICE, Devices
+from stabjax.probe._pass import init_states, pass_batch
 from stabjax.probe._plan import Plan, plan_pass
 from stabjax.probe._processes import agree, gather_rows
 from stabjax.probe._request import Request
 from stabjax.probe._rows import RowCollector
-from stabjax.probe._source import ArraySource, Share, StreamSource
+from stabjax.probe._source import ArraySource, StreamSource, Window
+from stabjax.probe._windows import pass_window, perturb_window, sum_window_sizes
+
+Placed: TypeAlias = tuple[Any, Any, Any]
+"""Images, their positions and whether they count, ``(batches, slots, ...)``, on the devices."""
 
 
 def pass_source(
@@ -51,25 +55,29 @@ def pass_source(
     )
     if request.radius == "mean":
         noise = perturb.SphericalNoise(_mean_size(plan, perturbed, request.draws), spatial=image.shape[:-1])
-    # Shapes of one batch on one device.
-    share_of_device: Any = (
-        jax.ShapeDtypeStruct((step.size, *image.shape), source.dtype),
-        *(jax.ShapeDtypeStruct((step.size,), dtype) for dtype in (np.int32, np.bool_)),
-    )
+    # Shapes of a window on one device, and of one batch of it.
+    share_of_device: Any = [
+        jax.ShapeDtypeStruct((plan.batches_of_window, step.size, *shape), dtype)
+        for shape, dtype in ((image.shape, source.dtype), ((), np.int32), ((), np.bool_))
+    ]
     first = partial(perturbed, noise=noise, draw=np.int32(0), devices=ONE_DEVICE)
-    shapes = jax.eval_shape(first, share_of_device)
+    window_shape = jax.eval_shape(first, share_of_device)
+    batch_shape = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), window_shape)
     options: dict[str, Any] = {"select": request.select, "step": step}
-    states, taps = init_states(traced, request.measurements, shapes, deformation, **options)
+    states, taps = init_states(traced, request.measurements, batch_shape, deformation, **options)
 
-    def pass_step(states: Any, placed: Share, draw: int) -> tuple[Any, Any]:
-        batch = perturbed(placed, noise=noise, draw=np.int32(draw), devices=devices)
-        states, rows = pass_batch(traced, request.measurements, states, batch, deformation, devices=devices, **options)
-        return states, (rows, Rows(batch.finite, batch.sizes))
+    def pass_step(states: Any, placed: Placed, number: int, draw: int) -> tuple[Any, Any]:
+        window = perturbed(placed, noise=noise, draw=np.int32(draw), devices=devices)
+        network_and_states = traced, request.measurements, states
+        states, rows = pass_window(
+            *network_and_states, window, np.int32(number), deformation, devices=devices, **options
+        )
+        return states, (rows, Rows(window.finite, window.sizes))
 
     def rows_shape() -> Any:
         one = partial(pass_batch, **options)
-        rows = jax.eval_shape(one, traced, request.measurements, states, shapes, deformation)[1]
-        return rows, Rows(shapes.finite, shapes.sizes)
+        rows = jax.eval_shape(one, traced, request.measurements, states, batch_shape, deformation)[1]
+        return rows, Rows(batch_shape.finite, batch_shape.sizes)
 
     stacked = devices.stack(states)
     with contextlib.ExitStack() as stack:
@@ -87,7 +95,7 @@ def pass_source(
 
 
 class _Loop:
-    """The loop over all batches, which may have been begun by a process that was killed."""
+    """The loop over all windows, which may have been begun by a process that was killed."""
 
     def __init__(self, plan: Plan, checkpoint: Checkpoint | None, show: Callable[[int], None]) -> None:
         self._plan, self._checkpoint, self._show = plan, checkpoint, show
@@ -107,20 +115,20 @@ class _Loop:
         structure = jax.tree.structure(states)
         return jax.tree.unflatten(structure, [devices.put(leaf) for leaf in saved.states]), collector
 
-    def run(
-        self, states: Any, collector: RowCollector, pass_step: Callable[[Any, Share, int], tuple[Any, Any]], draws: int
-    ) -> Any:
+    def run(self, states: Any, collector: RowCollector, pass_step: Callable[..., tuple[Any, Any]], draws: int) -> Any:
         """Pass all batches that are left; return the states."""
         plan, now = self._plan, self._position
-        for share in plan.shares(now):
-            placed = Share(*map(plan.devices.put, share))
+        for window in plan.windows(now):
+            placed = _place(window, plan.devices)
             rows = []
             for draw in range(0, draws, plan.step.draws):
-                states, found = pass_step(states, placed, draw)
+                states, found = pass_step(states, placed, window.number, draw)
                 rows.append(found)
-            collector.add(share.positions, share.counted, rows)
-            digest = extend_digest(now.digest, share) if self._checkpoint else 0
-            now = Position(now.batches + 1, now.images + int(share.counted.sum()), digest)
+            collector.add(window, rows)
+            counted = window.counted[: window.number]
+            images = window.images[: window.number]
+            digest = extend_digest(now.digest, images, counted) if self._checkpoint else 0
+            now = Position(now.batches + window.number, now.images + int(counted.sum()), digest)
             if self._checkpoint and agree(self._checkpoint.is_due(), max, plan.devices):
                 source = plan.source.position(now.images) if isinstance(plan.source, StreamSource) else None
                 position = Position(now.batches, now.images, now.digest, source)
@@ -130,8 +138,14 @@ class _Loop:
         return states
 
 
+def _place(window: Window, devices: Devices) -> Placed:
+    """Put the images of a window, their positions and whether they count on the devices."""
+    images, positions, counted = (devices.put(x, BATCHES) for x in window[:3])
+    return images, positions, counted
+
+
 def _perturb(
-    share: tuple[Any, Any, Any],
+    placed: Placed,
     *,
     key: Any,
     deformation: Any,
@@ -142,18 +156,21 @@ def _perturb(
     devices: Devices,
 ) -> Any:
     options = {"step": step, "normalization": normalization, "devices": devices}
-    return perturb_batch(*share, draw, key, deformation, noise, **options)
+    return perturb_window(*placed, draw, key, deformation, noise, **options)
 
 
 def _mean_size(plan: Plan, perturbed: Callable[..., Any], draws: int) -> float:
     """Average ``|tau x - x|`` over finite images and draws, by a pass that deforms and runs no network."""
     totals = np.zeros(2)
-    for share in plan.shares():
-        placed = Share(*map(plan.devices.put, share))
+    for window in plan.windows():
+        placed = _place(window, plan.devices)
+        # Batches that fill up a window do not count.
+        there = np.arange(len(window.counted))[:, None] < window.number
+        counted = plan.devices.put(window.counted & there, BATCHES)
         for draw in range(0, draws, plan.step.draws):
-            batch = perturbed(placed, noise=None, draw=np.int32(draw), devices=plan.devices)
+            found = perturbed(placed, noise=None, draw=np.int32(draw), devices=plan.devices)
             # Sums over the images of all devices and processes.
-            totals += np.asarray(jax.device_get(sum_sizes(batch, placed.counted)))
+            totals += np.asarray(jax.device_get(sum_window_sizes(found, counted)))
     return float(totals[0] / totals[1])
 
 

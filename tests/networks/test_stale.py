@@ -14,7 +14,7 @@ from flax import linen, nnx
 from stabjax import features, lipschitz, models, networks, perturb, probe, receptive, sweep, train
 from stabjax.lipschitz._jacobian import _local
 from stabjax.probe._compare import compare
-from stabjax.probe._pass import pass_batch
+from stabjax.probe._windows import pass_window
 from stabjax.receptive._effective import _mean_gradient
 from tests import sample_networks
 from tests.networks.opaque_models import (
@@ -82,7 +82,7 @@ def taken(f, x):
 
 
 LOOKS = {look.__name__: look for look in (stable, alone, similar, steep, bounded, seen, taken)}
-COMPILED = {"stable": pass_batch, "alone": pass_batch, "similar": compare, "steep": _local, "seen": _mean_gradient}
+COMPILED = {"stable": pass_window, "alone": pass_window, "similar": compare, "steep": _local, "seen": _mean_gradient}
 
 
 @pytest.mark.parametrize(
@@ -317,11 +317,11 @@ def test_what_modules_of_ones_own_read_is_read_at_every_call(images):
 def test_an_opaque_network_is_traced_once_per_call(images):
     model, change = objects()
     stable(model, images)
-    calls, compiled = model.calls, pass_batch._cache_size()
+    calls, compiled = model.calls, pass_window._cache_size()
     change()
     stable(model, images)
     assert model.calls == calls + 1
-    assert pass_batch._cache_size() == compiled
+    assert pass_window._cache_size() == compiled
 
 
 # Where nobody traces them

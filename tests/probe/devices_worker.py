@@ -17,7 +17,7 @@ from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from stabjax import networks, perturb, probe
-from stabjax.probe import _checkpoint, _source_pass
+from stabjax.probe import _checkpoint, _plan, _source_pass
 
 SEED = 1
 SIDE = 8
@@ -84,7 +84,7 @@ def close(found, expected):
 
 def flops_of_a_step(call):
     """Return the operations of one step on one device, as the compiler counts them, and the number of steps."""
-    counted, plain = [], _source_pass.pass_batch
+    counted, plain = [], _source_pass.pass_window
 
     def spy(*args, **options):
         if not counted:
@@ -92,11 +92,11 @@ def flops_of_a_step(call):
         counted.append(None)
         return plain(*args, **options)
 
-    _source_pass.pass_batch = spy
+    _source_pass.pass_window = spy
     try:
         call()
     finally:
-        _source_pass.pass_batch = plain
+        _source_pass.pass_window = plain
     # The first call counts twice, and one abstract call is made for a resumed pass only.
     return counted[0], len(counted) - 1
 
@@ -141,7 +141,7 @@ def processes(port, k, out):
         found = measure(network, iter(np.split(images, [3, 20])), mesh=mesh)
         np.savez(out / f"{name}-{k}.npz", **numbers(found))
     # Killed: each process goes on by a folder of its own.
-    _checkpoint.INTERVAL = 0.0
+    _checkpoint.INTERVAL, _plan.MOST_BATCHES = 0.0, 1
     network = sample_networks()["nnx"]
     with pytest.raises(RuntimeError, match="no more images"):
         measure(network, _dying(np.split(images, [10, 20, 30]), 3), mesh=mesh, path=out / "run")

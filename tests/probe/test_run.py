@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from stabjax import perturb, probe
-from stabjax.probe import _checkpoint
+from stabjax.probe import _checkpoint, _plan
 from tests.probe.test_stability import DEFORMATION, SIDE, make_images, network
 
 N, BATCH = 37, 8
@@ -267,6 +267,7 @@ def dying(batches, after) -> Iterator[np.ndarray]:
 @pytest.mark.parametrize("as_array", [True, False])
 def test_a_pass_that_was_killed_goes_on(images, expected, tmp_path, monkeypatch, as_array):
     monkeypatch.setattr(_checkpoint, "INTERVAL", 0.0)
+    monkeypatch.setattr(_plan, "MOST_BATCHES", 2)
     cut = parts(images, *[6] * 6)
     # Killed again and again, each time a little later, once without having come any further.
     for after in (2, 4, 4, 6):

@@ -1,0 +1,102 @@
+"""The two programs of a pass: one perturbs a window of batches, which all networks share, one runs the network on it.
+
+A window is a few batches, one after the other in a loop inside the program. On a CPU a program gets its memory from the
+system at every call, page by page: a call per batch takes half as long again as a loop over batches.
+"""
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from stabjax import features
+from stabjax._types import AnyArray, Perturbation, PRNGKey
+from stabjax.probe._batching import Step
+from stabjax.probe._context import Batch, Rows
+from stabjax.probe._devices import BATCHES, DRAWS, IMAGES, WHOLE, Devices
+from stabjax.probe._pass import Measurements, Normalization, pass_batch, perturb_batch, sum_sizes
+
+_SPLITS: Any = (DRAWS, BATCHES, BATCHES, BATCHES, BATCHES, WHOLE, DRAWS, DRAWS)
+_OF_WINDOW = Batch(*_SPLITS)
+"""How each part of a window lies on the devices."""
+
+
+@partial(jax.jit, static_argnames=("step", "normalization", "devices"))
+def perturb_window(
+    images: AnyArray,
+    positions: Int[AnyArray, "batches size"],
+    counted: Bool[AnyArray, "batches size"],
+    first_draw: Int[AnyArray, ""],
+    key: PRNGKey,
+    deformation: Perturbation | None,
+    noise: Perturbation | None,
+    *,
+    step: Step,
+    normalization: Normalization,
+    devices: Devices,
+) -> Batch:
+    """Make all versions of the images of a window, ``(batches, ...)`` of everything; see `perturb_batch`."""
+
+    def local(images: Any, positions: Any, counted: Any, first_draw: Any, key: Any, *perturbations: Any) -> Batch:
+        def of_batch(batch: tuple[Array, Array, Array]) -> Batch:
+            return perturb_batch(*batch, first_draw, key, *perturbations, step=step, normalization=normalization)
+
+        return jax.lax.map(of_batch, (images, positions, counted))
+
+    inputs = (BATCHES, BATCHES, BATCHES, WHOLE, WHOLE, WHOLE, WHOLE)
+    split = devices.split(local, inputs, _OF_WINDOW)
+    return split(images, positions, counted, first_draw, key, deformation, noise)
+
+
+@partial(jax.jit, static_argnames=("select", "step", "devices"))
+def pass_window(
+    traced: features.Traced,
+    measurements: Measurements,
+    states: Mapping[str, Any],
+    window: Batch,
+    number: Int[AnyArray, ""],
+    deformation: Perturbation | None,
+    *,
+    select: features.Select,
+    step: Step,
+    devices: Devices,
+) -> tuple[dict[str, Any], dict[str, Rows]]:
+    """Run the network on the first ``number`` batches of a window, and update the state of every measurement.
+
+    Returns:
+        States by name, of every device one (on a leading axis if there are several), and rows, ``(batches, ...)``.
+    """
+
+    def local(
+        traced: Any, measurements: Any, states: Any, window: Batch, number: Any, deformation: Any
+    ) -> tuple[Any, Any]:
+        def advance(states: Any, position: tuple[Array, Batch]) -> tuple[Any, Any]:
+            index, batch = position
+
+            def go(states: Any) -> tuple[Any, Any]:
+                return pass_batch(traced, measurements, states, batch, deformation, select=select, step=step)
+
+            if len(window.finite) == 1:
+                return go(states)
+            # The last window may have fewer batches than it has room for.
+            rows = jax.eval_shape(go, states)[1]
+            empty = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), rows)
+            return jax.lax.cond(index < number, go, lambda states: (states, empty), states)
+
+        return jax.lax.scan(advance, states, (jnp.arange(len(window.finite)), window))
+
+    inputs = (WHOLE, WHOLE, IMAGES, _OF_WINDOW, WHOLE, WHOLE)
+    rows = {name: Rows(BATCHES, DRAWS) for name in measurements}
+    return devices.split_with_states(local, inputs, rows)(traced, measurements, states, window, number, deformation)
+
+
+@jax.jit
+def sum_window_sizes(
+    window: Batch, counted: Bool[AnyArray, "batches size"]
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Return the sum of ``|tau x - x|`` over a window, and the number of its terms."""
+    totals, counts = jax.vmap(sum_sizes)(window, jnp.asarray(counted))
+    return jnp.sum(totals), jnp.sum(counts)
