@@ -1,7 +1,8 @@
 """Real image sets from disk or download, image folders, array pairs, and the scale-detection task.
 
 Images are channels-last. `load` and `folder` give float32 in [0, 1], not normalized; `load_bytes` and `folder_bytes`
-give the bytes themselves, which training keeps on the device; `normalize` takes either. Labels are int32.
+give the bytes themselves, which training keeps on the device, and `stream` gives them batch by batch; `normalize` takes
+either. Labels are int32.
 """
 
 from stabjax._pixels import Statistics
@@ -22,6 +23,7 @@ from stabjax.data._scale import (
     translate_points,
     translation_steps,
 )
+from stabjax.data._stream import Stream, stream
 from stabjax.data._subset import subset
 
 __all__ = [
@@ -31,6 +33,7 @@ __all__ = [
     "ScaleTask",
     "Source",
     "Statistics",
+    "Stream",
     "arrays",
     "cache_dir",
     "describe",
@@ -48,6 +51,7 @@ __all__ = [
     "scale_images",
     "scale_labels",
     "statistics",
+    "stream",
     "subset",
     "to_float",
     "translate_points",

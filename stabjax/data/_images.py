@@ -54,6 +54,7 @@ def folder_bytes(
 
     The images are sorted by class folder: draw from them at random, do not take the first few. They come as a
     read-only map of a file, so they take no memory until they are used, and decoding holds one image at a time.
+    `stream` decodes batch by batch instead, and keeps nothing.
 
     Classes are numbered in the alphabetical order of their folders (by code point: capitals before small letters, "10"
     before "2"), over all splits of the set: of ``train/{a,b,c}`` and ``test/{a,c}``, "c" is 2 in both. Two paths that
@@ -87,7 +88,7 @@ def folder_bytes(
             differently, or the folders are not one level of classes.
     """
     place = Path(path)
-    height_width = _checked(place, size, channels, fit)
+    height_width = check_options(place, size, channels, fit)
     options = (height_width, channels, fit)
     decoding: dict[str, Any] = {"size": height_width, "channels": channels, "fit": fit}
     if not place.is_dir():
@@ -97,10 +98,8 @@ def folder_bytes(
         entry = _cache.decoded(_label(place), key, build, keep=cache)
         rows, labels, _ = _classes.select(entry.facts["groups"], place, split, classes=classes)
         return entry.arrays["images"][rows], labels
-    base, listing, others = _on_disk(place, split)
     # The labels come from the folders as they are now, and are never kept.
-    _, labels, _ = _classes.select(_classes.grouped(listing), base, None, classes=classes, others=others)
-    names = [name for name in listing if not name.endswith("/")]
+    base, names, labels, _ = on_disk(place, split, classes=classes)
     key = _cache.folder_fingerprint(base, names, *options) if cache else ""
     build = partial(decode, ((name, (base / name).read_bytes()) for name in names), base, **decoding)
     return _cache.decoded(_label(place), key, build, keep=cache).arrays["images"], labels
@@ -112,10 +111,9 @@ def folder_classes(path: str | os.PathLike[str], *, split: str | None = None) ->
     With ``split``, the classes of all splits beside it, as `folder_bytes` numbers them.
     """
     place = Path(path)
-    _checked(place, None, None, "crop")
+    check_options(place, None, None, "crop")
     if place.is_dir():
-        base, listing, others = _on_disk(place, split)
-        return _classes.select(_classes.grouped(listing), base, None, others=others)[2]
+        return on_disk(place, split)[3]
     names = [name for name, _ in _formats.members(place, _classes.is_wanted)]
     return _classes.select(_classes.grouped(names), place, split)[2]
 
@@ -153,16 +151,10 @@ def decode(
             if name.endswith("/"):
                 folders.append(name)
                 continue
-            pixels = _pixels(data, source, name, size, channels, fit)
-            if not names:
-                shape = pixels.shape
-            elif pixels.shape != shape:
-                wrong, remedy = ("channels", "channels=3") if pixels.shape[:2] == shape[:2] else ("size", "size=224")
-                raise ValueError(
-                    f"{source}: expected images of one {wrong}, got {shape} for {names[0]!r} and {pixels.shape} for "
-                    f"{name!r}; pass {wrong}=, for example {remedy}"
-                )
+            pixels = decode_image(data, source, name, size=size, channels=channels, fit=fit)
+            shape = shape or pixels.shape
             names.append(name)
+            check_shape(source, names[0], shape, name, pixels.shape)
             file.write(pixels.data)
     if not names:
         raise _classes.nothing(source)
@@ -185,7 +177,10 @@ def decode(
     entry.facts["groups"] = _classes.grouped([*folders, *names])
 
 
-def _checked(path: Path, size: int | tuple[int, int] | None, channels: int | None, fit: str) -> tuple[int, int] | None:
+def check_options(
+    path: Path, size: int | tuple[int, int] | None, channels: int | None, fit: str
+) -> tuple[int, int] | None:
+    """Return ``size`` as height and width; raise what `folder_bytes` does of a path or an option that is none."""
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such folder or archive")
     if channels not in (None, *_MODES):
@@ -208,20 +203,35 @@ def _below(path: Path, split: str | None) -> Path:
     return base
 
 
-def _on_disk(place: Path, split: str | None) -> tuple[Path, list[str], list[set[str]]]:
-    """Return the folder of a split, its listing, and the class names of each of the other splits."""
+def on_disk(
+    place: Path, split: str | None, *, classes: Sequence[str] | None = None
+) -> tuple[Path, list[str], Int32[np.ndarray, " n"], tuple[str, ...]]:
+    """Return the folder of a split, its image files in order, their labels, and the names of all classes."""
     base = _below(place, split)
-    return base, _classes.listed(base), [] if base == place else _classes.beside(base)
+    listing = _classes.listed(base)
+    others = [] if base == place else _classes.beside(base)
+    _, labels, all_classes = _classes.select(_classes.grouped(listing), base, None, classes=classes, others=others)
+    return base, [name for name in listing if not name.endswith("/")], labels, all_classes
 
 
 def _label(path: Path) -> str:
     return "".join(c if c.isalnum() or c in "-_" else "-" for c in path.resolve().name)[:40]
 
 
-def _pixels(
-    data: bytes, source: Path, name: str, size: tuple[int, int] | None, channels: int | None, fit: str
-) -> np.ndarray:
-    """Return one image as bytes ``(h, w, channels)``."""
+def check_shape(source: Path, first: str, shape: tuple[int, ...], name: str, found: tuple[int, ...]) -> None:
+    """Raise ``ValueError`` where the image ``name`` does not have the shape ``(h, w, channels)`` of the first one."""
+    if found != shape:
+        wrong, remedy = ("channels", "channels=3") if found[:2] == shape[:2] else ("size", "size=224")
+        raise ValueError(
+            f"{source}: expected images of one {wrong}, got {shape} for {first!r} and {found} for {name!r}; "
+            f"pass {wrong}=, for example {remedy}"
+        )
+
+
+def decode_image(
+    data: bytes, source: Path, name: str, *, size: tuple[int, int] | None, channels: int | None, fit: str
+) -> UInt8[np.ndarray, "h w c"]:
+    """Return one image file as bytes ``(h, w, channels)``; for the options, and what is raised, see `folder_bytes`."""
     try:
         with Image.open(io.BytesIO(data)) as image:
             refusal = _refusal(image)

@@ -26,4 +26,9 @@ def subset(total: int, count: int, *, seed: int) -> Int64[np.ndarray, " count"]:
     """
     if min(total, count) < 0:
         raise ValueError(f"expected numbers of images of at least 0, got total {total} and count {count}")
-    return np.sort(np.random.default_rng(seed).permutation(total)[:count])
+    return np.sort(draw(total, count, seed=seed))
+
+
+def draw(total: int, count: int, *, seed: int) -> Int64[np.ndarray, " count"]:
+    """Draw the positions of `subset`, in the order of the draw."""
+    return np.random.default_rng(seed).permutation(total)[:count]

@@ -21,7 +21,7 @@ def test_decoding_happens_once(tmp_path, rng, monkeypatch):
     members, told = image_members(rng)
     write_tar(tmp_path / "cifar10.tar.xz", members)
     assert_set("cifar10", told, tmp_path)
-    monkeypatch.setattr("stabjax.data._images._pixels", None)  # no image may be decoded again
+    monkeypatch.setattr("stabjax.data._images.decode_image", None)  # no image may be decoded again
     assert_set("cifar10", told, tmp_path)
     os.utime(tmp_path / "cifar10.tar.xz", (1, 1))  # a copy with another time is the same file
     assert_set("cifar10", told, tmp_path)
@@ -69,14 +69,14 @@ CHILD = """
 import hashlib, sys
 from stabjax import data
 from stabjax.data import _images
-decode, seen = _images._pixels, []
-def _pixels(*args):
+decode, seen = _images.decode_image, []
+def decode_image(*args, **options):
     seen.append(1)
     if len(seen) == int(sys.argv[2]):
         import os
         os._exit(9)
-    return decode(*args)
-_images._pixels = _pixels
+    return decode(*args, **options)
+_images.decode_image = decode_image
 images, labels = data.load_bytes("cifar10", "train", root=sys.argv[1])
 print(hashlib.md5(images.tobytes() + labels.tobytes()).hexdigest())
 """

@@ -128,7 +128,7 @@ def test_labels_follow_the_splits_as_they_are_now(tmp_path, cache, monkeypatch):
     write(tmp_path / "set", {name: content for name, content in SPLITS.items() if "/b/" not in name})
     assert labels_of(tmp_path / "set", "test") == {11: 0, 31: 1}
     write(tmp_path / "set", {"train/b/0.png": gray(20)})
-    monkeypatch.setattr(_images, "_pixels", None)  # the images of "test" are those that were decoded
+    monkeypatch.setattr(_images, "decode_image", None)  # the images of "test" are those that were decoded
     assert labels_of(tmp_path / "set", "test") == {11: 0, 31: 2}
     write(tmp_path / "set", {"test/b/": b""})
     with pytest.raises(ValueError, match="none in 'b'"):
