@@ -56,10 +56,10 @@ def pass_source(
     if request.radius == "mean":
         noise = perturb.SphericalNoise(_mean_size(plan, perturbed, request.draws), spatial=image.shape[:-1])
     # Shapes of a window on one device, and of one batch of it.
-    share_of_device: Any = [
+    share_of_device: Any = tuple(
         jax.ShapeDtypeStruct((plan.batches_of_window, step.size, *shape), dtype)
         for shape, dtype in ((image.shape, source.dtype), ((), np.int32), ((), np.bool_))
-    ]
+    )
     first = partial(perturbed, noise=noise, draw=np.int32(0), devices=ONE_DEVICE)
     window_shape = jax.eval_shape(first, share_of_device)
     batch_shape = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), window_shape)
