@@ -1,4 +1,4 @@
-"""Time of one convolution by each route, compilation apart."""
+"""Time of one convolution by each route, without its compilation, which may come from an earlier run."""
 
 import os
 import time
@@ -51,19 +51,17 @@ def draw(kernels: Sequence[int], *, repeats: int, seed: int, smoke: bool) -> Dra
 def measure(
     size: tuple[int, int, int, int], kernels: Sequence[int], *, repeats: int, seed: int
 ) -> dict[str, dict[str, list[Any]]]:
-    """Measure seconds of each route for every kernel, with the interval of the median, compilation, and error."""
+    """Measure seconds of each route for every kernel, with the interval of the median, and the error of the result."""
     count, side, channels, out = size
     rng = np.random.default_rng(seed)
-    table = {route: {"seconds": [], "interval": [], "compilation": [], "error": []} for route in ROUTES}
+    table = {route: {"seconds": [], "interval": [], "error": []} for route in ROUTES}
     calls: dict[tuple[str, int], Callable[[], float]] = {}
     x = jnp.asarray(rng.normal(size=(count, side, side, channels)), jnp.float32)
     for kernel in kernels:
         weights = jnp.asarray(rng.normal(size=(kernel, kernel, channels, out)) / kernel, jnp.float32)
         results = []
         for route in ROUTES:
-            begin = time.perf_counter()
             compiled = jax.jit(partial(sj.conv.convolve, method=route)).lower(x, weights).compile()
-            table[route]["compilation"].append(time.perf_counter() - begin)
             results.append(compiled(x, weights))
             error = jnp.max(jnp.abs(results[-1] - results[0])) / jnp.max(jnp.abs(results[0]))
             table[route]["error"].append(float(error))

@@ -72,6 +72,7 @@ def run(options: type[S], draw: Callable[[S, Console], Mapping[str, Drawing]], a
     """
     description = inspect.getdoc(inspect.getmodule(options))
     study = tyro.cli(options, args=None if argv is None else list(argv), description=description).resize()
+    sj.cli.keep_compiled_programs()
     console = Console()
     common, records = study.record(), {}
     for name, (figure, numbers) in draw(study, console).items():

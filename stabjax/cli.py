@@ -20,10 +20,11 @@ from rich.console import Console
 from rich.table import Table
 
 from stabjax import data, models, networks, perturb, plot, probe, train
+from stabjax._compilation_cache import keep_compiled_programs
 from stabjax._provenance import command, versions
 from stabjax.stability import Stability
 
-__all__ = ["Demo", "Info", "command", "main", "table", "versions"]
+__all__ = ["Demo", "Info", "command", "keep_compiled_programs", "main", "table", "versions"]
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         for name, value in versions().items():
             console.print(f"{name:10} {value}")
     else:
+        keep_compiled_programs()
         _demo(chosen, console)
 
 

@@ -5,6 +5,8 @@ import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("MPLBACKEND", "agg")
+# The command line and the experiments keep what they compile; the folder of whoever runs the tests is not theirs.
+os.environ.setdefault("JAX_ENABLE_COMPILATION_CACHE", "0")
 # For the workers of pytest-xdist, which inherit it: there is one for each core, and more threads of NumPy's linear
 # algebra would only wait in a loop.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")

@@ -100,7 +100,9 @@ def from_host(host: Mapping[str, np.ndarray], template: Any) -> Any:
             return old
         if is_key(old):
             return jax.random.wrap_key_data(jnp.asarray(host[name]), impl=str(jax.random.key_impl(old)))
-        return jnp.array(host[name], old.dtype)
+        # The device may look straight into the copy, which is nobody else's, so it may be donated. It is NumPy's, since
+        # `jnp.array` would compile a program for every shape.
+        return jax.device_put(np.array(host[name], old.dtype))
 
     leaves = [one(name, old) for name, old in leaves_by_path(template).items()]
     return jax.tree.unflatten(jax.tree.structure(template), leaves)
