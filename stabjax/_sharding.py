@@ -3,7 +3,7 @@
 from typing import Any, TypeVar
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 from jax.core import Tracer
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -29,8 +29,8 @@ def is_explicit(x: jax.Array) -> bool:
 def is_traced(tree: Any) -> bool:
     """Tell whether what is computed from a tree is traced: arrays of it are, or the caller's function is compiled."""
     leaves = jax.tree.leaves(tree)
-    # Within a caller's `jit` even what is made of nothing is traced.
-    return any(isinstance(leaf, Tracer) for leaf in leaves) or isinstance(jnp.zeros(()), Tracer)
+    # Within a caller's `jit` even what is made of nothing is traced. Outside this compiles nothing.
+    return any(isinstance(leaf, Tracer) for leaf in leaves) or isinstance(jax.device_put(np.float32(0)), Tracer)
 
 
 def _without(x: Any) -> Any:

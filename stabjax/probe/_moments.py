@@ -1,10 +1,11 @@
 """Mean and scatter of rows that come in batches, devices or processes, in any grouping."""
 
 from dataclasses import dataclass
-from typing import no_type_check
+from typing import Any, no_type_check
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from stabjax._numerics import centered
@@ -33,8 +34,11 @@ class Moments:
     @classmethod
     def init(cls, shape: tuple[int, ...] = (), dtype: jax.typing.DTypeLike = jnp.float32) -> "Moments":
         """Return the moments of no rows."""
-        zero = jnp.zeros((), dtype)
-        return cls(zero, jnp.zeros(shape, dtype), zero, zero)
+        # Of NumPy: a zero of JAX would be a program to compile.
+        dtype = jax.dtypes.canonicalize_dtype(dtype)
+        zero: Any = np.zeros((), dtype)
+        mean: Any = np.zeros(shape, dtype)
+        return cls(zero, mean, zero, zero)
 
     @classmethod
     def of(cls, rows: Float[AnyArray, " n *units"], weights: Float[AnyArray, " n"] | None = None) -> "Moments":

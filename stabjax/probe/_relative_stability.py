@@ -114,8 +114,8 @@ class RelativeStability:
             layers=names,
             kinds=tuple(tap.kind for tap in summary.taps),
             **_numbers([state[name] for name in names], rows),
-            noise_radius=jnp.asarray(summary.sizes["noisy"]),
-            measured=jnp.asarray(summary.measured),
+            noise_radius=summary.sizes["noisy"],
+            measured=summary.measured,
             average=self.average,
             confidence=self.confidence,
         )

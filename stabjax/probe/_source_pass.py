@@ -50,9 +50,8 @@ def pass_source(
         together = f", or pass all images as one batch, batch_size={plan.images}" if plan.images else ""
         traced.check_rows(otherwise=together)
     deformation, noise = request.perturbations(image.shape[:-1])
-    perturbed = partial(
-        _perturb, key=request.key, deformation=deformation, step=step, normalization=request.normalization
-    )
+    by_device: dict[str, Any] = {"step": step, "normalization": request.normalization}
+    perturbed = partial(_perturb, key=request.key, deformation=deformation, devices=devices, **by_device)
     if request.radius == "mean":
         noise = perturb.SphericalNoise(_mean_size(plan, perturbed, request.draws), spatial=image.shape[:-1])
     # Shapes of a window on one device, and of one batch of it.
@@ -60,14 +59,15 @@ def pass_source(
         jax.ShapeDtypeStruct((plan.batches_of_window, step.size, *shape), dtype)
         for shape, dtype in ((image.shape, source.dtype), ((), np.int32), ((), np.bool_))
     )
-    first = partial(perturbed, noise=noise, draw=np.int32(0), devices=ONE_DEVICE)
-    window_shape = jax.eval_shape(first, share_of_device)
+    window_shape = perturb_window.eval_shape(
+        *share_of_device, np.int32(0), request.key, deformation, noise, **by_device, devices=ONE_DEVICE
+    )
     batch_shape = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), window_shape)
     options: dict[str, Any] = {"select": request.select, "step": step}
     states, taps = init_states(traced, request.measurements, batch_shape, deformation, **options)
 
     def pass_step(states: Any, placed: Placed, number: int, draw: int) -> tuple[Any, Any]:
-        window = perturbed(placed, noise=noise, draw=np.int32(draw), devices=devices)
+        window = perturbed(placed, noise=noise, draw=np.int32(draw))
         network_and_states = traced, request.measurements, states
         states, rows = pass_window(
             *network_and_states, window, np.int32(number), deformation, devices=devices, **options
@@ -168,7 +168,7 @@ def _mean_size(plan: Plan, perturbed: Callable[..., Any], draws: int) -> float:
         there = np.arange(len(window.counted))[:, None] < window.number
         counted = plan.devices.put(window.counted & there, BATCHES)
         for draw in range(0, draws, plan.step.draws):
-            found = perturbed(placed, noise=None, draw=np.int32(draw), devices=plan.devices)
+            found = perturbed(placed, noise=None, draw=np.int32(draw))
             # Sums over the images of all devices and processes.
             totals += np.asarray(jax.device_get(sum_window_sizes(found, counted)))
     return float(totals[0] / totals[1])

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from stabjax import features
+from stabjax._compilation import quick_jit
 from stabjax._types import AnyArray, Perturbation, PRNGKey
 from stabjax.probe._batching import Step
 from stabjax.probe._context import Batch, Rows
@@ -24,7 +25,7 @@ _OF_WINDOW = Batch(*_SPLITS)
 """How each part of a window lies on the devices."""
 
 
-@partial(jax.jit, static_argnames=("step", "normalization", "devices"))
+@quick_jit(level=1, static_argnames=("step", "normalization", "devices"))
 def perturb_window(
     images: AnyArray,
     positions: Int[AnyArray, "batches size"],

@@ -1,6 +1,5 @@
 """Bootstrap intervals over images, from a few numbers per image."""
 
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -9,11 +8,13 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from stabjax._arguments import as_key
+from stabjax._compilation import quick_jit
 from stabjax._numerics import HIGHEST, permit_nan, safe_ratio
 from stabjax._sharding import without_explicit_axes
 from stabjax._types import AnyArray, PRNGKey
 from stabjax.stability._formulas import Average
 
+RESAMPLES = 1000
 _HELD = 2**20
 """Weights of resampled images held at a time."""
 
@@ -40,7 +41,7 @@ def bootstrap(
     measured: Bool[AnyArray, " n"] | None = None,
     average: Average = "mean",
     confidence: float = 0.95,
-    resamples: int = 1000,
+    resamples: int = RESAMPLES,
 ) -> Intervals:
     """Compute percentile intervals of ``D``, ``G`` and ``R`` by resampling the images (Efron 1979).
 
@@ -65,12 +66,18 @@ def bootstrap(
     Returns:
         The intervals; NaN where a numerator, or the pair distance, is NaN or undefined, or no share is known.
     """
-    if average not in ("mean", "median"):
-        raise ValueError(f"expected average 'mean' or 'median' over images, got {average!r}: others need whole arrays")
+    check_average(average)
     ends = interval_ends(confidence, spread.dtype)
     measured = jnp.ones(spread.shape[-1], bool) if measured is None else measured
     numbers = without_explicit_axes((deformation_numerators, noise_numerators, spread, pair_distance, measured))
-    return _bootstrap(as_key(key), *numbers, ends, average, resamples)
+    return resample_images(as_key(key), *numbers, ends, average, resamples)
+
+
+def check_average(average: Average) -> Average:
+    """Return an average over images; raise for one that is taken of units."""
+    if average not in ("mean", "median"):
+        raise ValueError(f"expected average 'mean' or 'median' over images, got {average!r}: others need whole arrays")
+    return average
 
 
 def interval_ends(confidence: float, dtype: Any) -> Float[np.ndarray, " 2"]:
@@ -80,8 +87,8 @@ def interval_ends(confidence: float, dtype: Any) -> Float[np.ndarray, " 2"]:
     return np.array([(1 - confidence) / 2, (1 + confidence) / 2], dtype)
 
 
-@partial(jax.jit, static_argnames=("average", "resamples"))
-def _bootstrap(
+@quick_jit(level=0, static_argnames=("average", "resamples"))
+def resample_images(
     key: PRNGKey,
     deformation_numerators: Float[Array, "layers draws n"],
     noise_numerators: Float[Array, "layers draws n"],
@@ -90,8 +97,9 @@ def _bootstrap(
     measured: Bool[Array, " n"],
     ends: Float[Array, " 2"],
     average: Average,
-    resamples: int,
+    resamples: int = RESAMPLES,
 ) -> Intervals:
+    """Compute the intervals of `bootstrap` between the quantiles ``ends``."""
     n = spread.shape[-1]
     present = jnp.sum(measured)
     # Positions of the measured images in front, of which there are `present`; the rest is never drawn.

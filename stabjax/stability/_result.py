@@ -11,11 +11,18 @@ from jax.core import Tracer
 from jaxtyping import Array, Bool, Float
 
 from stabjax._arguments import as_key
+from stabjax._compilation import quick_jit
 from stabjax._numerics import centered, permit_nan, safe_ratio
 from stabjax._sharding import without_explicit_axes
 from stabjax._text import plain, table
 from stabjax._types import AnyArray, PRNGKey
-from stabjax.stability._bootstrap import Intervals, average_images, bootstrap, interval_ends
+from stabjax.stability._bootstrap import (
+    Intervals,
+    average_images,
+    check_average,
+    interval_ends,
+    resample_images,
+)
 from stabjax.stability._formulas import Average, pair_distance, squared_change
 from stabjax.stability._per_unit import per_unit
 
@@ -170,52 +177,58 @@ def summarize(
     deformation_numerators, noise_numerators, spread, pair_distance, noise_radius, measured = without_explicit_axes(
         (deformation_numerators, noise_numerators, spread, pair_distance, noise_radius, measured)
     )
-    intervals = bootstrap(
-        key,
-        deformation_numerators,
-        noise_numerators,
-        spread,
-        pair_distance,
-        measured=measured,
-        average=average,
-        confidence=confidence,
-    )
-    return _assemble(
-        layers=tuple(layers),
-        kinds=tuple(kinds),
-        deformed=average_images(deformation_numerators, measured, average),
-        noisy=average_images(noise_numerators, measured, average),
-        intervals=intervals,
-        deformation_numerators=deformation_numerators,
-        noise_numerators=noise_numerators,
-        spread=spread,
-        pair_distance=jnp.asarray(pair_distance),
-        noise_radius=noise_radius,
-        measured=measured,
-        confidence=confidence,
-        average=average,
-    )
+    numbers = {
+        "deformation_numerators": deformation_numerators,
+        "noise_numerators": noise_numerators,
+        "spread": spread,
+        "pair_distance": pair_distance,
+    }
+    ends = interval_ends(confidence, spread.dtype)
+    arrays = _summarize(as_key(key), numbers, noise_radius, measured, ends, average=check_average(average))
+    return Stability(layers=tuple(layers), kinds=tuple(kinds), confidence=confidence, average=average, **arrays)
 
 
-def _assemble(*, deformed: Array, noisy: Array, intervals: Intervals, measured: Array, **numbers: Any) -> Stability:
-    """Build the result from the numerators averaged over the images, and the numbers they were averaged from."""
-    pairs = numbers["pair_distance"]
+@quick_jit(level=0, static_argnames="average")
+def _summarize(
+    key: PRNGKey,
+    numbers: dict[str, Array],
+    noise_radius: Array,
+    measured: Array,
+    ends: Array,
+    *,
+    average: Average,
+) -> dict[str, Array]:
+    """Return the arrays of a `Stability`. In one program: each operation by itself would be one to compile."""
+    intervals = resample_images(key, **numbers, measured=measured, ends=ends, average=average)
+    deformed = average_images(numbers["deformation_numerators"], measured, average)
+    noisy = average_images(numbers["noise_numerators"], measured, average)
+    return _assemble(deformed, noisy, intervals, measured, numbers | {"noise_radius": noise_radius})
+
+
+def _assemble(
+    deformed: Array, noisy: Array, intervals: Intervals, measured: Array, numbers: dict[str, Array]
+) -> dict[str, Array]:
+    """Return the arrays of a result from numerators averaged over images, and the numbers they were averaged from."""
+    pairs = jnp.asarray(numbers["pair_distance"])
     # R is the ratio of the numerators, not of D and G: it is defined where the pair distance is not.
     d, g, r = safe_ratio(deformed, pairs), safe_ratio(noisy, pairs), safe_ratio(deformed, noisy)
-    for name in ("deformation_numerators", "noise_numerators", "spread", "noise_radius"):
+    of_images = {
         # The last axis of all four is that of the images.
-        numbers[name] = jnp.where(jnp.broadcast_to(measured, numbers[name].shape), numbers[name], jnp.nan)
-    return Stability(
-        deformation=d,
-        noise=g,
-        relative=r,
-        deformation_interval=intervals.deformation,
-        noise_interval=intervals.noise,
-        relative_interval=intervals.relative,
-        valid=jnp.isfinite(d) & jnp.isfinite(g) & jnp.isfinite(r),
-        measured=measured,
-        **numbers,
-    )
+        name: jnp.where(jnp.broadcast_to(measured, numbers[name].shape), numbers[name], jnp.nan)
+        for name in ("deformation_numerators", "noise_numerators", "spread", "noise_radius")
+    }
+    return {
+        "deformation": d,
+        "noise": g,
+        "relative": r,
+        "deformation_interval": intervals.deformation,
+        "noise_interval": intervals.noise,
+        "relative_interval": intervals.relative,
+        "valid": jnp.isfinite(d) & jnp.isfinite(g) & jnp.isfinite(r),
+        "measured": measured,
+        "pair_distance": pairs,
+        **of_images,
+    }
 
 
 @permit_nan()
@@ -271,19 +284,21 @@ def from_features(
     deformation_numerators = jnp.stack([numerators(name, deformed[name]) for name in layers])
     # (draws, n).
     unknown_radius = jnp.full(deformation_numerators.shape[1:], jnp.nan, deformation_numerators.dtype)
-    numbers: dict[str, Any] = {
-        "layers": layers,
-        "kinds": tuple((kinds or {}).get(name, "other") for name in layers),
+    numbers = {
         "deformation_numerators": deformation_numerators,
         "noise_numerators": jnp.stack([numerators(name, noisy[name]) for name in layers]),
         "spread": jnp.stack([spread(name) for name in layers]),
         "noise_radius": unknown_radius if noise_radius is None else noise_radius,
+    }
+    named: dict[str, Any] = {
+        "layers": layers,
+        "kinds": tuple((kinds or {}).get(name, "other") for name in layers),
         "average": average,
         "confidence": confidence,
     }
     if average != "median_per_unit":
         pairs = jnp.stack([pair_distance(clean[name]) for name in layers])
-        return summarize(key, pair_distance=pairs, **numbers)
+        return summarize(key, pair_distance=pairs, **numbers, **named)
     ends = interval_ends(confidence, deformation_numerators.dtype)
     results = [
         per_unit(key, clean[name], with_draws(name, deformed[name]), with_draws(name, noisy[name]), ends)
@@ -291,14 +306,14 @@ def from_features(
     ]
     # A `PerUnit` for each layer: numbers (layers,), and intervals (layers, 3, 2), which become (3, layers, 2) below.
     deformed_medians, noisy_medians, pairs, intervals = map(jnp.stack, zip(*results))
-    return _assemble(
-        deformed=deformed_medians,
-        noisy=noisy_medians,
-        intervals=Intervals(*jnp.moveaxis(intervals, 1, 0)),
-        pair_distance=pairs,
-        measured=jnp.ones(deformation_numerators.shape[-1], bool),
-        **numbers,
+    arrays: dict[str, Any] = _assemble(
+        deformed_medians,
+        noisy_medians,
+        Intervals(*jnp.moveaxis(intervals, 1, 0)),
+        jnp.ones(deformation_numerators.shape[-1], bool),
+        numbers | {"pair_distance": pairs},
     )
+    return Stability(**named, **arrays)
 
 
 @jax.jit
