@@ -4,12 +4,13 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 DATA   ?= scale-detection
 
-.PHONY: demo test test-all lint types short-run long-run bench docs clean help
+.PHONY: demo test test-all test-guests lint types short-run long-run bench docs clean help
 
 help:
 	@echo "make demo [DATA=scale-detection|cifar10|mnist]   train a small CNN, probe it, print the table, draw the figure"
 	@echo "make test       lint, types and tests"
 	@echo "make test-all   the same with the long tests"
+	@echo "make test-guests  loaders of PyTorch and Grain (installs torch)"
 	@echo "make bench      times against peers (installs torch)"
 	@echo "make docs       the pages and the reference, into build/docs"
 
@@ -28,8 +29,14 @@ $(VENV)/.core: pyproject.toml constraints.txt
 $(VENV)/.dev: pyproject.toml constraints.txt
 	$(call install,.[dev])
 
+$(VENV)/.guests: pyproject.toml constraints.txt
+	$(call install,.[dev$(comma)guests])
+
 $(VENV)/.bench: pyproject.toml constraints.txt
 	$(call install,.[bench])
+
+# A comma by itself would separate the arguments of `call`.
+comma := ,
 
 demo: $(VENV)/.core
 	$(BIN)/stabjax demo --data $(DATA)
@@ -49,10 +56,13 @@ test-all: lint
 	@$(MAKE) --no-print-directory --jobs 2 --output-sync=none types long-run
 
 short-run: $(VENV)/.dev
-	$(BIN)/python -m pytest -n 2 --dist worksteal -q -m 'not slow'
+	$(BIN)/python -m pytest -n 2 --dist worksteal -q -m 'not slow and not guests'
 
 long-run: $(VENV)/.dev
-	$(BIN)/python -m pytest -n 2 --dist worksteal -q
+	$(BIN)/python -m pytest -n 2 --dist worksteal -q -m 'not guests'
+
+test-guests: $(VENV)/.guests
+	$(BIN)/python -m pytest -q -m guests tests/guests
 
 bench: $(VENV)/.bench
 	$(BIN)/python -m benchmarks

@@ -27,6 +27,7 @@ IMPORTS = {
     "_images": set(),
     "_pixels": set(),
     "_arguments": {"_jaxpr"},
+    "_compilation": set(),
     "_compilation_cache": {"data"},
     "_progress": set(),
     "_provenance": {"_version"},

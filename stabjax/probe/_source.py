@@ -50,6 +50,10 @@ class Window(NamedTuple):
 
 def as_window(shares: list[Share], batches: int) -> Window:
     """Put shares together, the last one again and again where there are fewer than ``batches``."""
+    if batches == 1:
+        # Nothing is copied, and what lies on a device stays there.
+        images, positions, counted = (x[None] for x in shares[0])
+        return Window(images, positions, counted, 1)
     filled = shares + [shares[-1]] * (batches - len(shares))
     images, positions, counted = (np.stack(arrays) for arrays in zip(*filled, strict=True))
     return Window(images, positions, counted, len(shares))
@@ -108,8 +112,7 @@ class ArraySource:
     def shares(self, batches: Batches, slots: int) -> Iterator[Share]:
         """Yield the images of each batch."""
         for start, length in zip(batches.starts(), batches.lengths(), strict=True):
-            stop = min(start + slots, self.number)
-            images = self._form.read(self.images[start:stop])
+            images = self._form.read(_slice(self.images, int(start), min(slots, self.number - int(start))))
             positions = np.minimum(start + np.arange(slots), self.number - 1)
             yield Share(_fill(images, slots), positions.astype(np.int32), np.arange(slots) < length)
 
@@ -300,6 +303,13 @@ def _cut(batches: Iterable[AnyArray], size: int) -> Iterator[np.ndarray]:
                 parts, missing = [], size
     if parts:
         yield np.concatenate(parts)
+
+
+def _slice(images: Any, start: int, length: int) -> Any:
+    if isinstance(images, jax.Array):
+        # One program for all places; `images[a:b]` would be one for each.
+        return jax.lax.dynamic_slice_in_dim(images, start, length)
+    return images[start : start + length]
 
 
 def _fill(images: AnyArray, slots: int) -> AnyArray:

@@ -7,18 +7,24 @@ from tests import workers
 from tests.probe import devices_worker
 
 WORKER = "tests.probe.devices_worker"
+NETWORKS = pytest.mark.parametrize(
+    "names", [("nnx",), pytest.param(devices_worker.NAMES, marks=pytest.mark.slow)], ids=["one", "three"]
+)
 pytestmark = pytest.mark.usefixtures("relaxed_promotion")  # Flax leans on it
 
 
-def test_eight_devices_give_the_numbers_of_one():
-    workers.finish(workers.start(WORKER, "devices", devices=8))
+@NETWORKS
+def test_eight_devices_give_the_numbers_of_one(names):
+    workers.finish(workers.start(WORKER, "devices", *names, devices=8))
 
 
-def test_two_processes_give_the_numbers_of_one(tmp_path):
+@NETWORKS
+def test_two_processes_give_the_numbers_of_one(tmp_path, names):
     port = workers.free_port()
-    workers.finish(*(workers.start(WORKER, "processes", port, k, tmp_path, devices=2) for k in range(2)))
+    workers.finish(*(workers.start(WORKER, "processes", port, k, tmp_path, *names, devices=2) for k in range(2)))
     images = devices_worker.sample_images(83)
-    for name, network in devices_worker.sample_networks().items():
+    for name in names:
+        network = devices_worker.sample_networks()[name]
         expected = devices_worker.numbers(devices_worker.measure(network, images))
         files = [f"{name}-0", f"{name}-1"] + (["resumed-0", "resumed-1"] if name == "nnx" else [])
         for file in files:

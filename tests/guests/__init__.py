@@ -1,0 +1,1 @@
+"""Tests with packages of the extra `guests`, run by `make test-guests`."""
