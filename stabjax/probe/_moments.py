@@ -77,7 +77,7 @@ class Moments:
         return 2 * (self.squares + self.lost) / self.count
 
 
-def _add_exactly(x: AnyArray, y: AnyArray) -> tuple[AnyArray, AnyArray]:
+def _add_exactly(x: AnyArray, y: AnyArray) -> tuple[Any, Any]:
     """Return the rounded sum, and what rounding took from it (Knuth 1969)."""
     total = x + y
     taken = total - x

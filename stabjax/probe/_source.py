@@ -52,8 +52,8 @@ def as_window(shares: list[Share], batches: int) -> Window:
     """Put shares together, the last one again and again where there are fewer than ``batches``."""
     if batches == 1:
         # Nothing is copied, and what lies on a device stays there.
-        images, positions, counted = (x[None] for x in shares[0])
-        return Window(images, positions, counted, 1)
+        images, positions, counted = shares[0]
+        return Window(images[None], positions[None], counted[None], 1)
     filled = shares + [shares[-1]] * (batches - len(shares))
     images, positions, counted = (np.stack(arrays) for arrays in zip(*filled, strict=True))
     return Window(images, positions, counted, len(shares))
