@@ -5,6 +5,7 @@ While the devices work, the host prepares the next window.
 """
 
 import contextlib
+import hashlib
 from collections.abc import Callable
 from functools import partial, reduce
 from pathlib import Path
@@ -189,7 +190,12 @@ def _folder(path: Path, devices: Devices) -> Path:
 def _description(request: Request, traced: features.Traced, plan: Plan) -> dict[str, Any]:
     """Return all that decides the numbers but the images, as JSON has it."""
     return {
-        "network": {"arrays": digest(traced.arrays), "taps": [f"{tap.name} {tap.kind}" for tap in traced.taps]},
+        "network": {
+            # Of the tree, whose leaves are also arrays that a plain function closes over.
+            "arrays": digest(traced),
+            "program": _program_digest(traced),
+            "taps": [f"{tap.name} {tap.kind}" for tap in traced.taps],
+        },
         "measurements": {name: describe(value_of(each)) for name, each in request.measurements.items()},
         "key": describe(request.key),
         "deformation": describe(request.deformation),
@@ -204,6 +210,13 @@ def _description(request: Request, traced: features.Traced, plan: Plan) -> dict[
         "devices": plan.devices.number,
         "processes": plan.devices.processes,
     }
+
+
+def _program_digest(traced: features.Traced) -> str:
+    """Return the checksum of what a network computes from its arrays, with the numbers that stand in its code."""
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), x.dtype), traced)
+    lowered = jax.jit(lambda network, images: network(images)).lower(shapes, traced.batch)
+    return hashlib.sha256(lowered.as_text().encode()).hexdigest()
 
 
 def _dtype(source: ArraySource | StreamSource) -> Any:

@@ -313,3 +313,17 @@ def test_equal_rows_have_no_scatter():
     moments = probe.Moments.of(row).merge(probe.Moments.of(row)).merge(probe.Moments.of(row))
     assert moments.squares == 0
     assert moments.lost == 0
+
+
+@pytest.mark.parametrize("as_number", [True, False])
+def test_a_folder_knows_numbers_and_arrays_that_a_function_closes_over(images, tmp_path, as_number):
+    def scaled(factor):
+        factor = factor if as_number else np.arange(3, dtype=np.float32) + factor
+        return lambda x: jnp.mean(jax.nn.relu(x * factor), axis=(1, 2))
+
+    options = {"deformation": DEFORMATION, "batch_size": BATCH, "key": KEY, "path": tmp_path / "run"}
+    found = probe.run(scaled(2.0), images, {"mean": MeanActivation()}, **options)["mean"][0]
+    again = probe.run(scaled(2.0), images, {"mean": MeanActivation()}, **options)["mean"][0]
+    assert float(found["output"]) == float(again["output"])
+    with pytest.raises(ValueError, match=r"got another \(network"):
+        probe.run(scaled(3.0), images, {"mean": MeanActivation()}, **options)
