@@ -201,7 +201,8 @@ class StreamSource:
             first += len(batch)
             if number == 0 and skip:
                 batch = batch[skip:]
-            yield batch
+            # Batches are held until others have come, and a loader may fill one buffer again and again.
+            yield batch.copy() if isinstance(batch, np.ndarray) else batch
 
 
 def open_source(images: Any, form: Format) -> ArraySource | StreamSource:

@@ -327,3 +327,14 @@ def test_a_folder_knows_numbers_and_arrays_that_a_function_closes_over(images, t
     assert float(found["output"]) == float(again["output"])
     with pytest.raises(ValueError, match=r"got another \(network"):
         probe.run(scaled(3.0), images, {"mean": MeanActivation()}, **options)
+
+
+def test_a_loader_may_fill_one_buffer_again_and_again(images, expected):
+    def batches():
+        buffer = np.empty_like(images[:5])
+        for start in range(0, N, 5):
+            part = images[start : start + 5]
+            buffer[: len(part)] = part
+            yield buffer[: len(part)]
+
+    close(measure(batches()), expected)
