@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -130,6 +131,8 @@ def run(
     )
     array = images if isinstance(images, jax.Array) else None
     if is_traced((array, request.key, deformation, noise, network)):
+        if images_layout == "channels_first" and isinstance(images, jax.Array | np.ndarray) and images.ndim > 2:
+            images = jnp.moveaxis(images, 1, -1)
         form.check(images)
         if path is not None or mesh is not None:
             raise ValueError("expected path=None and mesh=None within jit, vmap and grad: call the probe outside")

@@ -338,3 +338,8 @@ def test_a_loader_may_fill_one_buffer_again_and_again(images, expected):
             yield buffer[: len(part)]
 
     close(measure(batches()), expected)
+
+
+def test_channels_first_inside_jit(images, expected):
+    first = np.moveaxis(images, -1, 1)
+    close(jax.jit(lambda x: measure(x, images_layout="channels_first"))(first), expected)
