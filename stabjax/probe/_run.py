@@ -130,13 +130,13 @@ def run(
         normalization=normalization,
     )
     array = images if isinstance(images, jax.Array) else None
-    if is_traced((array, request.key, deformation, noise, network)):
+    if is_traced((array, request.key, deformation, noise, network, request.measurements)):
         if images_layout == "channels_first" and isinstance(images, jax.Array | np.ndarray) and images.ndim > 2:
             images = jnp.moveaxis(images, 1, -1)
         form.check(images)
         if path is not None or mesh is not None:
             raise ValueError("expected path=None and mesh=None within jit, vmap and grad: call the probe outside")
-        return pass_traced(network, without_explicit_axes(images), request)
+        return pass_traced(network, without_explicit_axes(jnp.asarray(images)), request)
     devices = find_devices(mesh, images, network)
     source = open_source(_on_host(images), form)
     return pass_source(network, source, request, devices, path=None if path is None else Path(path), progress=progress)

@@ -343,3 +343,27 @@ def test_a_loader_may_fill_one_buffer_again_and_again(images, expected):
 def test_channels_first_inside_jit(images, expected):
     first = np.moveaxis(images, -1, 1)
     close(jax.jit(lambda x: measure(x, images_layout="channels_first"))(first), expected)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Scaled(MeanActivation):
+    """Average activations times a number."""
+
+    scale: jax.Array
+
+    def reduce(self, tap, clean, deformed, noisy, context):
+        return jax.tree.map(lambda x: self.scale * x, super().reduce(tap, clean, deformed, noisy, context))
+
+    def finish(self, state, rows, summary):
+        return state["output"].mean, rows.per_image["output"]
+
+
+def test_a_measurement_with_arrays_is_traced_and_differentiated(images):
+    def run(scale):
+        options = {"deformation": DEFORMATION, "batch_size": BATCH, "key": KEY}
+        return probe.run(network(), images, {"scaled": Scaled(scale)}, **options)["scaled"]
+
+    mean, rows = run(jnp.float32(1))
+    np.testing.assert_allclose(jax.jit(run)(jnp.float32(2))[1], 2 * rows, rtol=1e-5)
+    np.testing.assert_allclose(jax.grad(lambda scale: run(scale)[0])(jnp.float32(2)), mean, rtol=1e-5)
