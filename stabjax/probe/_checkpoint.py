@@ -149,11 +149,19 @@ def _state_name(parts: int) -> str:
 
 
 def _numbered(tree: Any) -> dict[str, np.ndarray]:
-    return {f"leaf-{k:05d}": np.asarray(leaf) for k, leaf in enumerate(jax.tree.leaves(tree))}
+    arrays = [np.asarray(leaf) for leaf in jax.tree.leaves(tree)]
+    # Files of NumPy do not know types of other libraries (bfloat16): these stand in the name.
+    types = ["" if array.dtype.isbuiltin == 1 else f"-{array.dtype.name}" for array in arrays]
+    return {f"leaf-{k:05d}{types[k]}": array for k, array in enumerate(arrays)}
 
 
 def _leaves(arrays: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-    return [arrays[name] for name in sorted(arrays)]
+    # "leaf-00012", or "leaf-00012-bfloat16".
+    leaves = []
+    for name in sorted(arrays):
+        _, _, *types = name.split("-")
+        leaves.append(arrays[name].view(jax.numpy.dtype(*types)) if types else arrays[name])
+    return leaves
 
 
 def _write(file: Path, arrays: Mapping[str, np.ndarray]) -> None:
@@ -166,5 +174,5 @@ def _read(file: Path) -> dict[str, np.ndarray]:
     try:
         with np.load(file) as found:
             return dict(found)
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, EOFError, KeyError, NotImplementedError, zipfile.BadZipFile) as error:
         raise OSError(f"the file {file} cannot be read ({error}): restore it, or remove its folder") from error

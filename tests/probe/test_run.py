@@ -367,3 +367,38 @@ def test_a_measurement_with_arrays_is_traced_and_differentiated(images):
     mean, rows = run(jnp.float32(1))
     np.testing.assert_allclose(jax.jit(run)(jnp.float32(2))[1], 2 * rows, rtol=1e-5)
     np.testing.assert_allclose(jax.grad(lambda scale: run(scale)[0])(jnp.float32(2)), mean, rtol=1e-5)
+
+
+class InHalf(MeanActivation):
+    """A state and rows of bfloat16."""
+
+    def init(self, reduced):
+        return {name: jnp.zeros((), jnp.bfloat16) for name in reduced}
+
+    def update(self, state, reduced, context):
+        rows = {name: x.astype(jnp.bfloat16) for name, (x, _) in reduced.items()}
+        return {name: (state[name] + jnp.sum(context.weights)).astype(jnp.bfloat16) for name in state}, probe.Rows(rows)
+
+    def finish(self, state, rows, summary):
+        return state["output"], rows.per_image["output"]
+
+
+def test_a_folder_keeps_types_that_numpy_does_not_have(images, tmp_path, monkeypatch):
+    monkeypatch.setattr(_checkpoint, "INTERVAL", 0)
+    options = {"deformation": DEFORMATION, "batch_size": BATCH, "key": KEY, "path": tmp_path / "run"}
+    one, other = (probe.run(network(), images, {"half": InHalf()}, **options)["half"] for _ in range(2))
+    assert one[0] == other[0]
+    assert one[1].dtype == other[1].dtype == jnp.bfloat16
+    np.testing.assert_array_equal(one[1], other[1])
+
+
+def test_a_damaged_header_is_named(images, tmp_path, monkeypatch):
+    monkeypatch.setattr(_checkpoint, "INTERVAL", 0)
+    measure(images, path=tmp_path / "run")
+    state = max((tmp_path / "run").glob("state-*.npz"))
+    contents = bytearray(state.read_bytes())
+    # The way in which the first entry is packed, in the directory at the end.
+    contents[contents.index(b"PK\x01\x02") + 10] = 99
+    state.write_bytes(contents)
+    with pytest.raises(OSError, match="cannot be read"):
+        measure(images, path=tmp_path / "run")
