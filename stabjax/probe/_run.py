@@ -17,7 +17,7 @@ from stabjax._numerics import permit_nan
 from stabjax._pixels import Statistics
 from stabjax._sharding import is_traced, without_explicit_axes
 from stabjax._types import Measurement, Perturbation, PRNGKey
-from stabjax.probe._batching import Kinds
+from stabjax.probe._batching import ALL_KINDS, Kinds
 from stabjax.probe._devices import find_devices
 from stabjax.probe._pass import Normalization, kinds_of
 from stabjax.probe._request import Radius, Request
@@ -182,6 +182,11 @@ def _check(
             raise TypeError(
                 f"expected {name!r} to be a Measurement, an object with reduce, init, update, merge and finish, got "
                 f"{measurement!r}: see stabjax.probe.Measurement"
+            )
+        versions = getattr(measurement, "versions", ALL_KINDS)
+        if isinstance(versions, str) or not set(versions) <= set(ALL_KINDS):
+            raise ValueError(
+                f"expected the versions of {name!r} as some of {ALL_KINDS}, got {versions!r}: versions = ('deformed',)"
             )
     check_perturbations(deformation, noise, draws)
     if images_layout not in get_args(ImagesLayout):

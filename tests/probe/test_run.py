@@ -402,3 +402,11 @@ def test_a_damaged_header_is_named(images, tmp_path, monkeypatch):
     state.write_bytes(contents)
     with pytest.raises(OSError, match="cannot be read"):
         measure(images, path=tmp_path / "run")
+
+
+@pytest.mark.parametrize("versions", ["noisy", ("noise",)])
+def test_unknown_versions_are_refused(images, versions):
+    measurement = MeanActivation()
+    object.__setattr__(measurement, "versions", versions)
+    with pytest.raises(ValueError, match=r"expected the versions of 'mean' as some of"):
+        probe.run(network(), images, {"mean": measurement}, key=KEY, deformation=DEFORMATION)
