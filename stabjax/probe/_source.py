@@ -156,14 +156,19 @@ class StreamSource:
         if self._rest is None:
             if not self.rereadable:
                 raise ValueError(f"expected images that can be read twice, got an iterator that is spent: {_ONCE}")
+            self._marks = []
             return self._read()
         head, rest, self._head, self._rest = self._head, self._rest, [], None
         return chain(head, rest)
 
-    def position(self, images: int) -> dict[str, Any] | None:
-        """Return where the iterator stands before the image of this number; None if it cannot say."""
+    def forget(self, images: int) -> None:
+        """Forget where the iterator stood before images that are finished, so many."""
         while len(self._marks) > 1 and self._marks[1][0] <= images:
             self._marks.pop(0)
+
+    def position(self, images: int) -> dict[str, Any] | None:
+        """Return where the iterator stands before the image of this number; None if it cannot say."""
+        self.forget(images)
         if not self._marks:
             return None
         first, state = self._marks[0]

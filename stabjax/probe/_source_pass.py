@@ -135,6 +135,8 @@ class _Loop:
                 position = Position(now.batches, now.images, now.digest, source)
                 rows, positions = collector.take_new()
                 self._checkpoint.save(position, plan.devices.local(states), rows, positions)
+            if isinstance(plan.source, StreamSource):
+                plan.source.forget(now.images)
             self._show(now.images)
         return states
 

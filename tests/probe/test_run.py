@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from stabjax import perturb, probe
-from stabjax.probe import _checkpoint, _plan
+from stabjax.probe import _checkpoint, _plan, _source
 from tests.probe.test_stability import DEFORMATION, SIDE, make_images, network
 
 N, BATCH = 37, 8
@@ -410,3 +410,36 @@ def test_unknown_versions_are_refused(images, versions):
     object.__setattr__(measurement, "versions", versions)
     with pytest.raises(ValueError, match=r"expected the versions of 'mean' as some of"):
         probe.run(network(), images, {"mean": measurement}, key=KEY, deformation=DEFORMATION)
+
+
+def test_states_of_a_loader_are_forgotten(images, expected, monkeypatch):
+    class Loader:
+        def __init__(self):
+            self.next = 0
+
+        def __iter__(self):
+            return self
+
+        def __next__(self):
+            if self.next == N:
+                raise StopIteration
+            self.next += 1
+            return images[self.next - 1 : self.next]
+
+        def get_state(self):
+            return {"next": self.next}
+
+        def set_state(self, state):
+            self.next = state["next"]
+
+    sources = []
+    start = _source.StreamSource.__init__
+
+    def init(self, *arguments, **options):
+        sources.append(self)
+        start(self, *arguments, **options)
+
+    monkeypatch.setattr(_plan, "MOST_BATCHES", 1)
+    monkeypatch.setattr(_source.StreamSource, "__init__", init)
+    close(measure(Loader()), expected)
+    assert len(sources[0]._marks) <= 2 * BATCH
