@@ -77,12 +77,12 @@ class Format:
     integers: Integers
     least: int = 1
 
-    def read(self, item: Any) -> AnyArray:
+    def read(self, item: Any, *, least: int = 1) -> AnyArray:
         """Return the images of what a loader yields, channels last; raise if it is no batch of images."""
         images = as_array(_images_of(item))
         if self.layout == "channels_first" and hasattr(images, "ndim") and images.ndim > 2:
             images = np.moveaxis(images, 1, -1) if isinstance(images, np.ndarray) else jax.numpy.moveaxis(images, 1, -1)
-        self.check(images, least=1)
+        self.check(images, least=least)
         return images
 
     def check(self, images: Any, *, least: int | None = None) -> None:
@@ -195,7 +195,9 @@ class StreamSource:
                 item = next(iterator)
             except StopIteration:
                 return
-            batch = self._form.read(item)
+            batch = self._form.read(item, least=0)
+            if not len(batch):
+                continue
             found = (tuple(batch.shape[1:]), batch.dtype)
             expected = expected or found
             if found != expected:

@@ -81,6 +81,7 @@ def parts(images, *lengths):
 
 FORMS = {
     "generator": lambda x: iter(parts(x, 5, 11, 1, 4)),
+    "with empty batches": lambda x: iter(parts(x, 0, 20, 0, 5)),
     "function": lambda x: lambda: iter(parts(x, 20)),
     "pairs": lambda x: ((part, np.zeros(len(part), int)) for part in parts(x, 9, 9)),
     "dictionaries": lambda x: ({"label": 0, "image": part} for part in parts(x, 30)),
