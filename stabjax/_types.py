@@ -85,7 +85,7 @@ class Measurement(Protocol):
         """Return the state with one batch more, and the `stabjax.probe.Rows` of its images.
 
         Images whose ``context.weights`` are zero must not count: they fill up a batch, are not finite, or have been
-        seen in an earlier draw.
+        seen in an earlier draw. What is summed over draws goes by ``context.counted``, which is the same in all draws.
         """
         ...
 

@@ -32,6 +32,7 @@ class Batch(NamedTuple):
     """Clean; deformed by each draw; noisy by each draw."""
     positions: Int[Array, " size"]
     finite: Bool[Array, " size"]
+    counted: Bool[Array, " size"]
     weights: Float[Array, " size"]
     keys: Key[Array, " size"]
     first_draw: Int[Array, ""]
@@ -48,7 +49,9 @@ class Context:
     Attributes:
         positions: Position of each image among all, ``(size,)``.
         weights: 1 for images that count, 0 for those that fill up the batch, are not finite, or have been seen in an
-            earlier draw, ``(size,)``.
+            earlier draw, ``(size,)``. For what is found of the clean images.
+        counted: Whether an image is one of all, and finite, ``(size,)``, in later draws too. For what is summed over
+            draws: those of an image may come in several steps.
         keys: Key of each image, ``fold_in(key, position)``, ``(size,)``.
         draws: Number of each draw, ``(draws,)``. Draw ``d`` of an image takes ``split(fold_in(its key, d))``: one key
             for the deformation, one for the noise.
@@ -62,6 +65,7 @@ class Context:
 
     positions: Int[Array, " size"]
     weights: Float[Array, " size"]
+    counted: Bool[Array, " size"]
     keys: Key[Array, " size"]
     draws: Int[Array, " draws"]
     changed: Mapping[str, Bool[Array, "draws size"]]
@@ -123,6 +127,7 @@ def make_context(batch: Batch, draws: int, deformation: Perturbation | None, tra
     return Context(
         positions=batch.positions,
         weights=batch.weights,
+        counted=batch.counted,
         keys=batch.keys,
         draws=batch.first_draw + jnp.arange(draws),
         changed=batch.changed,

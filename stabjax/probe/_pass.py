@@ -68,6 +68,7 @@ def perturb_batch(
         versions=jnp.concatenate([clean[None], *perturbed]),
         positions=positions,
         finite=finite,
+        counted=counted & finite,
         weights=(counted & finite & (first_draw == 0)).astype(jnp.float32),
         keys=keys,
         first_draw=first_draw,

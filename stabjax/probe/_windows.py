@@ -20,7 +20,7 @@ from stabjax.probe._context import Batch, Rows
 from stabjax.probe._devices import BATCHES, DRAWS, IMAGES, WHOLE, Devices
 from stabjax.probe._pass import Measurements, Normalization, pass_batch, perturb_batch, sum_sizes
 
-_SPLITS: Any = (DRAWS, BATCHES, BATCHES, BATCHES, BATCHES, WHOLE, DRAWS, DRAWS)
+_SPLITS: Any = (DRAWS, BATCHES, BATCHES, BATCHES, BATCHES, BATCHES, WHOLE, DRAWS, DRAWS)
 _OF_WINDOW = Batch(*_SPLITS)
 """How each part of a window lies on the devices."""
 

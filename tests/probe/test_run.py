@@ -444,3 +444,31 @@ def test_states_of_a_loader_are_forgotten(images, expected, monkeypatch):
     monkeypatch.setattr(_source.StreamSource, "__init__", init)
     close(measure(Loader()), expected)
     assert len(sources[0]._marks) <= 2 * BATCH
+
+
+@dataclasses.dataclass(frozen=True)
+class SumOverDraws(MeanActivation):
+    """Sum changes over images and draws in the state."""
+
+    def init(self, reduced):
+        return dict.fromkeys(reduced, jnp.zeros(()))
+
+    def update(self, state, reduced, context):
+        counted = context.counted[None]
+        return {name: state[name] + jnp.sum(x, where=counted) for name, (_, x) in reduced.items()}, probe.Rows()
+
+    def merge(self, one, other):
+        return {name: one[name] + other[name] for name in one}
+
+    def finish(self, state, rows, summary):
+        return state["output"]
+
+
+def test_a_sum_over_draws_does_not_depend_on_steps(images):
+    options = {"key": KEY, "deformation": DEFORMATION, "draws": 3}
+    sums = [
+        probe.run(network(), images, {"sum": SumOverDraws()}, batch_size=batch_size, **options)["sum"]
+        for batch_size in (BATCH, N)
+    ]
+    np.testing.assert_allclose(sums[0], sums[1], rtol=1e-4)
+    assert sums[0] != 0
