@@ -160,7 +160,7 @@ def _leaves(arrays: Mapping[str, np.ndarray]) -> list[np.ndarray]:
     leaves = []
     for name in sorted(arrays):
         _, _, *types = name.split("-")
-        leaves.append(arrays[name].view(jax.numpy.dtype(*types)) if types else arrays[name])
+        leaves.append(arrays[name].view(jax.numpy.dtype(types[0])) if types else arrays[name])
     return leaves
 
 

@@ -132,10 +132,10 @@ def find_devices(mesh: Mesh | None, images: Any, network: Any) -> Devices:
     """
     if mesh is None and isinstance(images, jax.Array) and isinstance(images.sharding, NamedSharding):
         first = images.sharding.spec[:1]
-        if first and first[0] is not None:
+        if first and first[0] is not None and images.sharding.mesh.size > 1:
             concrete: Any = images.sharding.mesh
             mesh = concrete
-    if mesh is None or mesh.size == 1:
+    if mesh is None:
         return ONE_DEVICE
     taken = {axis for leaf in jax.tree.leaves(network) for axis in _sharded_axes(leaf)}
     axes = tuple(axis for axis in mesh.axis_names if axis not in taken)

@@ -93,7 +93,8 @@ def run(
             sharded. By default those over which an array of images is sharded; else one device.
         path: A folder in which the state is kept every ten seconds, so that a pass that is killed goes on where it was
             and gives the same numbers. Images that were measured are read again to compare them, but not measured; a
-            loader of Grain goes on by its own state. A folder of another run, or images in another order, are refused.
+            loader of Grain goes on by its own state, and is trusted to be the same. A folder of another run, or images
+            in another order, are refused.
         progress: Whether to show a bar with the time left; by default on a terminal, once it takes some seconds.
 
     Returns:
@@ -131,7 +132,12 @@ def run(
     )
     array = images if isinstance(images, jax.Array) else None
     if is_traced((array, request.key, deformation, noise, network, request.measurements)):
-        if images_layout == "channels_first" and isinstance(images, jax.Array | np.ndarray) and images.ndim > 2:
+        if not isinstance(images, jax.Array | np.ndarray):
+            raise TypeError(
+                f"expected images as an array within jit, vmap and grad, got {type(images).__name__}: call the probe "
+                "outside, where it reads batch by batch"
+            )
+        if images_layout == "channels_first" and images.ndim > 2:
             images = jnp.moveaxis(images, 1, -1)
         form.check(images)
         if path is not None or mesh is not None:

@@ -120,6 +120,8 @@ def devices(names):
     expected = measure(network, images[:80])
     for mesh, axes in ((auto, "images"), (explicit, ("a", "b"))):
         close(measure(network, jax.device_put(images[:80], NamedSharding(mesh, PartitionSpec(axes)))), expected)
+    second = jax.sharding.Mesh(np.array(jax.devices()[1:2]), ("images",))
+    close(measure(network, images[:80], mesh=second), expected)
     # Each device does an eighth of the work. Of a loop the compiler counts one turn: a program for every batch.
     _plan.MOST_BATCHES = 1
     many = sample_images(470)

@@ -472,3 +472,8 @@ def test_a_sum_over_draws_does_not_depend_on_steps(images):
     ]
     np.testing.assert_allclose(sums[0], sums[1], rtol=1e-4)
     assert sums[0] != 0
+
+
+def test_a_stream_within_jit_is_refused(images):
+    with pytest.raises(TypeError, match="an array within jit, vmap and grad, got list_iterator"):
+        jax.jit(lambda f: measure(iter(parts(images, 9)), radius="each") if f is not None else 0)(network())
