@@ -103,10 +103,10 @@ def perturb_image(
     return jax.vmap(perturb_once)(jnp.asarray(first_draw) + jnp.arange(draws))
 
 
-def sum_sizes(batch: Batch, counted: Bool[Array, " size"]) -> tuple[Float[Array, ""], Float[Array, ""]]:
+def sum_sizes(batch: Batch) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Return the sum of ``|tau x - x|`` over the images that count and draws, and their number."""
     sizes = batch.sizes["deformed"]
-    counted = jnp.broadcast_to(counted & batch.finite, sizes.shape)
+    counted = jnp.broadcast_to(batch.counted, sizes.shape)
     return jnp.sum(sizes, where=counted), jnp.sum(counted).astype(sizes.dtype)
 
 

@@ -49,12 +49,13 @@ class Window(NamedTuple):
 
 
 def as_window(shares: list[Share], batches: int) -> Window:
-    """Put shares together, the last one again and again where there are fewer than ``batches``."""
+    """Put shares together; where there are fewer than ``batches``, the last one fills up, and does not count again."""
     if batches == 1:
         # Nothing is copied, and what lies on a device stays there.
         images, positions, counted = shares[0]
         return Window(images[None], positions[None], counted[None], 1)
-    filled = shares + [shares[-1]] * (batches - len(shares))
+    blank = shares[-1]._replace(counted=np.zeros_like(shares[-1].counted))
+    filled = shares + [blank] * (batches - len(shares))
     images, positions, counted = (np.stack(arrays) for arrays in zip(*filled, strict=True))
     return Window(images, positions, counted, len(shares))
 
@@ -93,8 +94,6 @@ class Format:
 
 class ArraySource:
     """All images as one array, in memory or on disk; of one on disk no more than a batch is ever read."""
-
-    rereadable = True
 
     def __init__(self, images: Any, form: Format) -> None:
         self.images, self._form = images, form

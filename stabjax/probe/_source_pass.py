@@ -167,13 +167,10 @@ def _mean_size(plan: Plan, perturbed: Callable[..., Any], draws: int) -> float:
     totals = np.zeros(2)
     for window in plan.windows():
         placed = _place(window, plan.devices)
-        # Batches that fill up a window do not count.
-        there = np.arange(len(window.counted))[:, None] < window.number
-        counted = plan.devices.put(window.counted & there, BATCHES)
         for draw in range(0, draws, plan.step.draws):
             found = perturbed(placed, noise=None, draw=np.int32(draw))
             # Sums over the images of all devices and processes.
-            totals += np.asarray(jax.device_get(sum_window_sizes(found, counted)))
+            totals += np.asarray(jax.device_get(sum_window_sizes(found)))
     return float(totals[0] / totals[1])
 
 

@@ -51,9 +51,7 @@ def _mean_size(perturbed: Any, steps: Any) -> Float[Array, ""]:
     """Average ``|tau x - x|`` over finite images and draws, by a pass that deforms and runs no network."""
 
     def advance(sums: tuple[Array, Array], position: Any) -> tuple[tuple[Array, Array], None]:
-        _, length, _ = position
-        batch = perturbed(None, position)
-        total, count = sum_sizes(batch, jnp.arange(len(batch.finite)) < length)
+        total, count = sum_sizes(perturbed(None, position))
         return (sums[0] + total, sums[1] + count), None
 
     (total, count), _ = jax.lax.scan(advance, (jnp.zeros(()), jnp.zeros(())), steps)

@@ -97,9 +97,7 @@ def pass_window(
 
 
 @jax.jit
-def sum_window_sizes(
-    window: Batch, counted: Bool[AnyArray, "batches size"]
-) -> tuple[Float[Array, ""], Float[Array, ""]]:
+def sum_window_sizes(window: Batch) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Return the sum of ``|tau x - x|`` over a window, and the number of its terms."""
-    totals, counts = jax.vmap(sum_sizes)(window, jnp.asarray(counted))
+    totals, counts = jax.vmap(sum_sizes)(window)
     return jnp.sum(totals), jnp.sum(counts)
