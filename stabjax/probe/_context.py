@@ -1,6 +1,6 @@
 """What a measurement is told of the images beside their activations, and how it hands out numbers of each image."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -23,6 +23,18 @@ class Rows(NamedTuple):
     """``(size, ...)`` each; of several steps over the draws of one batch the first one counts."""
     per_draw: Any = ()
     """``(draws, size, ...)`` each."""
+
+    @classmethod
+    def map(cls, of_image: Callable[..., Any], of_draw: Callable[..., Any], *trees: Any) -> Any:
+        """Apply one function to what is per image, one to what is per draw, in every `Rows` of some pytrees."""
+
+        def of_rows(*rows: Rows) -> Rows:
+            return cls(
+                jax.tree.map(of_image, *(each.per_image for each in rows)),
+                jax.tree.map(of_draw, *(each.per_draw for each in rows)),
+            )
+
+        return jax.tree.map(of_rows, *trees, is_leaf=lambda x: isinstance(x, Rows))
 
 
 class Batch(NamedTuple):

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
@@ -66,9 +65,5 @@ def gather_rows(positions: np.ndarray, rows: Any, devices: Devices) -> Any:
         parts = [np.take(x, np.arange(count), axis) for x, count in zip(of_processes, counts, strict=True)]
         return np.concatenate(parts, axis)
 
-    def of_all(row: Rows) -> Rows:
-        return Rows(
-            jax.tree.map(lambda x: gathered(x, 0), row.per_image), jax.tree.map(lambda x: gathered(x, 1), row.per_draw)
-        )
-
-    return sort_rows(gathered(positions, 0), jax.tree.map(of_all, rows, is_leaf=lambda x: isinstance(x, Rows)))
+    of_all = Rows.map(lambda x: gathered(x, 0), lambda x: gathered(x, 1), rows)
+    return sort_rows(gathered(positions, 0), of_all)

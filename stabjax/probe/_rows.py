@@ -38,11 +38,9 @@ class RowCollector:
         window, steps = self._waiting
         self._waiting = None
         counted = window.counted[: window.number]
-        # Of several processes each fetches what its own devices have.
-        fetched = [
-            jax.tree.map(lambda row: _of_images(_local_rows(row), counted), step, is_leaf=_is_rows) for step in steps
-        ]
-        self.rows.append(jax.tree.map(lambda *of_steps: _join_draws(of_steps), *fetched, is_leaf=_is_rows))
+        fetched = [_of_images(step, counted) for step in steps]
+        # What is per image is the same in all steps over the draws.
+        self.rows.append(Rows.map(lambda *x: x[0], lambda *x: np.concatenate(x), *fetched))
         self.positions.append(window.positions[: window.number][counted])
 
     def restore(self, structure: Any, rows: list[list[np.ndarray]], positions: list[np.ndarray]) -> None:
@@ -66,24 +64,13 @@ class RowCollector:
 
 def _concatenate(rows: list[Any]) -> Any:
     """Join rows of consecutive batches."""
-    return jax.tree.map(
-        lambda *of_batches: Rows(
-            jax.tree.map(lambda *x: np.concatenate(x), *(each.per_image for each in of_batches)),
-            jax.tree.map(lambda *x: np.concatenate(x, axis=1), *(each.per_draw for each in of_batches)),
-        ),
-        *rows,
-        is_leaf=_is_rows,
-    )
+    return Rows.map(lambda *x: np.concatenate(x), lambda *x: np.concatenate(x, axis=1), *rows)
 
 
 def sort_rows(positions: np.ndarray, rows: Any) -> Any:
     """Put rows in the order of the positions of their images."""
     order = np.argsort(positions, kind="stable")
-
-    def in_order(row: Rows) -> Rows:
-        return Rows(jax.tree.map(lambda x: x[order], row.per_image), jax.tree.map(lambda x: x[:, order], row.per_draw))
-
-    return jax.tree.map(in_order, rows, is_leaf=_is_rows)
+    return Rows.map(lambda x: x[order], lambda x: x[:, order], rows)
 
 
 def order_rows(rows: Any, batches: Batches) -> Any:
@@ -100,35 +87,16 @@ def order_rows(rows: Any, batches: Batches) -> Any:
         x = jnp.moveaxis(jnp.reshape(x, (batches.number, -1, *x.shape[1:])), 0, 2)
         return jnp.reshape(x, (batches.draws, -1, *x.shape[4:]))[:, counted]
 
-    return jax.tree.map(
-        lambda row: Rows(jax.tree.map(of_images, row.per_image), jax.tree.map(of_draws, row.per_draw)),
-        rows,
-        is_leaf=_is_rows,
-    )
+    return Rows.map(of_images, of_draws, rows)
 
 
-def _of_images(rows: Rows, counted: np.ndarray) -> Rows:
+def _of_images(rows: Any, counted: np.ndarray) -> Any:
     """Make one axis of images of those of batches and images, without images that do not count."""
 
     def of_draws(x: np.ndarray) -> np.ndarray:
         # (batches, draws, size, ...) -> (draws, images, ...).
         return np.moveaxis(x[: len(counted)], 0, 1)[:, counted]
 
-    return Rows(
-        jax.tree.map(lambda x: x[: len(counted)][counted], rows.per_image), jax.tree.map(of_draws, rows.per_draw)
-    )
-
-
-def _join_draws(of_steps: tuple[Rows, ...]) -> Rows:
-    """Join the rows of all steps over the draws of one batch."""
-    per_draw = jax.tree.map(lambda *x: np.concatenate(x), *(step.per_draw for step in of_steps))
-    return Rows(of_steps[0].per_image, per_draw)
-
-
-def _local_rows(rows: Rows) -> Rows:
-    per_draw = jax.tree.map(lambda x: local_part(x, 2), rows.per_draw)
-    return Rows(jax.tree.map(lambda x: local_part(x, 1), rows.per_image), per_draw)
-
-
-def _is_rows(x: Any) -> bool:
-    return isinstance(x, Rows)
+    # Of several processes each fetches what its own devices have.
+    local = Rows.map(lambda x: local_part(x, 1), lambda x: local_part(x, 2), rows)
+    return Rows.map(lambda x: x[: len(counted)][counted], of_draws, local)
