@@ -56,13 +56,13 @@ test-all: lint
 	@$(MAKE) --no-print-directory --jobs 2 --output-sync=none types long-run
 
 short-run: $(VENV)/.dev
-	$(BIN)/python -m pytest -n 2 --dist worksteal -q -m 'not slow and not guests'
+	$(BIN)/python -m pytest -n 2 --dist worksteal -q -m 'not slow'
 
 long-run: $(VENV)/.dev
-	$(BIN)/python -m pytest -n 2 --dist worksteal -q -m 'not guests'
+	$(BIN)/python -m pytest -n 2 --dist worksteal -q
 
 test-guests: $(VENV)/.guests
-	$(BIN)/python -m pytest -q -m guests tests/guests
+	$(BIN)/python -m pytest -q tests/guests
 
 bench: $(VENV)/.bench
 	$(BIN)/python -m benchmarks

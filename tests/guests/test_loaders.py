@@ -11,7 +11,7 @@ from stabjax.probe import _checkpoint, _plan
 from tests.probe.test_run import BATCH, KEY, N, close, measure
 from tests.probe.test_stability import DEFORMATION, SIDE
 
-pytestmark = [pytest.mark.guests, pytest.mark.usefixtures("relaxed_promotion")]
+pytestmark = pytest.mark.usefixtures("relaxed_promotion")
 MEAN, DEVIATION = (0.5, 0.4, 0.3), (0.2, 0.2, 0.1)
 
 
