@@ -24,6 +24,7 @@ import jax
 import numpy as np
 
 from stabjax import _files
+from stabjax.probe._devices import Devices
 
 INTERVAL = 10.0
 """Seconds between two savings."""
@@ -132,6 +133,11 @@ def open_checkpoint(path: Path, what: Mapping[str, Any]) -> Iterator[Checkpoint]
         else:
             _files.write_json(file, given)
         yield Checkpoint(path)
+
+
+def folder_of_process(path: Path, devices: Devices) -> Path:
+    """Return the folder of this process in that of a pass."""
+    return path / f"process-{jax.process_index()}" if devices.processes > 1 else path
 
 
 def extend_digest(digest: int, images: Any, counted: np.ndarray) -> int:

@@ -62,19 +62,46 @@ class Devices:
             check_vma=False,
         )
 
-    def split_with_states(self, f: Callable[..., Any], inputs: Any, rows: Any) -> Callable[..., Any]:
-        """Do the same for ``f(network, measurements, states, ...) -> states, rows``.
+    def split_states(self, f: Callable[..., Any], inputs: Any) -> Callable[..., Any]:
+        """Do the same for ``f(states, ...) -> states``.
 
         States of all devices are stacked along a leading axis; each sees its own without it.
         """
         if self.mesh is None:
             return f
 
-        def local(network: Any, measurements: Any, states: Any, *others: Any) -> tuple[Any, Any]:
-            states, found = f(network, measurements, jax.tree.map(lambda x: x[0], states), *others)
+        def local(states: Any, *others: Any) -> Any:
+            return jax.tree.map(lambda x: x[None], f(jax.tree.map(lambda x: x[0], states), *others))
+
+        return self.split(local, (IMAGES, *inputs), IMAGES)
+
+    def split_states_and_rows(self, f: Callable[..., Any], inputs: Any, rows: Any) -> Callable[..., Any]:
+        """Do the same for ``f(states, ...) -> states, rows``."""
+        if self.mesh is None:
+            return f
+
+        def local(states: Any, *others: Any) -> tuple[Any, Any]:
+            states, found = f(jax.tree.map(lambda x: x[0], states), *others)
             return jax.tree.map(lambda x: x[None], states), found
 
-        return self.split(local, inputs, (IMAGES, rows))
+        return self.split(local, (IMAGES, *inputs), (IMAGES, rows))
+
+    def index(self) -> Any:
+        """Return the number of the device that runs a function which is split."""
+        return 0 if self.mesh is None else jax.lax.axis_index(self.axes)
+
+    def gather(self, tree: Any, splits: Any) -> Any:
+        """Return what all devices have of a tree, inside a function that is split."""
+        if self.mesh is None:
+            return tree
+
+        def of_all(split: Split, part: Any) -> Any:
+            axis = split.value
+            if axis is None:
+                return part
+            return jax.tree.map(lambda x: jax.lax.all_gather(x, self.axes, axis=axis, tiled=True), part)
+
+        return jax.tree.map(of_all, splits, tree)
 
     def put(self, x: Any, split: Split = IMAGES) -> Any:
         """Put an array on the devices; along the axis that is split it has the share of this process."""

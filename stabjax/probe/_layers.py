@@ -1,15 +1,18 @@
 """The layers of a network as sets of units, batch by batch."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from stabjax import features
+from stabjax._numerics import column_sum
+from stabjax._types import AnyArray
 from stabjax.probe._checks import check_front, real
 
 Units = Literal["all", "average"]
@@ -23,11 +26,18 @@ class Layers:
         names: Their names.
         kinds: Their kinds.
         sizes: Number of units of each.
+        dtypes: Of their units.
     """
 
     names: tuple[str, ...]
     kinds: tuple[str, ...]
     sizes: tuple[int, ...]
+    dtypes: tuple[np.dtype, ...]
+
+    @property
+    def bytes_of_image(self) -> int:
+        """Memory that the units of one image take."""
+        return sum(size * dtype.itemsize for size, dtype in zip(self.sizes, self.dtypes, strict=True))
 
 
 def layers_of(traced: features.Traced, select: features.Select, units: Units) -> Layers:
@@ -38,47 +48,50 @@ def layers_of(traced: features.Traced, select: features.Select, units: Units) ->
     names = tuple(name for name in kinds if name in found)
     if not names:
         raise ValueError(f"expected select to name at least one operation, got {select!r}: see features.taps")
-    return Layers(names, tuple(kinds[name] for name in names), tuple(found[name].shape[1] for name in names))
+    shapes = [found[name] for name in names]
+    sizes, dtypes = tuple(x.shape[1] for x in shapes), tuple(np.dtype(x.dtype) for x in shapes)
+    return Layers(names, tuple(kinds[name] for name in names), sizes, dtypes)
 
 
-UnitsOfLayers = tuple[Float[Array, "b _"], ...]
+UnitsOfLayers = tuple[Float[AnyArray, "b _"], ...]
+MeansOfLayers = tuple[Float[AnyArray, " _"], ...]
 
 
-@dataclass(frozen=True)
-class UnitReader:
-    """Read the units of all layers for a batch: ``(activation - shift) / scale``, zero for images that do not count.
+def read_units(
+    traced: features.Traced, images: Array, layers: Layers, *, select: features.Select, units: Units
+) -> UnitsOfLayers:
+    """Run a network and return the units of each layer, ``(b, units)``."""
+    found = _activations(traced, images, select=select, units=units)
+    return tuple(found[name] for name in layers.names)
 
-    Shift and scale are the mean and the largest deviation in the first batch, so that neither squares nor large means
-    cost digits.
+
+class Scaling(NamedTuple):
+    """The mean and the largest deviation of a batch, by which units are brought to a common size.
+
+    So neither squares nor large means cost digits. One scale for all units of a layer keeps their variances in
+    proportion.
     """
 
-    run: Callable[[Array], Mapping[str, Array]]
-    layers: Layers
-    shifts: tuple[Float[Array, " _"], ...]
-    scales: tuple[Float[Array, ""], ...]
+    shifts: MeansOfLayers
+    scales: tuple[Float[AnyArray, ""], ...]
 
-    def __call__(self, images: Array, counted: Bool[Array, " b"]) -> UnitsOfLayers:
-        """Return the units of each layer, ``(b, units)``."""
-        found = self.run(images)
-        rows = zip((found[name] for name in self.layers.names), self.shifts, self.scales, strict=True)
-        # One scale for all units of a layer keeps their variances in proportion. Chosen after the division: NaN of
-        # images that do not count goes too.
+    @classmethod
+    def identity(cls, layers: Layers) -> "Scaling":
+        """Return what leaves units as they are."""
+        pairs = list(zip(layers.sizes, layers.dtypes, strict=True))
+        shifts, scales = [np.zeros(size, dtype) for size, dtype in pairs], [np.ones((), dtype) for _, dtype in pairs]
+        return cls(tuple(shifts), tuple(scales))
+
+    @classmethod
+    def of(cls, units: UnitsOfLayers, counted: Bool[Array, " b"]) -> "Scaling":
+        """Return that of a batch."""
+        return cls(*map(tuple, zip(*(_shift_and_scale(jnp.asarray(x), counted) for x in units), strict=True)))
+
+    def apply(self, units: UnitsOfLayers, counted: Bool[Array, " b"]) -> UnitsOfLayers:
+        """Return ``(x - shift) / scale``, zero for images that do not count."""
+        rows = zip(units, self.shifts, self.scales, strict=True)
+        # Chosen after the division: NaN of images that do not count goes too.
         return tuple(jnp.where(counted[:, None], (x - m[None]) / s, 0) for x, m, s in rows)
-
-
-def make_reader(
-    traced: features.Traced,
-    layers: Layers,
-    images: Float[Array, "b *spatial channels"],
-    counted: Bool[Array, " b"],
-    select: features.Select,
-    units: Units,
-) -> UnitReader:
-    """Make a reader whose shifts and scales are those of a batch."""
-    run = partial(_activations, traced, select=select, units=units)
-    found = run(images)
-    shifts, scales = zip(*(_shift_and_scale(found[name], counted) for name in layers.names), strict=True)
-    return UnitReader(run, layers, shifts, scales)
 
 
 def _shift_and_scale(x: Array, counted: Array) -> tuple[Array, Array]:
@@ -86,7 +99,7 @@ def _shift_and_scale(x: Array, counted: Array) -> tuple[Array, Array]:
     # From an image that counts: equal rows give exactly their value.
     one = x[jnp.argmax(counted)]
     shifted = jnp.where(counted[:, None], x - one[None], 0)
-    mean = jnp.sum(shifted, axis=0) / jnp.maximum(jnp.sum(counted), 1).astype(x.dtype)
+    mean = column_sum(shifted) / jnp.maximum(jnp.sum(counted), 1).astype(x.dtype)
     # Rows that do not count stand where `one` stands, which counts: the maximum is that of the others.
     largest = jnp.max(jnp.abs(shifted - mean[None]))
     # NaN stays: a layer that returns it shall show it, not look like one that does not vary.

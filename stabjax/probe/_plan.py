@@ -1,17 +1,20 @@
 """How the images of a source are dealt to the steps of a pass, to devices and to processes."""
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
 import jax
 import numpy as np
 
-from stabjax.probe._batching import Batches, Step, divide, step_size
+from stabjax import features
+from stabjax._provenance import digest
+from stabjax.probe._batching import Batches, Kinds, Step, divide, step_size
 from stabjax.probe._checkpoint import BEGIN, Position, extend_digest
 from stabjax.probe._devices import Devices
 from stabjax.probe._processes import agree_on_end
-from stabjax.probe._request import Request
 from stabjax.probe._source import ArraySource, Share, StreamSource, Window, as_window, fill_share, recut
 
 MOST_BATCHES = 16
@@ -46,6 +49,22 @@ class Plan:
         return self.source.number if isinstance(self.source, ArraySource) else None
 
     @property
+    def dtype(self) -> np.dtype:
+        """Return the dtype of images once they are normalized."""
+        dtype = self.source.dtype
+        return np.dtype(np.float32) if dtype == np.uint8 else np.dtype(jax.dtypes.canonicalize_dtype(dtype))
+
+    def describe(self) -> dict[str, Any]:
+        """Return what decides how images are grouped, as JSON has it."""
+        return {
+            "image": [str(self.source.dtype), *self.source.shape],
+            "images": self.images,
+            "batch": self.step.size,
+            "devices": self.devices.number,
+            "processes": self.devices.processes,
+        }
+
+    @property
     def batches_of_window(self) -> int:
         """Batches that one program passes.
 
@@ -59,58 +78,82 @@ class Plan:
 
     def windows(self, behind: Position = BEGIN) -> Iterator[Window]:
         """Yield the images of a few steps at a time, those behind a position."""
-        shares = self.shares(behind)
+        shares = self._behind(behind)
         while some := list(islice(shares, self.batches_of_window)):
             yield as_window(some, self.batches_of_window)
 
-    def shares(self, behind: Position) -> Iterator[Share]:
+    def shares(self, *, first: int = 0) -> Iterator[Share]:
+        """Yield the images of each step from one on; of a stream those before are read, too."""
+        if self.batches is not None and isinstance(self.source, ArraySource):
+            return self.source.shares(self.batches, self.slots, first)
+        return islice(self._of_stream(0), first, None)
+
+    def _behind(self, finished: Position) -> Iterator[Share]:
         """Yield the images of each step, those behind a position."""
-        if behind.source is not None and isinstance(self.source, StreamSource):
-            self.source.seek(behind.source)
-            yield from self._shares(behind.images)
+        if finished.source is not None and isinstance(self.source, StreamSource):
+            self.source.seek(finished.source)
+            yield from self._of_stream(finished.images)
             return
-        shares = self._shares(0)
-        digest = 0
-        for share in islice(shares, behind.batches):
-            digest = extend_digest(digest, share.images, share.counted)
-        if digest != behind.digest:
+        shares = self.shares()
+        seen = 0
+        for share in islice(shares, finished.batches):
+            seen = extend_digest(seen, share.images, share.counted)
+        if seen != finished.digest:
             raise ValueError(
                 "expected the images that were measured before, in their order, got others: give the same images and "
                 "the same order, or another path"
             )
         yield from shares
 
-    def _shares(self, seen: int) -> Iterator[Share]:
-        if self.batches is not None and isinstance(self.source, ArraySource):
-            yield from self.source.shares(self.batches, self.slots)
-        elif self.devices.processes == 1:
-            yield from self._stream(seen, 0, 1)
-        else:
-            blank = Share(
-                np.zeros((self.slots, *self.source.shape), self.source.dtype),
-                np.zeros(self.slots, np.int32),
-                np.zeros(self.slots, np.bool_),
-            )
-            yield from agree_on_end(self._stream(seen, jax.process_index(), self.devices.processes), blank)
+    def _of_stream(self, seen: int) -> Iterator[Share]:
+        if self.devices.processes == 1:
+            return self._cut(seen, 0, 1)
+        blank = Share(
+            np.zeros((self.slots, *self.source.shape), self.source.dtype),
+            np.zeros(self.slots, np.int32),
+            np.zeros(self.slots, np.bool_),
+        )
+        return agree_on_end(self._cut(seen, jax.process_index(), self.devices.processes), blank)
 
-    def _stream(self, seen: int, process: int, processes: int) -> Iterator[Share]:
+    def _cut(self, seen: int, process: int, processes: int) -> Iterator[Share]:
         # Image i of process p of P has the position i P + p among all.
         for images in recut(self.source.batches(), self.slots):
             yield fill_share(images, seen * processes + process, processes, self.slots)
             seen += len(images)
 
 
-def plan_pass(source: ArraySource | StreamSource, request: Request, devices: Devices) -> Plan:
+def plan_pass(
+    source: ArraySource | StreamSource, devices: Devices, *, batch_size: int, draws: int = 1, kinds: Kinds = ()
+) -> Plan:
     """Divide images into steps.
 
     The number of images in an array is known, so its batches are of like length. Those of a stream have the full
     length, up to the last two; a stream that ends within the first batch is an array.
+
+    Args:
+        source: The images.
+        devices: Over which they are split.
+        batch_size: Largest number of images that pass together on a device, see `stabjax.probe.run`.
+        draws: Number of draws of each image.
+        kinds: Versions beside the clean one.
     """
-    draws, size, kinds = request.draws, request.batch_size, request.kinds
     if devices.processes == 1:
         if isinstance(source, StreamSource):
-            source = source.as_array_up_to(size) or source
+            source = source.as_array_up_to(batch_size) or source
         if isinstance(source, ArraySource):
-            batches = divide(source.number, draws, size, kinds=kinds, devices=devices.number)
+            batches = divide(source.number, draws, batch_size, kinds=kinds, devices=devices.number)
             return Plan(source, batches.step, devices, batches)
-    return Plan(source, Step(step_size(draws, size, kinds), draws, kinds, separate=False), devices, None)
+    return Plan(source, Step(step_size(draws, batch_size, kinds), draws, kinds, separate=False), devices, None)
+
+
+def describe_network(traced: features.Traced) -> dict[str, Any]:
+    """Return what a network computes, as JSON has it."""
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), x.dtype), traced)
+    lowered = jax.jit(lambda network, images: network(images)).lower(shapes, traced.batch)
+    return {
+        # Of the tree, whose leaves are also arrays that a plain function closes over.
+        "arrays": digest(traced),
+        # With the numbers that stand in its code.
+        "program": hashlib.sha256(lowered.as_text().encode()).hexdigest(),
+        "taps": [f"{tap.name} {tap.kind}" for tap in traced.taps],
+    }

@@ -109,7 +109,7 @@ def run(
     """
     _check(measurements, deformation, noise, radius, draws, batch_size, images_layout)
     kinds = _kinds(measurements, deformation, noise)
-    normalization = _as_normalization(normalize)
+    normalization = as_normalization(normalize)
     form = Format(
         layout=images_layout,
         spatial=spatial,
@@ -132,11 +132,7 @@ def run(
     )
     array = images if isinstance(images, jax.Array) else None
     if is_traced((array, request.key, deformation, noise, network, request.measurements)):
-        if not isinstance(images, jax.Array | np.ndarray):
-            raise TypeError(
-                f"expected images as an array within jit, vmap and grad, got {type(images).__name__}: call the probe "
-                "outside, where it reads batch by batch"
-            )
+        check_is_array(images)
         if images_layout == "channels_first" and images.ndim > 2:
             images = jnp.moveaxis(images, 1, -1)
         form.check(images)
@@ -144,11 +140,11 @@ def run(
             raise ValueError("expected path=None and mesh=None within jit, vmap and grad: call the probe outside")
         return pass_traced(network, without_explicit_axes(jnp.asarray(images)), request)
     devices = find_devices(mesh, images, network)
-    source = open_source(_on_host(images), form)
+    source = open_source(on_host(images), form)
     return pass_source(network, source, request, devices, path=None if path is None else Path(path), progress=progress)
 
 
-def _on_host(images: Any) -> Any:
+def on_host(images: Any) -> Any:
     """Bring an array that lies on several devices, or on a CPU, to the host, from which its batches are read."""
     if isinstance(images, jax.Array) and (len(images.devices()) > 1 or next(iter(images.devices())).platform == "cpu"):
         if not images.is_fully_addressable:
@@ -170,6 +166,21 @@ def check_perturbations(deformation: Any, noise: Any, draws: int) -> None:
             raise TypeError(f"expected {name} to be a function (key, image) -> image, got {got}: see stabjax.perturb")
     if as_integer("draws", draws) < 1:
         raise ValueError(f"expected draws >= 1, got {draws}")
+
+
+def check_is_array(images: Any) -> None:
+    """Raise unless these are images that a program can take."""
+    if not isinstance(images, jax.Array | np.ndarray):
+        raise TypeError(
+            f"expected images as an array within jit, vmap and grad, got {type(images).__name__}: call the probe "
+            "outside, where it reads batch by batch"
+        )
+
+
+def check_layout(images_layout: str) -> None:
+    """Raise unless this says where channels are."""
+    if images_layout not in get_args(ImagesLayout):
+        raise ValueError(f"expected images_layout to be one of {get_args(ImagesLayout)}, got {images_layout!r}")
 
 
 def _check(
@@ -195,8 +206,7 @@ def _check(
                 f"expected the versions of {name!r} as some of {ALL_KINDS}, got {versions!r}: versions = ('deformed',)"
             )
     check_perturbations(deformation, noise, draws)
-    if images_layout not in get_args(ImagesLayout):
-        raise ValueError(f"expected images_layout to be one of {get_args(ImagesLayout)}, got {images_layout!r}")
+    check_layout(images_layout)
     if radius not in get_args(Radius):
         raise ValueError(f"expected radius 'each' or 'mean', got {radius!r}")
     if radius == "mean" and (noise is not None or deformation is None):
@@ -217,7 +227,8 @@ def _kinds(measurements: Mapping[str, Measurement], deformation: Any, noise: Any
     return tuple(kind for kind in given if kind in wanted)
 
 
-def _as_normalization(normalize: Any) -> Normalization:
+def as_normalization(normalize: Any) -> Normalization:
+    """Return mean and deviation of each channel as numbers, which are static."""
     if normalize is None:
         return None
     mean, deviation = (normalize.mean, normalize.deviation) if isinstance(normalize, Statistics) else normalize

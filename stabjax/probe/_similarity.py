@@ -1,38 +1,49 @@
 """`similarity`: what is asked for, checked and handed to the passes over the images."""
 
+from os import PathLike
+from pathlib import Path
 from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Float
+from jax.sharding import Mesh
 
-from stabjax import features
+from stabjax import features, networks
 from stabjax._arguments import as_integer
-from stabjax._images import Spatial, check_batch
+from stabjax._images import Spatial
 from stabjax._numerics import permit_nan
-from stabjax._sharding import without_explicit_axes
-from stabjax._types import AnyArray, Images
-from stabjax.probe._batching import divide_into_tiles
-from stabjax.probe._compare import choose_strategy, compare
-from stabjax.probe._layers import Layers, Units, layers_of
+from stabjax._pixels import Statistics, normalize_channels
+from stabjax._sharding import is_traced, without_explicit_axes
+from stabjax.probe._comparison import Comparison, least_images
+from stabjax.probe._devices import find_devices
+from stabjax.probe._layers import Units
+from stabjax.probe._pass import Normalization
+from stabjax.probe._run import as_normalization, check_is_array, check_layout, on_host
+from stabjax.probe._source import ArraySource, Format, ImagesLayout, StreamSource, open_source
+from stabjax.probe._source_comparison import compare_sources
+from stabjax.probe._traced_comparison import compare_arrays
 from stabjax.similarity import Measure, Similarity
-from stabjax.similarity.streaming import Canonical
 
 
 @permit_nan()
 def similarity(
     f: Any,
     g: Any,
-    images: Images,
+    images: Any,
     *,
-    others: Float[AnyArray, " batch *other_spatial other_channels"] | None = None,
+    others: Any = None,
     measure: Measure = "cka",
     units: Units = "all",
     batch_size: int = 128,
     memory: float | int = 1.0,
     select: features.Select = None,
     confidence: float = 0.95,
+    normalize: Statistics | tuple[Any, Any] | None = None,
+    images_layout: ImagesLayout = "channels_last",
     spatial: Spatial = None,
+    mesh: Mesh | None = None,
+    path: str | PathLike[str] | None = None,
+    progress: bool | None = None,
 ) -> Similarity:
     """Measure how similar every layer of one network is to every layer of another, or of itself on other images.
 
@@ -49,9 +60,10 @@ def similarity(
 
     Activations are not kept: the images pass in batches, and only sums over them remain. CKA is that of all images,
     never an average over batches. It comes from products of all units with each other, in two passes, if that is fewer
-    numbers than a Gram matrix of the images; otherwise from a Gram matrix of each layer, ``(n, n)``, for which the
+    numbers than a Gram matrix of the images; otherwise from Gram matrices of each layer, block by block, for which the
     activations of as many images as fit into ``memory`` are held at a time, and those of later ones computed again:
-    each image passes ``(tiles + 1) / 2`` times, where there are ``tiles`` such parts.
+    each image passes ``(tiles + 1) / 2`` times, where there are ``tiles`` such parts, and once more for the mean where
+    there are several. No Gram matrix is ever whole: what is kept of an image are a few numbers for each pair of layers.
 
     Intervals are over images, by the infinitesimal jackknife: for another set of so many images from the same source.
     They do not show the bias of plain CKA, which is large for wide layers and few images: two untrained networks have
@@ -66,8 +78,10 @@ def similarity(
             depend on the same row of its input alone; a network that normalizes by the statistics of its batch is
             compared only if all images pass as one batch.
         g: The second; ``f`` itself runs once.
-        images: Images as ``f`` takes them (normalized), ``(n, *spatial, channels)``, at least two (four if debiased).
-            An image with a pixel that is not finite is left out, and ``measured`` says so.
+        images: Images as ``f`` takes them (normalized), ``(n, *spatial, channels)``, at least two (four if debiased):
+            an array, an array on disk, an iterable of batches that can be had again (a loader), or a function that
+            returns one; see `run`. An iterator is refused: it can be read only once. An image with a pixel that is not
+            finite is left out, and ``measured`` says so. In several processes each gives images of its own.
         others: What ``g`` sees instead, image by image: deformed, noisy, or normalized otherwise.
         measure: ``"cka"``, linear (Kornblith et al. 2019, arXiv 1905.00414); ``"cka_debiased"``, by unbiased HSIC (Song
             et al. 2012); ``"cca"``, mean canonical correlation; ``"svcca"`` of the directions that explain 99 % of the
@@ -79,8 +93,15 @@ def similarity(
         select: Which operations of both: kinds, names, patterns of names or a predicate, as in
             `stabjax.features.capture`. A predicate can name operations that only one of them has.
         confidence: Probability that an interval covers.
+        normalize: Mean and deviation of each channel, of pixels in [0, 1], if images still have to be normalized; see
+            `run`.
+        images_layout: Where the channels of a batch are; ``"channels_first"`` as PyTorch has them.
         spatial: Number of spatial axes of the images, or their sides, where the shape leaves open which axis is which:
             ``(n, 28, 28)`` may be gray images without channels, or (``spatial=1``) signals of 28 channels.
+        mesh: Devices over which the images are split; see `run`.
+        path: A folder in which a long comparison is kept, so that one that is killed goes on; see `run`.
+        progress: Whether to show a bar of the images that have passed; by default on a terminal, once it takes some
+            seconds.
 
     Returns:
         The result. Where a similarity is undefined (a layer does not vary, or returns NaN) it is NaN and ``valid`` is
@@ -89,75 +110,74 @@ def similarity(
     Raises:
         TypeError: if the images are not floating-point.
         ValueError: for a wrong shape or option; if rows of a network depend on each other and ``batch_size < n``; if
-            an activation does not have its batch in front; for canonical correlations of as many units as images.
+            an activation does not have its batch in front; for canonical correlations of as many units as images;
+            for an iterator.
     """
-    same = g is f and others is None
-    both = (images,) if same else (images, images if others is None else others)
-    for x in both:
-        check_batch(x, spatial=spatial, vectors=True)
-    _check(both, measure, units, batch_size, memory, confidence)
-    select = features.as_select(select)
-    n = len(images)
-
-    def trace(size: int) -> tuple[features.Traced, ...]:
-        batches = (jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype) for x in both)
-        return tuple(features.trace(h, batch) for h, batch in zip((f, g), batches))
-
-    # The batch that passes is known if the activations of all images can be held, and seldom is it another one.
-    tiles = divide_into_tiles(n, batch_size)
-    traced = trace(tiles.size)
-    # Names and numbers of units depend on no batch size: they tell what one image takes.
-    layers = tuple(layers_of(h, select, units) for h in traced)
-    if not tiles.is_one_batch:
-        for h in traced if tiles.size > 1 else trace(2):  # a row alone does not show what it depends on
-            h.check_rows(otherwise=f", or pass all images as one batch, batch_size={n}")
-    _check_canonical(layers, n, measure)
-    # Of both networks: nothing keeps the compiler from running them side by side.
-    bytes_of_image = sum(sum(each.sizes) for each in layers) * jnp.zeros(()).dtype.itemsize
-    # So many images as the memory holds; only Gram matrices need it, the other ways hold one batch.
-    tiles = divide_into_tiles(n, batch_size, int(memory * 2**30 / bytes_of_image))
-    if tiles.size != traced[0].batch.shape[0]:
-        traced = trace(tiles.size)
-    return compare(
-        traced,
-        without_explicit_axes(tuple(map(jnp.asarray, both))),
-        layers=layers,
+    _check(measure, units, batch_size, memory, confidence)
+    check_layout(images_layout)
+    normalization = as_normalization(normalize)
+    form = Format(
+        layout=images_layout,
+        spatial=spatial,
+        made_for={},
+        integers=False if normalization is None else "bytes",
+        least=least_images(measure),
+        vectors=True,
+    )
+    # One network with itself runs once.
+    pair = tuple(map(networks.as_network, (f,) if g is f and others is None else (f, g)))
+    both = (images,) if others is None else (images, others)
+    asked = Comparison(measure, units, features.as_select(select), batch_size, memory, float(confidence), normalization)
+    if is_traced((pair, [x for x in both if isinstance(x, jax.Array)])):
+        if path is not None or mesh is not None:
+            raise ValueError("expected path=None and mesh=None within jit, vmap and grad: call the probe outside")
+        arrays = tuple(_as_array(x, form, normalization) for x in both)
+        layers, (matrix, interval), measured = compare_arrays(pair, without_explicit_axes(arrays), asked)
+    else:
+        devices = find_devices(mesh, images, pair)
+        sources = tuple(_as_rereadable(open_source(on_host(x), form)) for x in both)
+        where = {"path": None if path is None else Path(path), "progress": progress}
+        layers, (matrix, interval), measured = compare_sources(pair, sources, asked, devices, **where)
+    return Similarity(
+        layers=layers[0].names,
+        kinds=layers[0].kinds,
+        # One network with itself has one entry: the first is the last, too.
+        other_layers=layers[-1].names,
+        other_kinds=layers[-1].kinds,
+        matrix=matrix,
+        interval=interval,
+        valid=jnp.isfinite(matrix),
+        measured=jnp.asarray(measured),
         measure=measure,
-        strategy=choose_strategy(layers, n),
-        tiles=tiles,
         units=units,
-        select=select,
         confidence=float(confidence),
     )
 
 
-def _check(both: tuple[Any, ...], measure: str, units: str, batch_size: int, memory: float, confidence: float) -> None:
-    sizes = {len(x) for x in both}
-    if len(sizes) > 1:
-        raise ValueError(f"expected as many others as images, image by image, got {len(both[1])} and {len(both[0])}")
+def _as_array(images: Any, form: Format, normalization: Normalization) -> jax.Array:
+    """Return images within a program of the caller's, as the networks take them."""
+    check_is_array(images)
+    images = form.read(images, least=form.least)
+    return jnp.asarray(images if normalization is None else normalize_channels(images, *normalization))
+
+
+def _as_rereadable(source: ArraySource | StreamSource) -> ArraySource | StreamSource:
+    if isinstance(source, StreamSource) and not source.rereadable:
+        raise ValueError(
+            "expected images that can be read twice, got an iterator: give a function that makes a new one, an "
+            "iterable such as a loader, or an array"
+        )
+    return source
+
+
+def _check(measure: str, units: str, batch_size: int, memory: float, confidence: float) -> None:
     if measure not in get_args(Measure):
         raise ValueError(f"expected measure to be one of {get_args(Measure)}, got {measure!r}")
     if units not in get_args(Units):
         raise ValueError(f"expected units to be one of {get_args(Units)}, got {units!r}")
-    least = 4 if measure == "cka_debiased" else 2
-    if len(both[0]) < least:
-        raise ValueError(f"expected at least {least} images for {measure!r}, got {len(both[0])}")
     if as_integer("batch_size", batch_size) < 1:
         raise ValueError(f"expected batch_size >= 1, got {batch_size}")
     if not memory > 0:
         raise ValueError(f"expected memory > 0 GiB, got {memory}")
     if not 0 < confidence < 1:
         raise ValueError(f"expected confidence between 0 and 1, got {confidence}")
-
-
-def _check_canonical(layers: tuple[Layers, ...], n: int, measure: str) -> None:
-    if measure not in get_args(Canonical):
-        return
-    for each in layers:
-        size, name = max(zip(each.sizes, each.names, strict=True), key=lambda pair: pair[0])
-        if size >= n:
-            raise ValueError(
-                f"expected fewer units than images for {measure!r}, got {size} units at {name!r} and {n} images: any "
-                "two such layers have correlations of 1. Take units='average', leave it out with select, take more "
-                "images, or measure='cka_debiased'"
-            )

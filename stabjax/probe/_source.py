@@ -70,6 +70,7 @@ class Format:
         made_for: What perturbations say of them.
         integers: Which integers will do.
         least: Fewest images that will do.
+        vectors: Whether vectors, without any position, will do.
     """
 
     layout: ImagesLayout
@@ -77,6 +78,7 @@ class Format:
     made_for: Mapping[str, Spatial]
     integers: Integers
     least: int = 1
+    vectors: bool = False
 
     def read(self, item: Any, *, least: int = 1) -> AnyArray:
         """Return the images of what a loader yields, channels last; raise if it is no batch of images."""
@@ -89,7 +91,8 @@ class Format:
     def check(self, images: Any, *, least: int | None = None) -> None:
         """Raise unless this is a batch of images, channels last, and enough of them."""
         least = self.least if least is None else least
-        check_batch(images, spatial=self.spatial, made_for=self.made_for, integers=self.integers, least=least)
+        options: dict[str, Any] = {"integers": self.integers, "least": least, "vectors": self.vectors}
+        check_batch(images, spatial=self.spatial, made_for=self.made_for, **options)
 
 
 class ArraySource:
@@ -108,9 +111,9 @@ class ArraySource:
         for start in range(0, self.number, _READ):
             yield self._form.read(self.images[start : start + _READ])
 
-    def shares(self, batches: Batches, slots: int) -> Iterator[Share]:
-        """Yield the images of each batch."""
-        for start, length in zip(batches.starts(), batches.lengths(), strict=True):
+    def shares(self, batches: Batches, slots: int, first: int = 0) -> Iterator[Share]:
+        """Yield the images of each batch from one on."""
+        for start, length in list(zip(batches.starts(), batches.lengths(), strict=True))[first:]:
             images = self._form.read(_slice(self.images, int(start), min(slots, self.number - int(start))))
             positions = np.minimum(start + np.arange(slots), self.number - 1)
             yield Share(_fill(images, slots), positions.astype(np.int32), np.arange(slots) < length)

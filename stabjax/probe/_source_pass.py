@@ -5,7 +5,6 @@ While the devices work, the host prepares the next window.
 """
 
 import contextlib
-import hashlib
 from collections.abc import Callable
 from functools import partial, reduce
 from pathlib import Path
@@ -17,13 +16,13 @@ import numpy as np
 from stabjax import features, networks, perturb
 from stabjax._arguments import value_of
 from stabjax._progress import image_bar
-from stabjax._provenance import describe, digest
+from stabjax._provenance import describe
 from stabjax.probe._batching import Step
-from stabjax.probe._checkpoint import Checkpoint, Position, extend_digest, open_checkpoint
+from stabjax.probe._checkpoint import Checkpoint, Position, extend_digest, folder_of_process, open_checkpoint
 from stabjax.probe._context import Rows, Summary
 from stabjax.probe._devices import BATCHES, ONE_DEVICE, Devices
 from stabjax.probe._pass import init_states, pass_batch
-from stabjax.probe._plan import Plan, plan_pass
+from stabjax.probe._plan import Plan, describe_network, plan_pass
 from stabjax.probe._processes import agree, gather_rows
 from stabjax.probe._request import Request
 from stabjax.probe._rows import RowCollector
@@ -44,8 +43,9 @@ def pass_source(
     progress: bool | None,
 ) -> dict[str, Any]:
     """Take the measurements as `stabjax.probe.run` does, of images from a source."""
-    plan = plan_pass(source, request, devices)
-    step, image = plan.step, jax.ShapeDtypeStruct(source.shape, _dtype(source))
+    sizes: dict[str, Any] = {"batch_size": request.batch_size, "draws": request.draws, "kinds": request.kinds}
+    plan = plan_pass(source, devices, **sizes)
+    step, image = plan.step, jax.ShapeDtypeStruct(source.shape, plan.dtype)
     traced = features.trace(network, jax.ShapeDtypeStruct((step.rows, *image.shape), image.dtype))
     if not step.separate:
         together = f", or pass all images as one batch, batch_size={plan.images}" if plan.images else ""
@@ -85,7 +85,7 @@ def pass_source(
         checkpoint = None
         if path is not None:
             what = _description(request, traced, plan)
-            checkpoint = stack.enter_context(open_checkpoint(_folder(path, devices), what))
+            checkpoint = stack.enter_context(open_checkpoint(folder_of_process(path, devices), what))
         show = stack.enter_context(image_bar(plan.images, shown=progress))
         loop = _Loop(plan, checkpoint, show)
         stacked, collector = loop.resume(stacked, rows_shape)
@@ -182,19 +182,10 @@ def _merge(request: Request, states: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _folder(path: Path, devices: Devices) -> Path:
-    return path / f"process-{jax.process_index()}" if devices.processes > 1 else path
-
-
 def _description(request: Request, traced: features.Traced, plan: Plan) -> dict[str, Any]:
     """Return all that decides the numbers but the images, as JSON has it."""
     return {
-        "network": {
-            # Of the tree, whose leaves are also arrays that a plain function closes over.
-            "arrays": digest(traced),
-            "program": _program_digest(traced),
-            "taps": [f"{tap.name} {tap.kind}" for tap in traced.taps],
-        },
+        "network": describe_network(traced),
         "measurements": {name: describe(value_of(each)) for name, each in request.measurements.items()},
         "key": describe(request.key),
         "deformation": describe(request.deformation),
@@ -203,21 +194,5 @@ def _description(request: Request, traced: features.Traced, plan: Plan) -> dict[
         "draws": request.draws,
         "select": describe(request.select),
         "normalization": describe(request.normalization),
-        "image": [str(plan.source.dtype), *plan.source.shape],
-        "images": plan.images,
-        "batch": plan.step.size,
-        "devices": plan.devices.number,
-        "processes": plan.devices.processes,
+        **plan.describe(),
     }
-
-
-def _program_digest(traced: features.Traced) -> str:
-    """Return the checksum of what a network computes from its arrays, with the numbers that stand in its code."""
-    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), x.dtype), traced)
-    lowered = jax.jit(lambda network, images: network(images)).lower(shapes, traced.batch)
-    return hashlib.sha256(lowered.as_text().encode()).hexdigest()
-
-
-def _dtype(source: ArraySource | StreamSource) -> Any:
-    """Return the dtype of images once they are normalized."""
-    return np.dtype(np.float32) if source.dtype == np.uint8 else jax.dtypes.canonicalize_dtype(source.dtype)

@@ -17,7 +17,7 @@ from stabjax._compilation import quick_jit
 from stabjax._types import AnyArray, Perturbation, PRNGKey
 from stabjax.probe._batching import Step
 from stabjax.probe._context import Batch, Rows
-from stabjax.probe._devices import BATCHES, DRAWS, IMAGES, WHOLE, Devices
+from stabjax.probe._devices import BATCHES, DRAWS, WHOLE, Devices
 from stabjax.probe._pass import Measurements, Normalization, pass_batch, perturb_batch, sum_sizes
 
 _SPLITS: Any = (DRAWS, BATCHES, BATCHES, BATCHES, BATCHES, BATCHES, WHOLE, DRAWS, DRAWS)
@@ -72,7 +72,7 @@ def pass_window(
     """
 
     def local(
-        traced: Any, measurements: Any, states: Any, window: Batch, number: Any, deformation: Any
+        states: Any, traced: Any, measurements: Any, window: Batch, number: Any, deformation: Any
     ) -> tuple[Any, Any]:
         def pass_one(states: Any, batch: Batch) -> tuple[Any, Any]:
             return pass_batch(traced, measurements, states, batch, deformation, select=select, step=step)
@@ -91,9 +91,10 @@ def pass_window(
         empty = jax.tree.map(lambda x: jnp.zeros((batches, *x.shape), x.dtype), shapes)
         return jax.lax.fori_loop(0, number, advance, (states, empty))
 
-    inputs = (WHOLE, WHOLE, IMAGES, _OF_WINDOW, WHOLE, WHOLE)
+    inputs = (WHOLE, WHOLE, _OF_WINDOW, WHOLE, WHOLE)
     rows = {name: Rows(BATCHES, DRAWS) for name in measurements}
-    return devices.split_with_states(local, inputs, rows)(traced, measurements, states, window, number, deformation)
+    split = devices.split_states_and_rows(local, inputs, rows)
+    return split(states, traced, measurements, window, number, deformation)
 
 
 @jax.jit

@@ -1,7 +1,5 @@
 """A traced network: its own Python runs once for whatever is asked, and the program is passed on as a value."""
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -77,15 +75,23 @@ def test_the_code_of_a_network_runs_once_for_a_question(question, images, runs):
         assert len(runs) == 1
 
 
-def test_similarity_traces_again_only_if_the_activations_do_not_fit(images, runs):
-    compare = partial(probe.similarity, plain(0), plain(5), images[:10], batch_size=4)
+def test_similarity_inside_jit_traces_again_only_if_the_activations_do_not_fit(images, runs):
+    f, g = plain(0), plain(5)
+
+    def compare(**options):
+        return jax.jit(lambda x: probe.similarity(f, g, x, batch_size=4, **options).matrix)(images[:10])
+
     whole = compare()
     assert [shape[0] for shape in runs] == [4, 4]
     runs.clear()
     one_image = 2 * 4 * (8 * 8 * 4 * 2 + 4 + 2 + 2)  # bytes: two networks, their convolution, relu, pool, dense, output
     parts = compare(memory=6.5 * one_image / 2**30)  # two tiles of five images, in batches of three
     assert [shape[0] for shape in runs] == [4, 4, 3, 3]
-    np.testing.assert_allclose(parts.matrix, whole.matrix, atol=1e-5)
+    np.testing.assert_allclose(parts, whole, atol=1e-5)
+    runs.clear()
+    # Outside, a tile is of as many batches as fit, whatever their size.
+    np.testing.assert_allclose(probe.similarity(f, g, images[:10], batch_size=4).matrix, whole, atol=1e-5)
+    assert [shape[0] for shape in runs] == [4, 4]
 
 
 def test_a_traced_network_answers_as_the_questions_do(images):

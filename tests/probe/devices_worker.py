@@ -85,6 +85,35 @@ def close(found, expected):
         np.testing.assert_allclose(numbers(found)[name], value, rtol=1e-5, atol=1e-5, err_msg=name)
 
 
+def compare(network, images, *ways, **options):
+    """Compare layers by Gram matrices, in tiles of a few batches, by products of few units, and by correlations."""
+    other, found = sample_networks()["function"], {}
+    for way in ways:
+        measure, units, memory = WAYS[way]
+        settings = {"measure": measure, "units": units, "memory": memory, "batch_size": 5}
+        result = probe.similarity(network, other, images, **settings, **options)
+        found |= {f"{way} {name}": np.asarray(getattr(result, name)) for name in ("matrix", "interval")}
+    return found
+
+
+def alike(found, expected):
+    """Compare similarities to 1e-5."""
+    for name, value in expected.items():
+        np.testing.assert_allclose(found[name], value, atol=1e-5, err_msg=name)
+
+
+WAYS = {
+    "grams": ("cka_debiased", "all", 2e-4),
+    "products": ("cka", "average", 1.0),
+    "canonical": ("cca", "average", 1.0),
+}
+
+
+def ways(names):
+    """Return how layers are compared: in all ways if there are several networks."""
+    return tuple(WAYS) if len(names) > 1 else ("grams",)
+
+
 def flops_of_a_step(call):
     """Return the operations of one step on one device, as the compiler counts them, and the number of steps."""
     counted, plain = [], _source_pass.pass_window
@@ -115,6 +144,9 @@ def devices(names):
         expected = measure(network, images)
         close(measure(network, images, mesh=auto), expected)
         close(measure(network, iter(np.split(images, [10, 50])), mesh=explicit), expected)
+        similar = compare(network, images, *ways(names))
+        alike(compare(network, images, *ways(names), mesh=auto), similar)
+        alike(compare(network, lambda: np.split(images, [10, 50]), *ways(names), mesh=explicit), similar)
         print(name, flush=True)
     network = sample_networks()["nnx"]
     expected = measure(network, images[:80])
@@ -147,14 +179,24 @@ def processes(port, k, out, names):
     for name in names:
         network = sample_networks()[name]
         found = measure(network, iter(np.split(images, [3, 20])), mesh=mesh)
-        np.savez(out / f"{name}-{k}.npz", **numbers(found))
+        similar = compare(network, lambda: np.split(images, [3, 20]), *ways(names), mesh=mesh)
+        np.savez(out / f"{name}-{k}.npz", **numbers(found), **similar)
     # Killed: each process goes on by a folder of its own.
     _checkpoint.INTERVAL, _plan.MOST_BATCHES = 0.0, 1
     network = sample_networks()["nnx"]
     with pytest.raises(RuntimeError, match="no more images"):
         measure(network, _dying(np.split(images, [10, 20, 30]), 3), mesh=mesh, path=out / "run")
     found = measure(network, iter(np.split(images, [10, 20, 30])), mesh=mesh, path=out / "run")
-    np.savez(out / f"resumed-{k}.npz", **numbers(found))
+    cut, calls = np.split(images, [10, 20, 30]), []
+
+    def interrupted():
+        calls.append(None)
+        return _dying(cut, 3 if len(calls) == 2 else 99)
+
+    with pytest.raises(RuntimeError, match="no more images"):
+        compare(network, interrupted, "grams", mesh=mesh, path=out / "compared")
+    similar = compare(network, interrupted, "grams", mesh=mesh, path=out / "compared")
+    np.savez(out / f"resumed-{k}.npz", **numbers(found), **similar)
     # One has many more than the other, and one cannot read its own: all of them say so.
     uneven = measure(network, images[: 40 if k else 3], mesh=mesh)
     assert uneven.measured.shape == (43,)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from stabjax import features, networks, perturb, probe, similarity
-from stabjax.probe import _compare, _gram_pass, _layers
+from stabjax.probe import _comparison, _layers
 from tests.probe.similarity_cases import (
     FEW,
     MANY,
@@ -98,18 +98,16 @@ def test_both_strategies_agree(measure):
         np.testing.assert_allclose(getattr(by_products, name), getattr(by_grams, name), atol=2e-6)
 
 
-@pytest.mark.parametrize("n", [5, 511, 512, 1100])
-def test_the_lower_half_of_a_tile(n):
-    x = np.random.default_rng(0).normal(size=(n, 3)).astype(np.float32)
-    found = np.asarray(_gram_pass._write_own_products(jnp.full((n + 4, n + 4), 7.0), jnp.asarray(x), jnp.asarray(2)))
-    np.testing.assert_allclose(np.tril(found[2:-2, 2:-2]), np.tril(x @ x.T), atol=1e-5)
-    np.testing.assert_array_equal(found[:2], 7)
-
-
 def test_the_smaller_strategy_is_chosen():
-    layers = _layers.Layers(("a", "b"), ("conv", "conv"), (30, 20))
-    assert _compare.choose_strategy((layers,), 101) == "products"
-    assert _compare.choose_strategy((layers, layers), 100) == "grams"
+    layers = _layers.Layers(("a", "b"), ("conv", "conv"), (30, 20), (np.dtype(np.float32),) * 2)
+    choose = _comparison.choose_strategy
+    assert choose((layers,), 101) == "products"
+    assert choose((layers, layers), 100) == "grams"
+    # (50 + 50)^2 products of both, 2 (30^2 + 20^2) of each by itself.
+    numbers = 50 * 50 + 2 * (30**2 + 20**2)
+    assert choose((layers, layers), 101, numbers * 4 / 2**30) == "products"
+    assert choose((layers, layers), 101, numbers * 3.9 / 2**30) == "grams"
+    assert choose((layers, layers), None) == "products"
 
 
 @pytest.mark.parametrize(

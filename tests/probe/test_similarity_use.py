@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from stabjax import features, networks, probe, similarity
-from stabjax.probe import _batching, _compare, _layers
+from stabjax.probe import _batching, _comparison, _layers, _source_units, _traced_comparison
 from tests.probe.similarity_cases import FEW, MANY, SIDE, F, G, compared, network, of_two, whole
 
 SLOW = pytest.mark.slow
@@ -28,16 +28,12 @@ def temporary(n, count, **division):
     traced = tuple(features.trace(wide, shape) for _ in range(count))
     layers = _layers.layers_of(traced[0], "activation", "all")
     assert layers.sizes == (UNITS, UNITS)
-    compiled = _compare.compare.lower(
+    compiled = _traced_comparison.compare_traced.lower(
         traced,
         (jax.ShapeDtypeStruct((n, *shape.shape[1:]), shape.dtype),) * count,
         layers=(layers,) * count,
-        measure="cka",
-        strategy="grams",
         tiles=tiles,
-        units="all",
-        select="activation",
-        confidence=0.95,
+        asked=_comparison.Comparison("cka", "all", "activation", 8, 1.0, 0.95, None),
     ).compile()
     return compiled.memory_analysis().temp_size_in_bytes
 
@@ -61,9 +57,9 @@ def test_memory_is_that_of_the_activations_that_may_be_held(count):
 
 def test_one_compilation_for_all_networks():
     found = [compared(F, G, FEW, batch_size=7).matrix]
-    count = _compare.compare._cache_size()
+    count = _source_units.read_batch._cache_size()
     found += [compared(network(seed), network(seed + 1), FEW, batch_size=7).matrix for seed in (3, 4)]
-    assert _compare.compare._cache_size() == count
+    assert _source_units.read_batch._cache_size() == count
     assert len(np.unique(np.array(found)[:, 0, 0])) == 3
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from stabjax.similarity.streaming import HsicTerms, ProductTerms, UnitProducts
+from stabjax.similarity.streaming import GramTerms, HsicTerms, ProductTerms, UnitProducts
 from tests.similarity.sets import align, grams_of, numpy_cka
 
 
@@ -81,10 +81,51 @@ def test_terms_by_definition(x64):
             terms = terms.update(start, *half)
         return terms.finish(debiased=True)
 
-    terms = by_products(*layers, jnp.asarray(counted))
-    np.testing.assert_allclose(terms.cross, expected, atol=1e-9)
-    for side, mine in ((first, terms.first), (second, terms.second)):
-        np.testing.assert_allclose(mine, [(a * a).sum(1) for a in side], atol=1e-9)
+    for terms in (by_products(*layers, jnp.asarray(counted)), by_blocks(*layers, counted, debiased=True)):
+        np.testing.assert_allclose(terms.cross, expected, atol=1e-9)
+        for side, mine in ((first, terms.first), (second, terms.second)):
+            np.testing.assert_allclose(mine, [(a * a).sum(1) for a in side], atol=1e-9)
+        assert terms.n == kept
+
+
+def by_blocks(x, y, counted, *, debiased, leave_out=()):
+    """Accumulate the blocks of Gram matrices of uneven parts, in two streams that are merged, but some of them."""
+    starts, sizes, dtype = (0, 4, 6), (4, 2, 3), jnp.result_type(float)
+    # Centered; what samples hold that do not count must not matter.
+    x, y = ([np.where(counted[:, None], z - z[counted].mean(0), np.nan).astype(dtype) for z in s] for s in (x, y))
+
+    @jax.jit
+    def accumulate(x, y, counted):
+        def part(k):
+            rows = slice(starts[k], starts[k] + sizes[k])
+            return starts[k], [z[rows] for z in x], [z[rows] for z in y], counted[rows]
+
+        streams = [GramTerms.init(len(x), len(y), len(counted), dtype=dtype) for _ in range(2)]
+        for k, (i, j) in enumerate(itertools.combinations_with_replacement(range(len(sizes)), 2)):
+            if (i, j) not in leave_out:
+                streams[k % 2] = streams[k % 2].update(*part(i), *part(j), mirror=i != j)
+        return streams[0].merge(streams[1]).finish(debiased=debiased)
+
+    return accumulate(x, y, counted)
+
+
+@pytest.mark.parametrize("debiased", [False, True])
+def test_blocks_of_gram_matrices_are_the_whole(debiased):
+    """In single precision, with many more units than samples, where a sample by itself outweighs all others."""
+    x, y = ([z.astype(np.float32) for z in random_layers(seed, 9, (500, 2000))] for seed in (1, 2))
+    counted = np.arange(9) != 4
+    value, interval = by_blocks(x, y, counted, debiased=debiased).alignment(debiased=debiased)
+    wide = [[np.asarray(z[counted], np.float64) for z in side] for side in (x, y)]
+    expected = [[numpy_cka(a, b, debiased) for b in wide[1]] for a in wide[0]]
+    np.testing.assert_allclose(value, expected, atol=2e-6)
+    np.testing.assert_allclose(interval, align(*map(grams_of, wide), np.ones(8, bool), debiased=debiased)[1], atol=1e-5)
+
+
+@pytest.mark.parametrize("missing", [(0, 0), (1, 2)])
+def test_a_block_that_is_missing_is_noticed(missing):
+    layers = ([random_layers(seed, 9)[0]] for seed in (1, 2))
+    terms = by_blocks(*layers, np.ones(9, bool), debiased=True, leave_out=[missing])
+    assert jnp.isnan(jnp.sum(terms.cross))
 
 
 @pytest.mark.parametrize(("batch_size", "room"), [(4, 10), (16, 9)])

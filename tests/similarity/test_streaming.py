@@ -207,7 +207,7 @@ def test_streams_stack_and_differentiate():
         np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["QRFactor", "WhitenedProducts", "UnitProducts", "ProductTerms"])
+@pytest.mark.parametrize("name", ["QRFactor", "WhitenedProducts", "UnitProducts", "ProductTerms", "GramTerms"])
 def test_every_accumulator_has_the_same_steps(name):
     """Documented and annotated; what has a default is keyword-only, but for the mask."""
     accumulator = getattr(streaming, name)

@@ -10,7 +10,7 @@ Every accumulator is a frozen pytree with the same steps, each of which returns 
 What is accumulated, and what it finishes to::
 
     CKA, few units      UnitProducts -> CKA, or, in a second pass,  ProductTerms -> HsicTerms -> CKA with intervals
-    CKA, many units     Gram matrices of all samples                             -> HsicTerms -> CKA with intervals
+    CKA, many units     GramTerms, of blocks of the Gram matrices                -> HsicTerms -> CKA with intervals
     CCA, SVCCA, PWCCA   QRFactor of each layer -> Basis, in a second pass,  WhitenedProducts -> mean correlation
 
 CKA of two layers with 64 and 10 units, and the mean canonical correlation::
@@ -36,6 +36,7 @@ a common one where streams are merged (Chan, Golub and LeVeque 1983), so that la
 
 from stabjax.similarity._bases import Basis
 from stabjax.similarity.streaming._canonical import Canonical, QRFactor, WhitenedProducts
+from stabjax.similarity.streaming._gram_terms import GramTerms
 from stabjax.similarity.streaming._hsic import HsicTerms
 from stabjax.similarity.streaming._product_terms import ProductTerms
 from stabjax.similarity.streaming._products import UnitProducts
@@ -43,6 +44,7 @@ from stabjax.similarity.streaming._products import UnitProducts
 __all__ = [
     "Basis",
     "Canonical",
+    "GramTerms",
     "HsicTerms",
     "ProductTerms",
     "QRFactor",

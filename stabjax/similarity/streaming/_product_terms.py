@@ -19,6 +19,7 @@ from stabjax.similarity.streaming._layers import (
     write_samples,
 )
 from stabjax.similarity.streaming._products import NetworkProducts, UnitProducts
+from stabjax.similarity.streaming._term_sums import OfLayers, debias, products_of
 
 
 class ProductTerms(NamedTuple):
@@ -34,9 +35,9 @@ class ProductTerms(NamedTuple):
 
     products: UnitProducts
     """From a pass over all samples, centered."""
-    q: tuple[Float[Array, "x y n"], Float[Array, "x n"], Float[Array, "y n"]]
+    q: OfLayers
     """Of every pair of layers, and of each layer of either network with itself."""
-    r: tuple[Float[Array, "x y n"], Float[Array, "x n"], Float[Array, "y n"]]
+    r: OfLayers
     """Likewise."""
     a: Float[Array, "x n"]
     """Squared lengths ``|x_i|^2``."""
@@ -49,9 +50,9 @@ class ProductTerms(NamedTuple):
     def init(cls, products: UnitProducts, n: int) -> "ProductTerms":
         """Return the terms of an empty stream with room for ``n`` samples; rows that only fill a batch need none."""
         x, y = len(products.first.own), len(products.second.own)
-        cross, first, second = (jnp.zeros((*layers, n), products.cross.dtype) for layers in ((x, y), (x,), (y,)))
+        empty = OfLayers.zeros(x, y, n, products.cross.dtype)
         # Centered once, here: what the second pass subtracts is then the mean over all samples.
-        return cls(products.center(), (cross, first, second), (cross, first, second), first, second, jnp.zeros(n, bool))
+        return cls(products.center(), empty, empty, empty.first, empty.second, jnp.zeros(n, bool))
 
     def update(
         self, start: Scalar, x: Layers, y: Layers, counted: Bool[AnyArray, " b"] | None = None
@@ -84,9 +85,9 @@ class ProductTerms(NamedTuple):
         )
         (x_q, x_r), (y_q, y_r) = (_own_terms(rows, network) for rows, network in ((x_rows, first), (y_rows, second)))
         batch = (
-            (q, x_q, y_q),
+            OfLayers(q, x_q, y_q),
             # x_linear has a (y, b) for each layer of x, y_linear an (x, b) for each layer of y; both become (x, y, b).
-            (jnp.stack(x_linear) + jnp.stack(y_linear, axis=1), x_r, y_r),
+            OfLayers(jnp.stack(x_linear) + jnp.stack(y_linear, axis=1), x_r, y_r),
             sum_by_layer(jnp.square(x_rows), first.sizes),
             sum_by_layer(jnp.square(y_rows), second.sizes),
             counted,
@@ -100,35 +101,16 @@ class ProductTerms(NamedTuple):
         return ProductTerms(self.products, *jax.tree.map(jnp.add, self[1:], other[1:]))
 
     def finish(self, *, debiased: bool) -> HsicTerms:
-        """Return the terms of all samples; debiased ones are row sums of products of the matrices of `center_gram`.
-
-        Written out for centered units (``m = n - 2``, ``A = sum a``, ``B = sum b``, ``T = sum a b``)::
-
-            h = q - a b + (r - 3 a b) / m + (a B + b A + T - 2 a b - A B / (n - 1)) / m^2
-
-        (Szekely and Rizzo 2014; see `stabjax.similarity._cka.center_gram`). Not debiased, ``h = q``. NaN unless all
-        samples of the first pass have come.
-        """
+        """Return the terms of all samples: ``h = q``, or debiased; NaN unless all of the first pass have come."""
         count = jnp.sum(self.counted)
         # The products are those of all samples: with fewer terms than samples (no room for some), HSIC is unknown.
-        cross, first, second = (jnp.where(count == self.products.n, q, jnp.nan) for q in self.q)
+        q = jax.tree.map(lambda each: jnp.where(count == self.products.n, each, jnp.nan), self.q)
         if not debiased:
-            return HsicTerms(cross, first, second, count)
-        # Samples that do not count have zero in q, r, a and b: sums over the last axis are sums over the others.
-        n = count.astype(self.a.dtype)
-
-        def debias(q: Array, r: Array, a: Array, b: Array) -> Array:
-            ab = a * b
-            all_a, all_b, all_ab = (jnp.sum(z, axis=-1, keepdims=True) for z in (a, b, ab))
-            rest = a * all_b + b * all_a + all_ab - 2 * ab - all_a * all_b / (n - 1)
-            return jnp.where(self.counted, q - ab + (r - 3 * ab) / (n - 2) + rest / jnp.square(n - 2), 0)
-
-        a, b = self.a, self.b
-        # (x, 1, n) with (1, y, n) for the pairs of layers; a layer with itself has a in both places.
-        pairs = ((a[:, None], b[None]), (a, a), (b, b))
-        known = zip((cross, first, second), self.r, pairs, strict=True)
-        cross, first, second = (debias(q, r, *pair) for q, r, pair in known)
-        return HsicTerms(cross, first, second, count)
+            return HsicTerms(q.cross, q.first, q.second, count)
+        # Without the sample itself, of which q has a b and r has twice a b.
+        own = products_of(self.a, self.b)
+        q, r = jax.tree.map(jnp.subtract, q, own), jax.tree.map(lambda r, ab: r - 2 * ab, self.r, own)
+        return debias(q, r, self.a, self.b, self.counted)
 
 
 def _own_terms(rows: Array, network: NetworkProducts) -> tuple[Array, Array]:
