@@ -142,11 +142,12 @@ def devices(names):
     for name in names:
         network = sample_networks()[name]
         expected = measure(network, images)
-        close(measure(network, images, mesh=auto), expected)
-        close(measure(network, iter(np.split(images, [10, 50])), mesh=explicit), expected)
         similar = compare(network, images, *ways(names))
-        alike(compare(network, images, *ways(names), mesh=auto), similar)
+        close(measure(network, iter(np.split(images, [10, 50])), mesh=explicit), expected)
         alike(compare(network, lambda: np.split(images, [10, 50]), *ways(names), mesh=explicit), similar)
+        if len(names) > 1:
+            close(measure(network, images, mesh=auto), expected)
+            alike(compare(network, images, *ways(names), mesh=auto), similar)
         print(name, flush=True)
     network = sample_networks()["nnx"]
     expected = measure(network, images[:80])
@@ -178,6 +179,9 @@ def processes(port, k, out, names):
     images = sample_images(83)[k::2]  # 42 and 41
     for name in names:
         network = sample_networks()[name]
+        if len(names) == 1:
+            # That one is killed and goes on, below: to the same numbers.
+            continue
         found = measure(network, iter(np.split(images, [3, 20])), mesh=mesh)
         similar = compare(network, lambda: np.split(images, [3, 20]), *ways(names), mesh=mesh)
         np.savez(out / f"{name}-{k}.npz", **numbers(found), **similar)
