@@ -26,6 +26,17 @@ def is_explicit(x: jax.Array) -> bool:
     return AxisType.Explicit in jax.typeof(x).sharding.mesh.axis_types
 
 
+def beside(x: jax.Array, tree: T) -> T:
+    """Bring arrays of a tree onto the mesh of an array, if that has explicit axes, along none of which it is split.
+
+    Some operations (`jax.lax.dynamic_update_slice`) take arrays of one mesh only, and what is made of nothing has none.
+    """
+    if not is_explicit(x):
+        return tree
+    sharding = NamedSharding(jax.typeof(x).sharding.mesh, PartitionSpec())
+    return jax.tree.map(lambda leaf: jax.sharding.reshard(leaf, sharding), tree)
+
+
 def is_traced(tree: Any) -> bool:
     """Tell whether what is computed from a tree is traced: arrays of it are, or the caller's function is compiled."""
     leaves = jax.tree.leaves(tree)

@@ -4,6 +4,8 @@
     rows-00012.npz    numbers of each image of some batches, written once
     state-00013.npz   states of the measurements after the batches of so many files of rows, and the one before
 
+A comparison of layers keeps no rows; its states are numbered by how often they were saved.
+
 Every file is written in one step, rows before the state that counts them: whatever a kill leaves behind, a state and
 the rows in front of it agree. Of several processes each has a folder of its own. They save after the same batches, so
 a kill leaves them at most one saving apart: that is why the state before is kept.
@@ -74,14 +76,14 @@ class Checkpoint:
         """Return how many files of rows the newest state counts, 0 if there is none."""
         return max((int(file.stem.removeprefix("state-")) for file in self._path.glob("state-*.npz")), default=0)
 
-    def load(self, parts: int) -> Saved | None:
-        """Return what was saved with so many files of rows; None for none."""
+    def load(self, parts: int, *, rows: bool = True) -> Saved | None:
+        """Return what was saved with so many files of rows, or as often without any; None for none."""
         self._parts = parts
         if parts == 0:
             return None
         arrays = _read(self._path / _state_name(parts))
         position = json.loads(arrays.pop("position").tobytes())
-        files = [_read(self._path / _rows_name(number)) for number in range(parts)]
+        files = [_read(self._path / _rows_name(number)) for number in range(parts if rows else 0)]
         positions = [file.pop("positions") for file in files]
         return Saved(Position(**position), _leaves(arrays), [_leaves(file) for file in files], positions)
 
@@ -89,16 +91,17 @@ class Checkpoint:
         """Tell whether it is time to save again."""
         return time.monotonic() - self._time >= INTERVAL
 
-    def save(self, position: Position, states: Any, rows: Any, positions: np.ndarray) -> None:
+    def save(self, position: Position, states: Any, rows: Any = None, positions: np.ndarray | None = None) -> None:
         """Save the states, and the rows of all batches since the last time.
 
         Args:
             position: How far the pass has come.
             states: A pytree of arrays.
-            rows: A pytree of arrays, those of new batches.
+            rows: A pytree of arrays, those of new batches; none if what is measured keeps none.
             positions: Of the images of these rows.
         """
-        _write(self._path / _rows_name(self._parts), {"positions": positions, **_numbered(rows)})
+        if positions is not None:
+            _write(self._path / _rows_name(self._parts), {"positions": positions, **_numbered(rows)})
         self._parts += 1
         packed = np.frombuffer(json.dumps(asdict(position)).encode(), np.uint8)
         _write(self._path / _state_name(self._parts), {"position": packed, **_numbered(states)})

@@ -102,8 +102,10 @@ def _shift_and_scale(x: Array, counted: Array) -> tuple[Array, Array]:
     mean = column_sum(shifted) / jnp.maximum(jnp.sum(counted), 1).astype(x.dtype)
     # Rows that do not count stand where `one` stands, which counts: the maximum is that of the others.
     largest = jnp.max(jnp.abs(shifted - mean[None]))
+    # Of a single image, or equal ones, the size: there is no deviation.
+    size = jnp.max(jnp.abs(one))
     # NaN stays: a layer that returns it shall show it, not look like one that does not vary.
-    return one + mean, jnp.where(largest > 0, largest, jnp.where(jnp.isnan(largest), largest, 1))
+    return one + mean, jnp.where(largest == 0, jnp.where(size > 0, size, 1), largest)
 
 
 def _activations(traced: features.Traced, images: Any, *, select: features.Select, units: Units) -> Mapping[str, Array]:

@@ -82,19 +82,28 @@ class Plan:
         while some := list(islice(shares, self.batches_of_window)):
             yield as_window(some, self.batches_of_window)
 
-    def shares(self, *, first: int = 0) -> Iterator[Share]:
-        """Yield the images of each step from one on; of a stream those before are read, too."""
+    def own_shares(self, *, first: int = 0) -> Iterator[Share]:
+        """Yield the images of this process in each step, from step ``first`` on; of a stream those before are read."""
         if self.batches is not None and isinstance(self.source, ArraySource):
             return self.source.shares(self.batches, self.slots, first)
-        return islice(self._of_stream(0), first, None)
+        return islice(self._cut(0), first, None)
+
+    @property
+    def blank(self) -> Share:
+        """Return a step without images."""
+        return Share(
+            np.zeros((self.slots, *self.source.shape), self.source.dtype),
+            np.zeros(self.slots, np.int32),
+            np.zeros(self.slots, np.bool_),
+        )
 
     def _behind(self, finished: Position) -> Iterator[Share]:
         """Yield the images of each step, those behind a position."""
         if finished.source is not None and isinstance(self.source, StreamSource):
             self.source.seek(finished.source)
-            yield from self._of_stream(finished.images)
+            yield from self._with_others(self._cut(finished.images))
             return
-        shares = self.shares()
+        shares = self._with_others(self.own_shares())
         seen = 0
         for share in islice(shares, finished.batches):
             seen = extend_digest(seen, share.images, share.counted)
@@ -105,17 +114,13 @@ class Plan:
             )
         yield from shares
 
-    def _of_stream(self, seen: int) -> Iterator[Share]:
-        if self.devices.processes == 1:
-            return self._cut(seen, 0, 1)
-        blank = Share(
-            np.zeros((self.slots, *self.source.shape), self.source.dtype),
-            np.zeros(self.slots, np.int32),
-            np.zeros(self.slots, np.bool_),
-        )
-        return agree_on_end(self._cut(seen, jax.process_index(), self.devices.processes), blank)
+    def _with_others(self, shares: Iterator[Share]) -> Iterator[Share]:
+        """Go on until no process has any images left."""
+        return agree_on_end(shares, self.blank) if self.devices.processes > 1 else shares
 
-    def _cut(self, seen: int, process: int, processes: int) -> Iterator[Share]:
+    def _cut(self, seen: int) -> Iterator[Share]:
+        processes = self.devices.processes
+        process = jax.process_index() if processes > 1 else 0
         # Image i of process p of P has the position i P + p among all.
         for images in recut(self.source.batches(), self.slots):
             yield fill_share(images, seen * processes + process, processes, self.slots)
@@ -123,7 +128,13 @@ class Plan:
 
 
 def plan_pass(
-    source: ArraySource | StreamSource, devices: Devices, *, batch_size: int, draws: int = 1, kinds: Kinds = ()
+    source: ArraySource | StreamSource,
+    devices: Devices,
+    *,
+    batch_size: int,
+    draws: int = 1,
+    kinds: Kinds = (),
+    like_a_stream: bool = False,
 ) -> Plan:
     """Divide images into steps.
 
@@ -136,14 +147,19 @@ def plan_pass(
         batch_size: Largest number of images that pass together on a device, see `stabjax.probe.run`.
         draws: Number of draws of each image.
         kinds: Versions beside the clean one.
+        like_a_stream: Whether an array is divided as a stream of the same images is.
     """
-    if devices.processes == 1:
-        if isinstance(source, StreamSource):
-            source = source.as_array_up_to(batch_size) or source
+    if devices.processes == 1 and not like_a_stream:
+        source = as_short_array(source, batch_size)
         if isinstance(source, ArraySource):
             batches = divide(source.number, draws, batch_size, kinds=kinds, devices=devices.number)
             return Plan(source, batches.step, devices, batches)
     return Plan(source, Step(step_size(draws, batch_size, kinds), draws, kinds, separate=False), devices, None)
+
+
+def as_short_array(source: ArraySource | StreamSource, batch_size: int) -> ArraySource | StreamSource:
+    """Return a stream that ends within one batch as an array, and anything else as it is."""
+    return (source.as_array_up_to(batch_size) or source) if isinstance(source, StreamSource) else source
 
 
 def describe_network(traced: features.Traced) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Several processes in one pass: they go on together, end together, and share what they found."""
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from jax.experimental import multihost_utils
@@ -9,12 +9,12 @@ from jax.experimental import multihost_utils
 from stabjax.probe._context import Rows
 from stabjax.probe._devices import Devices
 from stabjax.probe._rows import sort_rows
-from stabjax.probe._source import Share
 
+T = TypeVar("T")
 _DONE, _MORE, _FAILED = 0, 1, 2
 
 
-def agree_on_end(shares: Iterator[Share], empty: Share) -> Iterator[Share]:
+def agree_on_end(shares: Iterator[T], empty: T) -> Iterator[T]:
     """Yield shares until no process has any left; one that has none takes part with ``empty``.
 
     Every step is one program over all devices, so a process that stopped alone would leave the others waiting. One that

@@ -1,5 +1,6 @@
 """`similarity`: what is asked for, checked and handed to the passes over the images."""
 
+import math
 from os import PathLike
 from pathlib import Path
 from typing import Any, get_args
@@ -62,16 +63,16 @@ def similarity(
     never an average over batches. It comes from products of all units with each other, in two passes, if that is fewer
     numbers than a Gram matrix of the images; otherwise from Gram matrices of each layer, block by block, for which the
     activations of as many images as fit into ``memory`` are held at a time, and those of later ones computed again:
-    each image passes ``(tiles + 1) / 2`` times, where there are ``tiles`` such parts, and once more for the mean where
-    there are several. No Gram matrix is ever whole: what is kept of an image are a few numbers for each pair of layers.
+    each image passes ``(tiles + 1) / 2`` times, where there are ``tiles`` such parts, and once more for the mean if
+    ``tiles > 1``. No Gram matrix is ever whole: what is kept of an image are a few numbers for each pair of layers.
 
     Intervals are over images, by the infinitesimal jackknife: for another set of so many images from the same source.
     They do not show the bias of plain CKA, which is large for wide layers and few images: two untrained networks have
     a plain CKA near 1, and a debiased one that shows what they share. Canonical correlations have no interval: with so
     few images per unit their error is mostly bias.
 
-    Under `jit` and `vmap` (over stacked networks) it works as outside; on the CPU a loop, `jax.lax.map`, over stacked
-    networks is faster.
+    Under `jit` and `vmap` (over stacked networks) it works as outside, for arrays; on the CPU a loop, `jax.lax.map`,
+    over stacked networks is faster. Gradients need ``memory`` for the activations of all images.
 
     Args:
         f: The first network: what `stabjax.networks.wrap` returns, or anything it takes. Each row of its output must
@@ -81,7 +82,8 @@ def similarity(
         images: Images as ``f`` takes them (normalized), ``(n, *spatial, channels)``, at least two (four if debiased):
             an array, an array on disk, an iterable of batches that can be had again (a loader), or a function that
             returns one; see `run`. An iterator is refused: it can be read only once. An image with a pixel that is not
-            finite is left out, and ``measured`` says so. In several processes each gives images of its own.
+            finite is left out, and ``measured`` says so (in a network with batch statistics a blank image stands in its
+            place). In several processes each gives images of its own.
         others: What ``g`` sees instead, image by image: deformed, noisy, or normalized otherwise.
         measure: ``"cka"``, linear (Kornblith et al. 2019, arXiv 1905.00414); ``"cka_debiased"``, by unbiased HSIC (Song
             et al. 2012); ``"cca"``, mean canonical correlation; ``"svcca"`` of the directions that explain 99 % of the
@@ -113,7 +115,7 @@ def similarity(
             an activation does not have its batch in front; for canonical correlations of as many units as images;
             for an iterator.
     """
-    _check(measure, units, batch_size, memory, confidence)
+    _check(measure, units, batch_size, confidence)
     check_layout(images_layout)
     normalization = as_normalization(normalize)
     form = Format(
@@ -127,7 +129,15 @@ def similarity(
     # One network with itself runs once.
     pair = tuple(map(networks.as_network, (f,) if g is f and others is None else (f, g)))
     both = (images,) if others is None else (images, others)
-    asked = Comparison(measure, units, features.as_select(select), batch_size, memory, float(confidence), normalization)
+    asked = Comparison(
+        measure,
+        units,
+        features.as_select(select),
+        as_integer("batch_size", batch_size),
+        _as_gibibytes(memory),
+        float(confidence),
+        normalization,
+    )
     if is_traced((pair, [x for x in both if isinstance(x, jax.Array)])):
         if path is not None or mesh is not None:
             raise ValueError("expected path=None and mesh=None within jit, vmap and grad: call the probe outside")
@@ -170,14 +180,24 @@ def _as_rereadable(source: ArraySource | StreamSource) -> ArraySource | StreamSo
     return source
 
 
-def _check(measure: str, units: str, batch_size: int, memory: float, confidence: float) -> None:
+def _check(measure: str, units: str, batch_size: int, confidence: float) -> None:
     if measure not in get_args(Measure):
         raise ValueError(f"expected measure to be one of {get_args(Measure)}, got {measure!r}")
     if units not in get_args(Units):
         raise ValueError(f"expected units to be one of {get_args(Units)}, got {units!r}")
     if as_integer("batch_size", batch_size) < 1:
         raise ValueError(f"expected batch_size >= 1, got {batch_size}")
-    if not memory > 0:
-        raise ValueError(f"expected memory > 0 GiB, got {memory}")
     if not 0 < confidence < 1:
         raise ValueError(f"expected confidence between 0 and 1, got {confidence}")
+
+
+def _as_gibibytes(memory: Any) -> float:
+    try:
+        number = math.nan if isinstance(memory, str) else float(memory)
+    except OverflowError:
+        number = math.inf
+    except (TypeError, ValueError):
+        number = math.nan
+    if not number > 0:
+        raise ValueError(f"expected memory as a number of GiB above 0, got {memory!r}: give e.g. 1.0")
+    return number

@@ -35,8 +35,9 @@ from stabjax.probe._comparison import (
 from stabjax.probe._devices import IMAGES, WHOLE, Devices
 from stabjax.probe._layers import Layers, MeansOfLayers, Scaling, layers_of
 from stabjax.probe._pass_progress import PassProgress
-from stabjax.probe._plan import Plan, describe_network, plan_pass
-from stabjax.probe._source import ArraySource, StreamSource
+from stabjax.probe._plan import Plan, as_short_array, describe_network, plan_pass
+from stabjax.probe._processes import agree_on_end
+from stabjax.probe._source import ArraySource, Share, StreamSource
 from stabjax.probe._source_units import Reading, Shares, find_scaling, scale
 from stabjax.similarity.streaming import GramTerms
 
@@ -60,9 +61,11 @@ def compare_sources(
     numbers = [source.number for source in sources if isinstance(source, ArraySource)]
     if len(set(numbers)) > 1:
         raise ValueError(f"expected as many others as images, image by image, got {numbers[1]} and {numbers[0]}")
-    plans = tuple(plan_pass(source, devices, batch_size=asked.batch_size) for source in sources)
-    if len({plan.step for plan in plans}) > 1:
-        raise ValueError("expected as many others as images, image by image, got another number of them")
+    if devices.processes == 1:
+        sources = tuple(as_short_array(source, asked.batch_size) for source in sources)
+    # An array beside a stream is divided as it is: batches hold the same images for both networks.
+    streams = any(isinstance(source, StreamSource) for source in sources)
+    plans = tuple(plan_pass(source, devices, batch_size=asked.batch_size, like_a_stream=streams) for source in sources)
     step = plans[0].step
 
     def trace(size: int) -> tuple[features.Traced, ...]:
@@ -72,8 +75,10 @@ def compare_sources(
     traced = trace(step.size)
     if not step.separate:
         n = plans[0].images
+        together = f", or pass all images as one batch, batch_size={n}" if n else ""
+        remedy = together if devices.number == 1 else ", or pass all images as one batch, without a mesh"
         for h in traced if step.size > 1 else trace(2):  # a row alone does not show what it depends on
-            h.check_rows(otherwise=f", or pass all images as one batch, batch_size={n}" if n else "")
+            h.check_rows(otherwise=remedy)
     layers = tuple(layers_of(h, asked.select, asked.units) for h in traced)
     reading = Reading(traced, layers, asked.select, asked.units, asked.normalization, devices)
     with contextlib.ExitStack() as stack:
@@ -92,9 +97,11 @@ def compare_sources(
 def _description(traced: tuple[features.Traced, ...], plans: tuple[Plan, ...], asked: Comparison) -> dict[str, Any]:
     """Return all that decides the numbers but the images, as JSON has it."""
     return {
-        "networks": [describe_network(each) for each in traced],
-        "comparison": describe(asked),
-        "sources": [plan.describe() for plan in plans],
+        "comparison": "of one network with itself" if len(traced) == 1 else "of two networks",
+        **{f"network {k}": describe_network(each) for k, each in enumerate(traced)},
+        **{name: describe(value) for name, value in vars(asked).items()},
+        **plans[0].describe(),
+        "others": plans[1].describe() if len(plans) > 1 else None,
     }
 
 
@@ -102,9 +109,9 @@ class Column(NamedTuple):
     """A batch of images on its way through a pass."""
 
     batch: UnitBatch | None
-    """None if it is finished, and not needed again."""
+    """None if the states have it already, and no other batch needs it."""
     images: int
-    """Of this process."""
+    """Number of images of this process in it."""
 
 
 class SourcePasses(Passes):
@@ -154,7 +161,8 @@ class SourcePasses(Passes):
         means = self._accumulate(Means.init(self.layers), _update_means, held).finish()
         progress = self._progress
         states, position = progress.begin(empty_terms(self.layers, self.room))
-        # Of the steps through all tiles, those that are finished and not yet counted to a tile.
+        # Steps go on from tile to tile: with 5 batches and tiles of 2 they are 5, 3 and 1. If 6 are finished, it is all
+        # of the first tile and 1 of the second.
         finished = position.batches
         for first in range(0, progress.batches, self._tile):
             batches = progress.batches - first
@@ -215,8 +223,8 @@ class SourcePasses(Passes):
 
         Args:
             first: Number of the first batch.
-            finished: So many are finished, and do not pass the network.
-            again: So many pass it even if they are finished.
+            finished: The first so many have been taken into the states, and pass the network no more,
+            again: but the first so many of them, whose units are needed for other batches.
             record: Whether to keep which images count.
         """
         for number, shares in enumerate(self._shares(first)):
@@ -229,22 +237,32 @@ class SourcePasses(Passes):
 
     def _shares(self, first: int) -> Iterator[Shares]:
         """Yield the images of each batch from number ``first`` on, as each network takes them."""
-        for number, shares in enumerate(zip_longest(*(plan.shares(first=first) for plan in self._plans)), first):
-            if None in shares or any((share.counted != shares[0].counted).any() for share in shares):
-                raise ValueError("expected as many others as images, image by image, got another number of them")
-            self._progress.compare(number, shares)
-            yield shares
+        sides = zip_longest(*(plan.own_shares(first=first) for plan in self._plans))
+        own = self._progress.compared(map(_check_pair, sides), first)
+        if self._reading.devices.processes == 1:
+            return own
+        # What one process finds wrong with its own images all of them have to hear of.
+        return agree_on_end(own, tuple(plan.blank for plan in self._plans))
 
     def _read(self, number: int, shares: Shares) -> UnitBatch:
         images, counted = self._reading.place(shares)
+        start = np.asarray(number * self.slots, np.int32)
         if self._scalings is not None:
-            sides = self._reading.read(images, counted, self._scalings)
-        else:
-            # The first batch, which says how all are scaled.
-            as_they_are = self._reading.read(images, counted, tuple(map(Scaling.identity, self.layers)))
-            self._scalings = tuple(find_scaling(units, counted) for units in as_they_are)
-            sides = tuple(scale(units, each, counted) for units, each in zip(as_they_are, self._scalings, strict=True))
-        return UnitBatch(np.asarray(number * self.slots, np.int32), sides, counted)
+            return UnitBatch(start, self._reading.read(images, counted, self._scalings), counted)
+        # The first batch with images that count says how all are scaled; before it all units are zero anyway.
+        units = self._reading.read(images, counted, tuple(map(Scaling.identity, self.layers)))
+        if not _any(counted):
+            return UnitBatch(start, units, counted)
+        self._scalings = tuple(find_scaling(x, counted) for x in units)
+        return UnitBatch(start, tuple(scale(x, each, counted) for x, each in zip(units, self._scalings)), counted)
+
+
+def _check_pair(shares: tuple[Share | None, ...]) -> Shares:
+    """Raise unless each network has as many images in a batch."""
+    first = shares[0]
+    if first is None or any(share is None or (share.counted != first.counted).any() for share in shares):
+        raise ValueError("expected as many others as images, image by image, got another number of them")
+    return tuple(share for share in shares if share is not None)
 
 
 def _pop_all(columns: list[Column]) -> Iterator[Column]:
@@ -282,6 +300,9 @@ class Means(NamedTuple):
 _SPLITS: Any = (WHOLE, IMAGES, IMAGES)
 _UNITS = UnitBatch(*_SPLITS)
 """How a batch lies on the devices."""
+
+
+_any = jax.jit(jnp.any)
 
 
 @jax.jit

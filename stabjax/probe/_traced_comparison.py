@@ -7,10 +7,12 @@ from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool
 
 from stabjax import features, networks
 from stabjax._numerics import column_sum
+from stabjax._sharding import beside
 from stabjax.probe._batching import Tiles, divide_into_tiles
 from stabjax.probe._checks import finite_rows
 from stabjax.probe._comparison import (
@@ -129,7 +131,9 @@ class TracedPasses(Passes):
         def step(state: Any, start: Array) -> tuple[Any, None]:
             return update(state, self.read(start)), None
 
-        return jax.lax.scan(step, state, self.tiles.size * jnp.arange(self.tiles.batches * self.tiles.number))[0]
+        return jax.lax.scan(
+            step, beside(self.filled[0], state), self.tiles.size * jnp.arange(self.tiles.batches * self.tiles.number)
+        )[0]
 
     def accumulate_pairs(self, update: UpdatePairs) -> GramTerms:
         """Update terms with all pairs, tile by tile.
@@ -152,7 +156,7 @@ class TracedPasses(Passes):
             sums = jax.tree.map(lambda x: jnp.sum(x, (0, 1)), held.sides)
         count = jnp.maximum(jnp.sum(self.counted), 1)
         means = jax.tree.map(lambda total: total / count.astype(total.dtype), sums)
-        terms = empty_terms(self.layers, tiles.padded)
+        terms = beside(self.filled[0], empty_terms(self.layers, tiles.padded))
         if held is not None:
             return self._meet(terms, held, means, update)
 
@@ -177,16 +181,15 @@ class TracedPasses(Passes):
 
     def _meet(self, terms: GramTerms, held: UnitBatch, means: Any, update: UpdatePairs) -> GramTerms:
         """Update terms with the pairs of batches within a tile, each pair once."""
+        # In a loop over a list of pairs, not in loops up to a batch: those have no derivative in reverse mode.
+        pairs = np.transpose(np.tril_indices(self.tiles.batches))
 
-        def with_column(column: Array, terms: GramTerms) -> GramTerms:
-            columns = _held_batch(held, column, means)
+        def with_pair(terms: GramTerms, pair: Array) -> tuple[GramTerms, None]:
+            column, row = pair
+            rows, columns = (_held_batch(held, index, means) for index in (row, column))
+            return update(terms, rows, columns, row != column), None
 
-            def with_row(row: Array, terms: GramTerms) -> GramTerms:
-                return update(terms, _held_batch(held, row, means), columns, row != column)
-
-            return jax.lax.fori_loop(0, column + 1, with_row, terms)
-
-        return jax.lax.fori_loop(0, self.tiles.batches, with_column, terms)
+        return jax.lax.scan(with_pair, terms, jnp.asarray(pairs))[0]
 
     def _hold(self, first: Array) -> UnitBatch:
         """Return the units of a tile, ``(batches, size, ...)``."""
@@ -221,5 +224,8 @@ def _open_passes(
 
     filled = tuple(map(fill, images))
     run = tuple(partial(read, f, layers=each) for f, each in zip(traced, layers, strict=True))
-    scalings = tuple(Scaling.of(f(x[: tiles.size]), counted[: tiles.size]) for f, x in zip(run, filled, strict=True))
+    # The first batch with an image that counts says how all are scaled.
+    start = jnp.argmax(counted) // tiles.size * tiles.size
+    first = partial(jax.lax.dynamic_slice_in_dim, start_index=start, slice_size=tiles.size)
+    scalings = tuple(Scaling.of(f(first(x)), first(counted)) for f, x in zip(run, filled, strict=True))
     return TracedPasses(run, filled, counted, layers, scalings, tiles)

@@ -6,6 +6,7 @@ python -m tests.probe.devices_worker processes PORT K OUT [NAME ...]
 The names are those of the networks; all of them by default.
 """
 
+import itertools
 import sys
 from pathlib import Path
 
@@ -206,6 +207,12 @@ def processes(port, k, out, names):
     assert uneven.measured.shape == (43,)
     with pytest.raises(RuntimeError, match="no more images" if k else r"got an error in \[1\]"):
         measure(network, _dying([images[:5]] * 9, 5 if k else 99), mesh=mesh)
+
+    # Images of one process that change from pass to pass: all of them say so.
+    mine = itertools.count()
+    error, message = (ValueError, "got others in batch 0") if k else (RuntimeError, r"got an error in \[1\]")
+    with pytest.raises(error, match=message):
+        compare(network, lambda: [images + next(mine) * k], "grams", mesh=mesh)
 
 
 def _dying(batches, after):

@@ -91,8 +91,9 @@ def main(brief):
                 check(f"{name}, mesh set", call(spread_out(x, mesh)), expected)
         print(name, flush=True)
     # Within a program of the caller the array is gathered, or JAX says what it cannot shard.
-    x, call = calls["pair_distance"]
-    check("jitted", jax.jit(call)(spread_out(x, mesh)), [np.asarray(call(x))])
+    for name in ("pair_distance", "similarity"):
+        x, call = calls[name]
+        check(f"{name}, jitted", jax.jit(call)(spread_out(x, mesh)), [np.asarray(call(x))])
 
 
 if __name__ == "__main__":

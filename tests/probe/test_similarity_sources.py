@@ -1,12 +1,15 @@
 """Layers compared on images that come in any form: the numbers of an array, however they are grouped."""
 
+import itertools
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from stabjax import probe
+from stabjax import networks, probe
 from stabjax.probe import _checkpoint, _comparison
-from tests.probe.similarity_cases import FEW, MANY, F, G, compared, of_two
+from tests.probe.similarity_cases import FEW, MANY, F, G, compared, of_two, whole
 from tests.probe.test_run import Killed, dying
 
 pytestmark = pytest.mark.usefixtures("relaxed_promotion")  # Flax leans on it
@@ -124,8 +127,87 @@ def test_one_network_on_clean_and_deformed_streams():
     close(compared(F, F, lambda: parts(FEW, 4), others=lambda: parts(deformed, 9, 9), batch_size=7), expected)
 
 
+CHANGES = {
+    "shuffled": lambda x, k: np.random.default_rng(k).permutation(x),
+    "shorter": lambda x, k: x[: 30 if k == 0 else 20],
+    "longer": lambda x, k: x[: 20 if k == 0 else 30],
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("n", [0, 83])
-def test_images_that_change_from_pass_to_pass_are_refused(n):
-    rng = np.random.default_rng(0)
-    with pytest.raises(ValueError, match=r"got others in batch \d: give the same images in the same order"):
-        compare_as(lambda: [rng.permutation(np.asarray(FEW))], batch_size=7, memory=3e-6 if n == 0 else 1.0, n=n)
+def test_images_that_change_from_pass_to_pass_are_refused(n, change):
+    passes = itertools.count()
+
+    def changing():
+        x = CHANGES[change](np.asarray(FEW), next(passes))
+        return np.split(x, range(5, len(x), 5))
+
+    options = {"batch_size": 5, "memory": 3e-6 if n == 0 else 1.0, "n": n}
+    with pytest.raises(ValueError, match=r"got (others in batch \d|4 batches, and 6 before): give the same images"):
+        compare_as(changing, **options)
+    # What the second network sees is compared, too.
+    passes = itertools.count()
+    if change == "shuffled":
+        with pytest.raises(ValueError, match=r"got others in batch \d: give the same images"):
+            compare_as(lambda: parts(FEW, 5), others=changing, **options)
+
+
+@pytest.mark.parametrize("memory", [1e-9, 1.0])
+def test_a_folder_of_fewer_or_more_images_is_refused(tmp_path, monkeypatch, memory):
+    monkeypatch.setattr(_checkpoint, "INTERVAL", 0.0)
+    options = {"path": tmp_path / "run", "batch_size": 5, "memory": memory}
+    compared(F, G, lambda: [FEW[:20]], **options)
+    for n in (30, 10):
+        with pytest.raises(ValueError, match=r"got (others in batch|2 batches, and 4 before)"):
+            compared(F, G, lambda n=n: [FEW[:n]], **options)
+    with pytest.raises(ValueError, match=r"measure: 'cka' there, 'cka_debiased' here"):
+        compared(F, G, lambda: [FEW[:20]], measure="cka_debiased", **options)
+
+
+@pytest.mark.parametrize("form", ["stream", "array"])
+def test_an_array_beside_a_stream(form):
+    both = np.asarray(MANY), lambda: parts(MANY[::-1], 50)
+    images, others = both if form == "array" else both[::-1]
+    expected = compared(F, G, MANY[:: 1 if form == "array" else -1], others=MANY[:: -1 if form == "array" else 1])
+    close(compared(F, G, images, others=others, batch_size=50), expected)
+
+
+def large(scale, x):
+    return jax.nn.relu(x[:, :2, :2] - 50) * scale
+
+
+def test_a_first_batch_that_says_nothing_costs_no_digits():
+    """No image of it is finite; or a layer is zero there, and so large later that sums overflow: then that is said."""
+    f = networks.wrap(jax.tree_util.Partial(large, jnp.float32(1e12)))
+    broken, dead = np.asarray(FEW).copy() + 60, np.asarray(FEW).copy()
+    broken[:10] = np.nan
+    dead[10:] += 60
+    expected = whole(f, G, broken[10:], layers=None)[-1:, -1:]
+    for call in (probe.similarity, jax.jit(probe.similarity, static_argnames=("batch_size", "select"))):
+        found = call(f, G, broken, batch_size=10, select="output")
+        np.testing.assert_allclose(found.matrix, expected, atol=1e-5)
+        found = call(f, G, dead, batch_size=10, select="output")
+        assert not found.valid.any()
+        assert np.isnan(found.matrix).all()
+    with_one = jax.jit(lambda x: probe.similarity(f, G, x, batch_size=1, select="output").matrix)(broken[10:])
+    np.testing.assert_allclose(with_one, expected, atol=1e-5)
+
+
+def test_too_few_finite_images_are_no_similarity():
+    broken = np.asarray(FEW).copy()
+    broken[3:] = np.nan
+    assert not compared(F, G, broken, measure="cka_debiased", batch_size=7).valid.any()
+
+
+def test_gradients():
+    """Of Gram matrices that fit into memory: against differences."""
+    x = np.asarray(FEW[:8])
+    step = np.random.default_rng(0).normal(size=x.shape).astype(np.float32)
+
+    @jax.jit
+    def similarity(t):
+        return probe.similarity(F, G, x + t * step, batch_size=4, select="conv").matrix[0, 0]
+
+    slope = (similarity(1e-2) - similarity(-1e-2)) / 2e-2
+    np.testing.assert_allclose(jax.jit(jax.grad(similarity))(0.0), slope, rtol=1e-2, atol=1e-4)

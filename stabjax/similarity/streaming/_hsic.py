@@ -95,7 +95,9 @@ class HsicTerms(NamedTuple):
         # HSIC of the layers with themselves, (x, 1) and (1, y), to stand beside the (x, y) of the pairs.
         first, second = first[:, None], second[None]
         least = -1 if debiased else 0
-        value = jnp.clip(alignment_of_hsic(cross, first, second), least)
+        # With fewer samples the unbiased estimator divides by zero. An overflow of a sum is no similarity of zero.
+        known = jnp.isfinite(cross) & jnp.isfinite(first) & jnp.isfinite(second) & (self.n >= (4 if debiased else 2))
+        value = jnp.where(known, jnp.clip(alignment_of_hsic(cross, first, second), least), jnp.nan)
         scale = jnp.sqrt(jnp.maximum(first, 0)) * jnp.sqrt(jnp.maximum(second, 0))
         own = safe_ratio(self.first[:, None], first[..., None]) + safe_ratio(self.second[None], second[..., None])
         # The u_i of all pairs, (x, y, n). They sum to 2 c - c - c = 0, so their squares need no mean taken off.
