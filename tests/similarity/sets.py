@@ -7,9 +7,24 @@ import jax.numpy as jnp
 import numpy as np
 from hypothesis import strategies as st
 
+from stabjax import similarity
 from stabjax.similarity.streaming import HsicTerms
 
 SEEDS = st.integers(0, 2**31)
+
+# The measures as one program for each shape, shared by all tests.
+
+CCA, SVCCA = jax.jit(similarity.cca), jax.jit(similarity.svcca, static_argnames="keep")
+PWCCA = jax.jit(similarity.pwcca, static_argnames="weights")
+CKA = jax.jit(similarity.cka, static_argnames=("kernel", "debiased"))
+PLS, PROCRUSTES = jax.jit(similarity.pls), jax.jit(similarity.procrustes)
+FOURIER = jax.jit(similarity.fourier_cca)
+
+
+@jax.jit
+def mean_of(result):
+    """The mean correlation of a result."""
+    return result.mean
 
 
 def drawn(seed, n=60, units=(5, 4), shared=3):
@@ -53,3 +68,6 @@ def align(first, second, counted, *, debiased, confidence=0.95):
     """CKA and its interval from Gram matrices of the layers of two networks."""
     terms = HsicTerms.of_grams(jnp.asarray(first), jnp.asarray(second), counted, debiased=debiased)
     return terms.alignment(debiased=debiased, confidence=confidence)
+
+
+ALIGNMENT = jax.jit(HsicTerms.alignment, static_argnames=("debiased", "confidence"))

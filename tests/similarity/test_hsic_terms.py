@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from stabjax.similarity.streaming import GramTerms, HsicTerms, ProductTerms, UnitProducts
-from tests.similarity.sets import align, grams_of, numpy_cka
+from tests.similarity.sets import ALIGNMENT, align, grams_of, numpy_cka
 
 
 def random_layers(seed, n, sizes=(3, 40)):
@@ -53,7 +53,7 @@ def test_intervals_cover(x64):
 def test_terms_by_definition(x64):
     """Row sums of products of Szekely and Rizzo's matrices, from Grams and from products of units."""
     n = 9
-    layers = [random_layers(seed, n, (2, 3, 5)) for seed in (1, 2)]
+    layers = [random_layers(seed, n, (2, 5)) for seed in (1, 2)]
     counted = np.arange(n) != 4
     kept = int(counted.sum())
     off = ~np.eye(n, dtype=bool) & np.outer(counted, counted)
@@ -73,7 +73,7 @@ def test_terms_by_definition(x64):
     @jax.jit
     def by_products(x, y, counted):
         halves = [([z[s] for z in x], [z[s] for z in y], counted[s]) for s in (slice(0, 4), slice(4, n))]
-        products = UnitProducts.init((2, 3, 5), (2, 3, 5), dtype=float)
+        products = UnitProducts.init((2, 5), (2, 5), dtype=float)
         for half in halves:
             products = products.update(*half)
         terms = ProductTerms.init(products, n)
@@ -114,7 +114,7 @@ def test_blocks_of_gram_matrices_are_the_whole(debiased):
     """In single precision, with many more units than samples, where a sample by itself outweighs all others."""
     x, y = ([z.astype(np.float32) for z in random_layers(seed, 9, (500, 2000))] for seed in (1, 2))
     counted = np.arange(9) != 4
-    value, interval = by_blocks(x, y, counted, debiased=debiased).alignment(debiased=debiased)
+    value, interval = ALIGNMENT(by_blocks(x, y, counted, debiased=debiased), debiased=debiased)
     wide = [[np.asarray(z[counted], np.float64) for z in side] for side in (x, y)]
     expected = [[numpy_cka(a, b, debiased) for b in wide[1]] for a in wide[0]]
     np.testing.assert_allclose(value, expected, atol=2e-6)
@@ -125,7 +125,7 @@ def test_blocks_of_gram_matrices_are_the_whole(debiased):
 def test_a_block_that_is_missing_is_noticed(missing):
     layers = ([random_layers(seed, 9)[0]] for seed in (1, 2))
     terms = by_blocks(*layers, np.ones(9, bool), debiased=True, leave_out=[missing])
-    assert jnp.isnan(jnp.sum(terms.cross))
+    assert np.isnan(np.sum(terms.cross))
 
 
 @pytest.mark.parametrize(("batch_size", "room"), [(4, 10), (16, 9)])

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from stabjax import similarity
 from stabjax.similarity import _bases
-from tests.similarity.sets import SEEDS, drawn, numpy_correlations
+from tests.similarity.sets import CCA, CKA, PLS, PROCRUSTES, PWCCA, SEEDS, SVCCA, drawn, mean_of, numpy_correlations
 
 # Other routes
 
@@ -22,20 +22,21 @@ from tests.similarity.sets import SEEDS, drawn, numpy_correlations
 def test_cca_by_qr(n, seed):
     x, y = drawn(seed, n)
     with jax.enable_x64(True):
-        found = jax.tree.map(np.asarray, similarity.cca(x, y))
+        result = CCA(x, y)
+        found = jax.tree.map(np.asarray, result)
         np.testing.assert_allclose(found.correlations, numpy_correlations(x, y), atol=1e-10)
         u, v = (x - found.x_mean) @ found.x_directions, (y - found.y_mean) @ found.y_directions
         for variates in (u, v):
             np.testing.assert_allclose(variates.T @ variates, np.eye(4), atol=1e-10)
         np.testing.assert_allclose(u.T @ v, np.diag(found.correlations), atol=1e-10)
-        np.testing.assert_allclose(similarity.cca(x, y).mean, numpy_correlations(x, y).mean(), atol=1e-10)
+        np.testing.assert_allclose(mean_of(result), numpy_correlations(x, y).mean(), atol=1e-10)
 
 
 def test_badly_conditioned_units_in_single_precision():
     """Where covariances would lose the small directions, the decomposition does not."""
     x, y = drawn(0, 4000, (6, 6), shared=4)
     tilt = np.diag(10.0 ** -np.arange(6)) @ np.linalg.qr(np.random.default_rng(1).normal(size=(6, 6)))[0]
-    found = similarity.cca((x @ tilt).astype(np.float32), y.astype(np.float32))
+    found = CCA((x @ tilt).astype(np.float32), y.astype(np.float32))
     np.testing.assert_allclose(found.correlations, numpy_correlations(x, y), atol=3e-3)
     assert found.x_rank == 6
 
@@ -72,7 +73,7 @@ def test_many_samples_unlike_those_that_are_seen_first(change):
     x, y = drawn(2, 5000)
     x = change(x, (np.arange(5000) % 4 == 0)[:, None]).astype(np.float32)
     np.testing.assert_allclose(
-        LARGE(x, y.astype(np.float32)).correlations, numpy_correlations(x.astype(float), y), atol=3e-5
+        CCA(x, y.astype(np.float32)).correlations, numpy_correlations(x.astype(float), y), atol=3e-5
     )
 
 
@@ -98,23 +99,20 @@ def test_a_constant_among_many_samples_is_dropped():
     """Also where the mean of equal numbers is not that number."""
     x, y = (z.astype(np.float32) for z in drawn(3, 5000))
     x[:, 2] = 0.1
-    found = LARGE(x, y)
+    found = jax.tree.map(np.asarray, CCA(x, y))
     assert not found.x_varies[2]
     assert found.x_varies.sum() == found.x_rank == 4
     np.testing.assert_allclose(found.correlations, numpy_correlations(np.delete(x, 2, 1).astype(float), y), atol=3e-5)
-
-
-LARGE = jax.jit(similarity.cca)
 
 
 @given(SEEDS)
 def test_pwcca_by_its_definition(seed):
     x, y = drawn(seed)
     with jax.enable_x64(True):
-        result = jax.tree.map(np.asarray, similarity.cca(x, y))
+        result = jax.tree.map(np.asarray, CCA(x, y))
         h, rho = (x - x.mean(0)) @ result.x_directions, np.asarray(result.correlations)
         alpha = np.abs(h.T @ (x - x.mean(0))).sum(1)
-        np.testing.assert_allclose(similarity.pwcca(x, y), (alpha * rho).sum() / alpha.sum(), rtol=1e-10)
+        np.testing.assert_allclose(PWCCA(x, y), (alpha * rho).sum() / alpha.sum(), rtol=1e-10)
 
 
 @given(SEEDS)
@@ -126,8 +124,8 @@ def test_svcca_is_cca_of_principal_components(seed):
         count = np.argmax(np.cumsum(values**2) >= 0.9 * np.sum(values**2)) + 1
         reduced.append(left[:, :count])
     with jax.enable_x64(True):
-        found = similarity.svcca(x, y, keep=0.9)
-        mean, ranks = float(found.mean), (int(found.x_rank), int(found.y_rank))
+        found = SVCCA(x, y, keep=0.9)
+        mean, ranks = float(mean_of(found)), (int(found.x_rank), int(found.y_rank))
     expected = numpy_correlations(*reduced)
     assert ranks == tuple(r.shape[1] for r in reduced)
     np.testing.assert_allclose(found.correlations[: len(expected)], expected, atol=1e-10)
@@ -160,13 +158,13 @@ def test_cka_by_its_definition(units, kernel, debiased, x64):
     x, y = drawn(3, 8, units)
     k, m = (kernel_matrix(z, kernel) for z in (x, y))
     expected = hsic(k, m, debiased) / np.sqrt(hsic(k, k, debiased) * hsic(m, m, debiased))
-    np.testing.assert_allclose(similarity.cka(x, y, kernel=kernel, debiased=debiased), expected, rtol=1e-9)
+    np.testing.assert_allclose(CKA(x, y, kernel=kernel, debiased=debiased), expected, rtol=1e-9)
 
 
 def test_debiased_cka_of_independent_sets_is_about_zero():
     draw = partial(np.random.default_rng(0).normal, size=(50, 300))
-    found = [similarity.cka(draw().astype(np.float32), draw().astype(np.float32), debiased=True) for _ in range(20)]
-    biased = similarity.cka(draw().astype(np.float32), draw().astype(np.float32))
+    found = [CKA(draw().astype(np.float32), draw().astype(np.float32), debiased=True) for _ in range(20)]
+    biased = CKA(draw().astype(np.float32), draw().astype(np.float32))
     assert abs(np.mean(found)) < 3 * np.std(found) / np.sqrt(20)
     assert np.std(found) < 0.05
     assert biased > 0.8
@@ -178,9 +176,7 @@ def test_pls_and_procrustes_by_numpy(units, seed):
     x, y = drawn(seed, units=units)
     a, b = (z - z.mean(0) for z in (x, y))
     with jax.enable_x64(True):
-        found, distance = jax.tree.map(
-            np.asarray, (jax.jit(similarity.pls)(x, y), jax.jit(similarity.procrustes)(x, y))
-        )
+        found, distance = jax.tree.map(np.asarray, (PLS(x, y), PROCRUSTES(x, y)))
     left, values, right = np.linalg.svd(a.T @ b / (len(x) - 1), full_matrices=False)
     k = len(found.covariances)
     np.testing.assert_allclose(found.covariances, values[:k], atol=1e-9 * values[0])
@@ -201,9 +197,9 @@ def test_cca_does_not_see_invertible_maps(seed):
     x, y = drawn(seed)
     rng = np.random.default_rng(seed + 1)
     with jax.enable_x64(True):
-        other = similarity.cca(x @ rng.normal(size=(5, 5)) + 7, y @ rng.normal(size=(4, 4)) - 3)
-        np.testing.assert_allclose(other.correlations, similarity.cca(x, y).correlations, atol=1e-7)
-        np.testing.assert_allclose(other.correlations, similarity.cca(y, x).correlations, atol=1e-7)
+        other = CCA(x @ rng.normal(size=(5, 5)) + 7, y @ rng.normal(size=(4, 4)) - 3)
+        np.testing.assert_allclose(other.correlations, CCA(x, y).correlations, atol=1e-7)
+        np.testing.assert_allclose(other.correlations, CCA(y, x).correlations, atol=1e-7)
 
 
 @given(SEEDS, st.floats(1e-3, 1e3))
@@ -212,14 +208,13 @@ def test_cka_does_not_see_rotation_and_scale(options, seed, size):
     x, y = drawn(seed)
     rotation = np.linalg.qr(np.random.default_rng(seed + 1).normal(size=(5, 5)))[0]
     with jax.enable_x64(True):
-        cka = partial(jax.jit(similarity.cka, static_argnames=("debiased", "kernel")), **options)
-        procrustes = jax.jit(similarity.procrustes)
+        cka = partial(CKA, **options)
         np.testing.assert_allclose(cka(size * x @ rotation + 5, y), cka(x, y), rtol=1e-7)
         np.testing.assert_allclose(cka(y, x), cka(x, y), rtol=1e-9)
-        np.testing.assert_allclose(procrustes(size * x @ rotation + 5, y), procrustes(x, y), rtol=1e-7)
-        np.testing.assert_allclose(procrustes(size * x @ rotation, x), 0, atol=1e-9)
+        np.testing.assert_allclose(PROCRUSTES(size * x @ rotation + 5, y), PROCRUSTES(x, y), rtol=1e-7)
+        np.testing.assert_allclose(PROCRUSTES(size * x @ rotation, x), 0, atol=1e-9)
 
 
 def test_cka_sees_other_maps(x64):
     x, y = drawn(0)
-    assert abs(similarity.cka(x * np.array([10, 1, 1, 1, 1.0]), y) - similarity.cka(x, y)) > 0.01
+    assert abs(float(CKA(x * np.array([10, 1, 1, 1, 1.0]), y)) - float(CKA(x, y))) > 0.01
