@@ -71,6 +71,22 @@ def apply(perturbation, key, image):
     return perturbation(key, image)
 
 
+@jax.jit
+def apply_to_batch(perturbation, keys, images):
+    return jax.vmap(perturbation)(keys, images)
+
+
+@jax.jit
+@jax.vmap
+def apply_stacked(perturbation, key, image):
+    return perturbation(key, image)
+
+
+@jax.jit
+def apply_with_keys(perturbation, keys, image):
+    return jax.vmap(perturbation, in_axes=(0, None))(keys, image)
+
+
 def image_of(shape=SHAPE, dtype=jnp.float32):
     return jax.random.normal(jax.random.key(5), shape).astype(dtype)
 
@@ -105,7 +121,7 @@ class TestConformance:
     def test_jit_is_eager_is_vmap(self, key, case):
         perturbation, keys = case.make(case.strength), jax.random.split(key, 3)
         images = jax.random.normal(key, (3, *SHAPE))
-        batch = jax.vmap(perturbation)(keys, images)
+        batch = apply_to_batch(perturbation, keys, images)
         np.testing.assert_allclose(perturbation(keys[0], np.asarray(images[0])), batch[0], atol=2e-5)
         for k, image, expected in zip(keys, images, batch):
             np.testing.assert_allclose(apply(perturbation, k, image), expected, atol=2e-5)
@@ -127,15 +143,12 @@ class TestConformance:
 
     @every
     def test_traced_and_stacked_strengths(self, key, case):
-        @jax.jit
-        @jax.vmap
-        def both(strength, perturbation):
-            return case.make(strength)(key, image_of()), perturbation(key, image_of())
-
         strengths = case.strength * np.array([0.5, 1.0, np.nan], np.float32)
         apart = np.stack([apply(case.make(s), key, image_of()) for s in strengths[:2]])
         made = [case.make(s) for s in (*strengths[:2], strengths[1])]
-        traced, stacked = both(strengths, jax.tree.map(lambda *leaves: jnp.stack(leaves), *made))
+        many = (jax.jit(jax.vmap(case.make))(strengths), jax.tree.map(lambda *leaves: np.stack(leaves), *made))
+        keys, images = jnp.stack([key] * 3), np.stack([image_of()] * 3)
+        traced, stacked = (apply_stacked(jax.tree.map(np.asarray, each), keys, images) for each in many)
         np.testing.assert_allclose(traced[:2], apart, atol=2e-5)
         np.testing.assert_allclose(stacked[:2], apart, atol=2e-5)
         assert np.isnan(traced[2]).any()
@@ -248,8 +261,8 @@ class TestRandomDiffeomorphism:
             temperature_concentration=8.0, temperature_ratio=3.0, cutoff_ratio=0.25, cutoffs=(2, 11)
         )
         drawn = self.draws(augmentation, (64, 64), key)
-        low, high = jax.vmap(lambda c: jnp.stack(fields.temperature_range(c, (64, 64))))(drawn.cutoff).T
-        np.testing.assert_allclose(np.mean((drawn.temperature - low) / (high - low)), 0.75, atol=0.01)
+        low, high = map(np.asarray, jax.jit(jax.vmap(lambda c: fields.temperature_range(c, (64, 64))))(drawn.cutoff))
+        np.testing.assert_allclose(np.mean((np.asarray(drawn.temperature) - low) / (high - low)), 0.75, atol=0.01)
         np.testing.assert_allclose(np.mean(drawn.cutoff), 2 + 0.2 * 10 - 0.5, atol=0.2)
 
     @pytest.mark.parametrize(("shape", "cutoffs"), [((32,), (1, 15)), ((9, 8, 7), (2, 5))])
@@ -262,8 +275,8 @@ class TestRandomDiffeomorphism:
 class TestNoise:
     def test_on_the_sphere_and_isotropic(self, key):
         image = image_of()
-        noisy = jax.vmap(perturb.SphericalNoise(2.5), in_axes=(0, None))(jax.random.split(key, 4000), image)
-        eta = np.asarray(noisy - image[None]).reshape(4000, -1)
+        noisy = apply_with_keys(perturb.SphericalNoise(2.5), jax.random.split(key, 4000), image)
+        eta = (np.asarray(noisy) - np.asarray(image)).reshape(4000, -1)
         np.testing.assert_allclose(np.linalg.norm(eta, axis=1), 2.5, rtol=1e-5)
         size = eta.shape[1]
         assert np.abs(eta.mean(0)).max() < 5 * 2.5 / np.sqrt(size * 4000)
@@ -274,13 +287,14 @@ class TestNoise:
         assert scipy.stats.kstest(np.ravel(noisy) / 0.3, "norm").pvalue > 1e-3
 
     def test_noise_like(self, key):
-        image, other = image_of(), image_of() + 0.1
+        image = image_of()
+        other = jnp.asarray(np.asarray(image) + np.float32(0.1))
         noisy = perturb.noise_like(key, image, other)
-        np.testing.assert_allclose(jnp.linalg.norm(noisy - image), 0.1 * np.sqrt(image.size), rtol=1e-4)
-        radius = float(jnp.linalg.norm(other - image))
-        np.testing.assert_allclose(noisy, perturb.SphericalNoise(radius)(key, image), atol=1e-5)
+        lengths = [np.linalg.norm(np.asarray(moved) - np.asarray(image)) for moved in (noisy, other)]
+        np.testing.assert_allclose(lengths[0], 0.1 * np.sqrt(image.size), rtol=1e-4)
+        np.testing.assert_allclose(noisy, apply(perturb.SphericalNoise(lengths[1].item()), key, image), atol=1e-5)
         np.testing.assert_array_equal(perturb.noise_like(key, image, image), image)
-        gradient = jax.grad(lambda perturbed: jnp.sum(perturb.noise_like(key, image, perturbed)))(image)
+        gradient = jax.jit(jax.grad(lambda perturbed: jnp.sum(perturb.noise_like(key, image, perturbed))))(image)
         assert np.isfinite(gradient).all()
         assert perturb.noise_like(key, image.astype(jnp.bfloat16), other.astype(jnp.bfloat16)).dtype == jnp.bfloat16
 
@@ -288,23 +302,23 @@ class TestNoise:
 class TestAffineMaps:
     @pytest.mark.parametrize("shape", [(9,), (9, 10), (9, 10, 11)])
     def test_translation_has_the_asked_length_in_every_direction(self, key, shape):
-        ramp = jnp.moveaxis(jnp.asarray(np.indices(shape), jnp.float32), 0, -1)
+        ramp = np.moveaxis(np.indices(shape, np.float32), 0, -1)
         middle = tuple(n // 2 for n in shape)
 
         def shift(key):
             return (ramp - perturb.Translation(1.5, spatial=shape)(key, ramp))[middle]
 
-        shifts = np.asarray(jax.vmap(shift)(jax.random.split(key, 500)))
+        shifts = np.asarray(jax.jit(jax.vmap(shift))(jax.random.split(key, 500)))
         np.testing.assert_allclose(np.linalg.norm(shifts, axis=1), 1.5, rtol=1e-4)
         np.testing.assert_allclose(shifts.mean(0), 0, atol=0.25)
         np.testing.assert_allclose(shifts.var(0), 1.5**2 / len(shape), rtol=0.2)
 
     def test_affine_strengths_are_root_mean_squares(self, key):
         shape = (21, 21)
-        ramp = jnp.moveaxis(jnp.asarray(np.indices(shape), jnp.float32), 0, -1)
+        ramp = np.moveaxis(np.indices(shape, np.float32), 0, -1)
         affine = perturb.Affine(translation=0.5, rotation=0.02, compression=0.03, shear=0.04)
         keys = jax.random.split(key, 4000)
-        moved = np.asarray(jax.vmap(lambda k: ramp - affine(k, ramp))(keys), np.float64)
+        moved = ramp.astype(float) - np.asarray(apply_with_keys(affine, keys, ramp))
         (yy, yx), (xy, xx) = (
             (np.asarray(moved[:, 11, 10, a] - moved[:, 9, 10, a]) / 2, (moved[:, 10, 11, a] - moved[:, 10, 9, a]) / 2)
             for a in (0, 1)
@@ -321,18 +335,17 @@ class TestAffineMaps:
 
 class TestToward:
     def test_length_and_direction(self, key):
-        image, keys = image_of(), jax.random.split(key, 300)
-        steps = np.asarray(jax.vmap(perturb.Toward(POINTS, 2.0), in_axes=(0, None))(keys, image) - image[None])
+        image, keys = np.asarray(image_of()), jax.random.split(key, 300)
+        steps = np.asarray(apply_with_keys(perturb.Toward(POINTS, 2.0), keys, image)) - image
         np.testing.assert_allclose(np.linalg.norm(steps.reshape(300, -1), axis=1), 2.0, rtol=1e-4)
-        directions = (POINTS - np.asarray(image)).reshape(5, -1)
+        directions = (POINTS - image).reshape(5, -1)
         directions /= np.linalg.norm(directions, axis=1, keepdims=True)
         cosines = steps.reshape(300, -1) / 2.0 @ directions.T
         np.testing.assert_allclose(cosines.max(1), 1, atol=1e-4)
         assert scipy.stats.chisquare(np.bincount(cosines.argmax(1), minlength=5)).pvalue > 1e-3
 
     def test_never_toward_itself(self, key):
-        image = jnp.asarray(POINTS[2])
-        found = jax.vmap(perturb.Toward(POINTS, 1.0), in_axes=(0, None))(jax.random.split(key, 100), image)
+        found = apply_with_keys(perturb.Toward(POINTS, 1.0), jax.random.split(key, 300), POINTS[2])
         assert np.isfinite(found).all()
 
     def test_equal_images_leave_no_direction(self):
