@@ -92,8 +92,14 @@ def bound_of(f, shape=(2, 8, 8, 3)):
 def norm_of(f, shape):
     """Compute the exact norm of an affine function of one image."""
     basis = np.eye(math.prod(shape), dtype=np.float32).reshape(-1, *shape)
-    matrix = np.asarray(f(jnp.asarray(basis)) - f(jnp.zeros_like(basis)), np.float64)
+    matrix = np.asarray(jax.jit(lambda x: f(x) - f(jnp.zeros_like(x)))(basis), np.float64)
     return np.linalg.norm(matrix.reshape(len(basis), -1), 2)
+
+
+def changes(f, x, step):
+    """Compute how far each row of a function moves with a step, and how far the step goes."""
+    both = jax.jit(lambda x, step: (f(x + step) - f(x), step))(x, step)
+    return [np.linalg.norm(np.reshape(a, (len(a), -1)), axis=1) for a in both]
 
 
 def window(reduce, start, sides, strides, padding):

@@ -125,8 +125,10 @@ def test_training_stays_inside(dtype):
 
 @pytest.mark.usefixtures("relaxed_promotion")
 def test_updates_that_stay_inside_pass_untouched():
-    params = {"a": jnp.eye(3), "bias": jnp.ones(3), "table": jnp.arange(6).reshape(2, 3)}
-    small = {"a": jnp.full((3, 3), -0.1), "bias": jnp.ones(3), "table": jnp.zeros((2, 3), jnp.int32)}
+    one = np.float32(1)
+    params = {"a": np.eye(3, dtype=np.float32), "bias": np.full(3, one), "table": np.arange(6).reshape(2, 3)}
+    small = {"a": np.full((3, 3), -0.1 * one), "bias": np.full(3, one), "table": np.zeros((2, 3), np.int32)}
+    params, small = jax.tree.map(jnp.asarray, (params, small))
     transformation = lipschitz.keep(2.0)
     updates, state = transformation.update(small, transformation.init(params), params)
     assert jax.tree.leaves(state) == []
