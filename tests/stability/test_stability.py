@@ -1,6 +1,7 @@
 """D, G, R and their intervals, from arrays."""
 
 import json
+from functools import partial
 
 import hypothesis
 import jax
@@ -26,24 +27,29 @@ def check_golden(dtype, tolerance):
     g = golden(dtype)
     exact = golden(np.float64)
 
-    def close(value, expected):
-        np.testing.assert_allclose(value, expected, rtol=tolerance)
+    @jax.jit
+    def measured(clean, deformed, noisy):
+        return (
+            stability.squared_change(clean, deformed).mean(),
+            stability.squared_change(clean, noisy).mean(),
+            stability.median_change(clean, deformed),
+            stability.median_change(clean, noisy),
+            stability.pair_distance(clean),
+            stability.pair_distance(clean, distinct=True),
+            stability.deformation(clean, deformed),
+            stability.noise(clean, noisy),
+            stability.relative(clean, deformed, noisy, average="median_per_unit"),
+        )
 
-    clean, deformed, noisy = g["clean"], g["deformed"], g["noisy"]
     # The published denominator has 1e-10 added to it.
     pairs = exact["denominator_all_ordered_pairs"] - 1e-10
-    close(stability.squared_change(clean, deformed).mean(), exact["deformation_numerator"])
-    close(stability.squared_change(clean, noisy).mean(), exact["noise_numerator"])
-    close(stability.median_change(clean, deformed), exact["deformation_numerator_median_per_unit"])
-    close(stability.median_change(clean, noisy), exact["noise_numerator_median_per_unit"])
-    close(stability.pair_distance(clean), pairs)
-    close(stability.pair_distance(clean, distinct=True), pairs * 48 / 47)
-    close(stability.deformation(clean, deformed), exact["deformation_numerator"] / pairs)
-    close(stability.noise(clean, noisy), exact["noise_numerator"] / pairs)
-    close(
-        stability.relative(clean, deformed, noisy, average="median_per_unit"),
-        exact["deformation_numerator_median_per_unit"] / exact["noise_numerator_median_per_unit"],
-    )
+    deformation, noise = exact["deformation_numerator"], exact["noise_numerator"]
+    medians = [exact[f"{name}_numerator_median_per_unit"] for name in ("deformation", "noise")]
+    expected = [deformation, noise, *medians, pairs, pairs * 48 / 47, deformation / pairs, noise / pairs]
+    expected.append(medians[0] / medians[1])
+    for value, known in zip(measured(g["clean"], g["deformed"], g["noisy"]), expected, strict=True):
+        assert value.dtype == dtype
+        np.testing.assert_allclose(value, known, rtol=tolerance)
 
 
 def test_golden_values_in_double_precision(x64):
@@ -60,44 +66,57 @@ def test_medians_are_the_lower_of_the_two_middle_values():
     np.testing.assert_array_equal(stability.median(jnp.array([4.0, jnp.nan, 3.0])), np.nan)
 
 
+@jax.jit
+def pair_distances(x):
+    """Of all pairs, of different images, and the median of all pairs."""
+    both = stability.pair_distance(x), stability.pair_distance(x, distinct=True)
+    return (*both, stability.median_pair_distance(x))
+
+
 @hypothesis.given(SEEDS)
 def test_pair_distances_are_those_of_all_pairs(seed):
     x = np.random.default_rng(seed).normal(size=(11, 2, 3)).astype(np.float32)
     pairs = np.square(x[:, None] - x[None]).sum((2, 3))
-    np.testing.assert_allclose(stability.pair_distance(x), pairs.mean(), rtol=1e-5)
-    np.testing.assert_allclose(stability.pair_distance(x, distinct=True), pairs.sum() / 110, rtol=1e-5)
-    np.testing.assert_allclose(stability.median_pair_distance(x), np.sort(pairs.ravel())[60], rtol=1e-5)
+    expected = pairs.mean(), pairs.sum() / 110, np.sort(pairs.ravel())[60]
+    np.testing.assert_allclose(pair_distances(x), expected, rtol=1e-5)
 
 
-def test_pair_distance_with_a_mean_a_thousand_times_the_spread(key):
-    x = 1000 + np.asarray(jax.random.normal(key, (200, 64)))
+def test_pair_distance_with_a_mean_a_thousand_times_the_spread():
+    x = 1000 + np.random.default_rng(0).normal(size=(200, 64)).astype(np.float32)
     wide = x.astype(np.float64)
     pairs = np.square(wide[:, None] - wide[None]).sum(2)
-    np.testing.assert_allclose(stability.pair_distance(x), pairs.mean(), rtol=1e-5)
-    np.testing.assert_allclose(stability.median_pair_distance(x), np.sort(pairs.ravel())[19999], rtol=1e-5)
+    mean, _, median = pair_distances(x)
+    np.testing.assert_allclose(mean, pairs.mean(), rtol=1e-5)
+    np.testing.assert_allclose(median, np.sort(pairs.ravel())[19999], rtol=1e-5)
 
 
 @pytest.mark.parametrize("average", ["mean", "median", "median_per_unit"])
 def test_scale_and_offset_of_the_features_do_not_matter(key, average):
-    clean, deformed, noisy = jax.random.normal(key, (3, 20, 6))
-    d = stability.deformation(clean, deformed, average=average)
-    np.testing.assert_allclose(stability.deformation(3 * clean + 2, 3 * deformed + 2, average=average), d, rtol=1e-5)
-    g = stability.noise(clean, noisy, average=average)
-    r = stability.relative(clean, deformed, noisy, average=average)
-    np.testing.assert_allclose(d / g, r, rtol=1e-5)
+    clean, deformed, noisy = np.asarray(jax.random.normal(key, (3, 20, 6)))
+    deformation, noise, relative = (
+        jax.jit(partial(f, average=average)) for f in (stability.deformation, stability.noise, stability.relative)
+    )
+    d = np.asarray(deformation(clean, deformed))
+    np.testing.assert_allclose(deformation(3 * clean + 2, 3 * deformed + 2), d, rtol=1e-5)
+    g = np.asarray(noise(clean, noisy))
+    np.testing.assert_allclose(d / g, relative(clean, deformed, noisy), rtol=1e-5)
     # Another image in the place of the perturbed one: as far as two images.
-    np.testing.assert_allclose(stability.deformation(clean, jnp.roll(clean, 1, 0)), 2 * 20 / 19 / 2, rtol=0.3)
-    assert stability.deformation(clean, clean, average=average) == 0
+    np.testing.assert_allclose(stability.deformation(clean, np.roll(clean, 1, 0)), 2 * 20 / 19 / 2, rtol=0.3)
+    assert deformation(clean, clean) == 0
 
 
-def test_undefined_is_nan_and_has_finite_gradients(key):
-    x = jax.random.normal(key, (5, 4))
-    dead = jnp.ones((5, 4)) / 3
-    assert jnp.isnan(stability.deformation(dead, x))
-    assert jnp.isnan(stability.relative(x, x, x))
-    assert jnp.isnan(stability.pair_distance(x[:1], distinct=True))
-    slope = jax.grad(lambda deformed: stability.relative(x, deformed, x + 1))(x)
-    assert jnp.all(jnp.isfinite(slope))
+def test_undefined_is_nan_and_has_finite_gradients():
+    x = np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32)
+    dead = np.full((5, 4), 1 / 3, np.float32)
+
+    @jax.jit
+    def undefined(x, dead):
+        alone = stability.pair_distance(x[:1], distinct=True)
+        return stability.deformation(dead, x), stability.relative(x, x, x), alone
+
+    assert np.isnan(undefined(x, dead)).all()
+    slope = jax.jit(jax.grad(lambda deformed: stability.relative(x, deformed, x + 1)))(x)
+    assert np.all(np.isfinite(slope))
 
 
 def test_errors(key, unchecked):
@@ -118,30 +137,36 @@ def test_errors(key, unchecked):
 @pytest.mark.parametrize("average", ["mean", "median"])
 def test_one_result_for_all_layers(key, average):
     """Rows of `from_features` are the formulas, layer by layer; draws are averaged within an image."""
-    keys = jax.random.split(key, 3)
-    clean = {"a": jax.random.normal(keys[0], (30, 4)), "b": 5 + jax.random.normal(keys[0], (30, 2, 3))}
-    deformed = {k: v[None] + 0.1 * jax.random.normal(keys[1], (2, *v.shape)) for k, v in clean.items()}
-    noisy = {k: v[None] + 0.2 * jax.random.normal(keys[2], (2, *v.shape)) for k, v in clean.items()}
-    result = stability.from_features(key, clean, deformed, noisy, kinds={"a": "conv"}, average=average)
+    rng = np.random.default_rng(0)
+    clean = {"a": rng.normal(size=(30, 4)), "b": 5 + rng.normal(size=(30, 2, 3))}
+    deformed, noisy = (
+        {k: (v + size * rng.normal(size=(2, *v.shape))).astype(np.float32) for k, v in clean.items()}
+        for size in (0.1, 0.2)
+    )
+    clean = {k: v.astype(np.float32) for k, v in clean.items()}
+    summarize = jax.jit(partial(stability.from_features, kinds={"a": "conv"}, average=average))
+    result = jax.tree.map(np.asarray, summarize(key, clean, deformed, noisy))
     assert result.layers == ("a", "b")
     assert result.kinds == ("conv", "other")
     assert result.valid.all()
     assert result.deformation_numerators.shape == (2, 2, 30)
     assert result.deformation_interval.shape == (2, 2)
-    reduce = jnp.mean if average == "mean" else stability.median
+    reduce = np.mean if average == "mean" else lambda x: np.sort(x)[14]
+    squared_change, pair_distance = jax.jit(stability.squared_change), jax.jit(stability.pair_distance)
     for k, name in enumerate("ab"):
         d, g = (
-            reduce(jnp.mean(jnp.stack([stability.squared_change(clean[name], one) for one in many[name]]), axis=0))
+            reduce(np.mean([squared_change(clean[name], one) for one in many[name]], axis=0))
             for many in (deformed, noisy)
         )
-        np.testing.assert_allclose(result.deformation[k], d / stability.pair_distance(clean[name]), rtol=1e-5)
-        np.testing.assert_allclose(result.noise[k], g / stability.pair_distance(clean[name]), rtol=1e-5)
+        pairs = np.asarray(pair_distance(clean[name]))
+        np.testing.assert_allclose(result.deformation[k], d / pairs, rtol=1e-5)
+        np.testing.assert_allclose(result.noise[k], g / pairs, rtol=1e-5)
         np.testing.assert_allclose(result.relative[k], d / g, rtol=1e-5)
-        pairs = stability.pair_distance(clean[name], distinct=True)
-        np.testing.assert_allclose(jnp.mean(result.spread[k]), pairs, rtol=1e-5)
+        distinct = stability.pair_distance(clean[name], distinct=True)
+        np.testing.assert_allclose(np.mean(result.spread[k]), distinct, rtol=1e-5)
     for name in ("deformation", "noise", "relative"):
         low, high = getattr(result, f"{name}_interval").T
-        assert jnp.all((low < getattr(result, name)) & (getattr(result, name) < high))
+        assert np.all((low < getattr(result, name)) & (getattr(result, name) < high))
 
 
 def test_medians_per_unit_in_one_result(key):
@@ -153,18 +178,18 @@ def test_medians_per_unit_in_one_result(key):
     features = [{"output": x} for x in (clean, deformed, noisy)]
     result = stability.from_features(key, *features, average="median_per_unit", confidence=0.8)
 
-    @jax.jit
     def statistics(chosen):
         images, *versions = (jnp.asarray(x)[..., chosen, :] for x in (clean, deformed, noisy))
         tops = [sum(stability.median_change(images, x) for x in draws) / 2 for draws in versions]
         pairs = stability.median_pair_distance(images)
         return tops[0] / pairs, tops[1] / pairs, tops[0] / tops[1]
 
-    found = [float(getattr(result, name)[0]) for name in ("deformation", "noise", "relative")]
-    np.testing.assert_allclose(found, statistics(np.arange(40)), rtol=1e-5)
+    found = [getattr(result, name).item() for name in ("deformation", "noise", "relative")]
+    chosen = np.stack([np.arange(40), *(rng.integers(0, 40, 40) for _ in range(400))])
+    expected, *resampled = np.transpose(jax.jit(partial(jax.lax.map, statistics))(chosen))
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
     assert result.average == "median_per_unit"
-    resampled = np.array([statistics(rng.integers(0, 40, 40)) for _ in range(400)])
-    for name, values in zip(("deformation", "noise", "relative"), resampled.T, strict=True):
+    for name, values in zip(("deformation", "noise", "relative"), np.transpose(resampled), strict=True):
         interval = np.asarray(getattr(result, f"{name}_interval"))[0]
         expected = np.quantile(values, [0.1, 0.9])
         np.testing.assert_allclose(interval, expected, atol=0.25 * np.ptp(expected))
@@ -194,14 +219,17 @@ def numbers_per_image(seed, n, layers=1):
 
 def test_intervals_cover_as_often_as_they_say(key):
     """400 experiments with 100 images each; the standard error of a coverage of 0.9 is 0.015."""
-    deformed, noisy, spread = numbers_per_image(3, 100, layers=400)
-    ends = jax.vmap(
-        lambda key, d, g, s: stability.bootstrap(
-            key, d[None], g[None], s[None], s[None].mean(1), confidence=0.9, resamples=300
-        )
-    )(jax.random.split(key, 400), deformed, noisy, spread)
+    numbers = (np.reshape(x, (20, 20, *x.shape[1:])) for x in numbers_per_image(3, 100, layers=400))
+
+    @jax.jit
+    @jax.vmap
+    def intervals(key, d, g, s):
+        return stability.bootstrap(key, d, g, s, s.mean(1), confidence=0.9, resamples=300)
+
+    # Twenty experiments are resampled by one key.
+    ends = jax.tree.map(np.asarray, intervals(jax.random.split(key, 20), *numbers))
     for interval, truth in ((ends.deformation, 0.25), (ends.noise, 0.5), (ends.relative, 0.5)):
-        covered = jnp.mean((interval[:, 0, 0] < truth) & (truth < interval[:, 0, 1]))
+        covered = np.mean((interval[..., 0] < truth) & (truth < interval[..., 1]))
         assert 0.85 < covered < 0.94
 
 
