@@ -13,12 +13,12 @@ from flax import nnx
 
 from stabjax import lipschitz, train
 from stabjax.train import _files
-from tests.train.test_checkpoints import DATA, TEST, Net, crash, same
+from tests.train.kills import DATA, TEST, Net, Plain, crash, same
 
 RECIPE = train.Recipe(epochs=3, batch_size=16, rate=7.0, decay=0.5)
 """Of which an optimizer leaves the epochs and the size of a batch."""
 BOUND = 0.8
-fit = functools.partial(train.fit, Net, DATA, key=jax.random.key(5), recipe=RECIPE)
+fit = functools.partial(train.fit, Plain, DATA, key=jax.random.key(5), recipe=RECIPE)
 
 
 def keep(bound=BOUND):
@@ -28,20 +28,6 @@ def keep(bound=BOUND):
 def bounded(*, bound=BOUND, last=0.05):
     """Momentum at a falling rate inside of a bound."""
     return optax.chain(optax.sgd(optax.linear_schedule(0.3, last, 12), momentum=0.9), keep(bound))
-
-
-class Plain(nnx.Module):
-    """Two layers, and no state but their weights."""
-
-    traces = []
-
-    def __init__(self, *, rngs):
-        self.hidden = nnx.Linear(16, 6, rngs=rngs)
-        self.out = nnx.Linear(6, 3, rngs=rngs)
-
-    def __call__(self, x):
-        self.traces.append(object())
-        return self.out(nnx.relu(self.hidden(x.reshape(len(x), -1))))
 
 
 def by_hand(run, optimizer, steps):
@@ -67,12 +53,11 @@ def by_hand(run, optimizer, steps):
 
 @pytest.fixture
 def every_step(monkeypatch):
-    """Keep the state after every step."""
-    states, save = {}, _files.save_state
+    """The state after every step, which is not written."""
+    states = {}
 
     def noted(path, step, arrays, meta):
         states[step] = arrays
-        save(path, step, arrays, meta)
 
     monkeypatch.setattr("stabjax.train._loop.PATIENCE", 0.0)
     monkeypatch.setattr(_files, "save_state", noted)
@@ -90,19 +75,19 @@ def every_step(monkeypatch):
 )
 def test_it_is_a_plain_loop_of_optax(relaxed_promotion, optimizer, every_step, tmp_path):
     recipe = dataclasses.replace(RECIPE, epochs=5, batch_size=len(DATA[0]))
-    options = {"recipe": recipe, "optimizer": optimizer, "path": tmp_path, "save_every": 0.0}
+    options = {"recipe": recipe, "optimizer": optimizer, "path": tmp_path, "save_every": 0.0, "checkpoints": ()}
     run = train.fit(Plain, DATA, key=jax.random.key(5), **options)
     for step, weights in enumerate(by_hand(run, optimizer, 5), 1):
         for name, value in weights.items():
             np.testing.assert_allclose(every_step[step][f"params/{name}"][0], value, rtol=1e-4, atol=1e-5)
     assert np.all(np.isnan(run.history.rate))
-    assert np.all(np.isnan(train.history(tmp_path).rate))
 
 
 @pytest.mark.parametrize("vectorized", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_bound_holds_after_every_step(relaxed_promotion, every_step, tmp_path, vectorized):
     recipe = dataclasses.replace(RECIPE, averaging=0.5)
-    options = {"recipe": recipe, "seeds": 2, "path": tmp_path, "save_every": 0.0, "vectorized": vectorized}
+    options = {"recipe": recipe, "seeds": 2, "path": tmp_path, "save_every": 0.0, "checkpoints": ()}
+    options |= {"vectorized": vectorized}
     run = fit(optimizer=bounded(), **options)
     assert sorted(every_step) == list(range(1, 13))
     largest = 0.0
@@ -123,8 +108,11 @@ def test_the_average_of_weights_inside_is_inside(relaxed_promotion):
         assert np.linalg.norm(run.last[name][0].astype(float), 2) <= BOUND * (1 + 1e-6)
 
 
-@pytest.mark.parametrize("vectorized", [False, True])
-@pytest.mark.parametrize("n", [pytest.param(60, marks=pytest.mark.slow), 130])
+@pytest.mark.parametrize(
+    ("n", "vectorized"),
+    # One after the other are the seeds of other optimizers below.
+    [(130, True), *(pytest.param(*case, marks=pytest.mark.slow) for case in ((130, False), (60, False), (60, True)))],
+)
 def test_killed_and_gone_on(relaxed_promotion, tmp_path, monkeypatch, n, vectorized):
     monkeypatch.setattr("stabjax.train._loop.PATIENCE", 0.0)
     options = {"recipe": RECIPE, "vectorized": vectorized}
@@ -132,9 +120,10 @@ def test_killed_and_gone_on(relaxed_promotion, tmp_path, monkeypatch, n, vectori
     def optimizer():
         return optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(0.02), keep())
 
-    assert crash(tmp_path, n, optimizer=optimizer(), **options)
-    run = fit(test=TEST, seeds=2, path=tmp_path, optimizer=optimizer(), **options)
-    same(run, fit(test=TEST, seeds=2, optimizer=optimizer(), **options))
+    go = functools.partial(train.fit, Net, DATA, test=TEST, key=jax.random.key(5), seeds=2)
+    assert crash(tmp_path, n, fit=go, optimizer=optimizer(), **options)
+    run = go(path=tmp_path, optimizer=optimizer(), **options)
+    same(run, go(optimizer=optimizer(), **options))
 
 
 def test_that_of_a_recipe_as_a_link(relaxed_promotion):
@@ -146,31 +135,45 @@ def test_that_of_a_recipe_as_a_link(relaxed_promotion):
         np.testing.assert_array_equal(run.last[name], own.last[name], err_msg=name)
 
 
+SCHEDULE_FREE = optax.contrib.schedule_free_sgd(0.05)  # its state begins as the parameters
+PLATEAU = optax.contrib.reduce_on_plateau(patience=1)  # it asks for the loss
+NOISE = optax.add_noise(0.01, 0.5, 3)  # its state holds a key
+
+
 @pytest.mark.parametrize(
     "optimizer",
     [
-        optax.contrib.schedule_free_sgd(0.05),  # its state begins as the parameters
-        optax.chain(optax.sgd(0.05), optax.contrib.reduce_on_plateau(patience=1)),  # it asks for the loss
-        optax.chain(optax.add_noise(0.01, 0.5, 3), optax.sgd(0.05)),  # its state holds a key
-        pytest.param(optax.MultiSteps(optax.sgd(0.05), 2).gradient_transformation(), marks=pytest.mark.slow),
+        optax.chain(NOISE, SCHEDULE_FREE, PLATEAU),
+        *[
+            pytest.param(optimizer, marks=pytest.mark.slow)
+            for optimizer in (
+                SCHEDULE_FREE,
+                optax.chain(optax.sgd(0.05), PLATEAU),
+                optax.chain(NOISE, optax.sgd(0.05)),
+                optax.MultiSteps(optax.sgd(0.05), 2).gradient_transformation(),
+            )
+        ],
     ],
-    ids=["schedule_free", "plateau", "noise", "multi_steps"],
+    ids=["together", "schedule_free", "plateau", "noise", "multi_steps"],
 )
 def test_states_of_all_kinds_are_kept(relaxed_promotion, tmp_path, monkeypatch, optimizer):
     monkeypatch.setattr("stabjax.train._loop.PATIENCE", 0.0)
-    options = {"recipe": RECIPE, "optimizer": optimizer}
-    assert crash(tmp_path, 90, **options)
-    run = fit(test=TEST, seeds=2, path=tmp_path, **options)
-    same(run, fit(test=TEST, seeds=2, **options))
+    go = functools.partial(fit, test=TEST, seeds=2, optimizer=optimizer)
+    assert crash(tmp_path, 90, fit=go)
+    run = go(path=tmp_path)
+    same(run, go())
     assert not np.array_equal(run.last["out/kernel"], run.initial["out/kernel"])
 
 
 def test_another_optimizer_is_refused_and_more_epochs_are_not(relaxed_promotion, tmp_path):
     first = fit(optimizer=bounded(), path=tmp_path)
+    assert np.all(np.isnan(train.history(tmp_path).rate))
     same(fit(optimizer=bounded(), path=tmp_path), first)
-    for other in (None, optax.sgd(0.1), bounded(bound=2 * BOUND), bounded(last=0.04)):
-        with pytest.raises(ValueError, match=r"expected the configuration of the run .*optimizer: "):
-            fit(optimizer=other, path=tmp_path)
+    with pytest.MonkeyPatch.context() as patch:  # nothing is compiled before another run is refused
+        patch.setattr("stabjax.train._fit.TrainLoop", lambda *arguments: None)
+        for other in (None, optax.sgd(0.1), bounded(bound=2 * BOUND), bounded(last=0.04)):
+            with pytest.raises(ValueError, match=r"expected the configuration of the run .*optimizer: "):
+                fit(optimizer=other, path=tmp_path)
     longer = dataclasses.replace(RECIPE, epochs=5)
     run = fit(optimizer=bounded(), recipe=longer, path=tmp_path)
     same(run, fit(optimizer=bounded(), recipe=longer))

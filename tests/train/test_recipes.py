@@ -14,9 +14,9 @@ from flax import nnx
 
 from stabjax import conv, models, train
 from stabjax.train import _files
-from tests.train.test_checkpoints import DATA, TEST, Net, crash, same
+from tests.train.kills import DATA, TEST, Net, Plain, crash, same
 
-FIXED = train.Recipe(epochs=3, batch_size=16, rate=0.05, schedule="constant", flip=True)
+FIXED = train.Recipe(epochs=3, batch_size=16, rate=0.05, schedule="constant")
 ALL = train.Recipe(
     epochs=4.5,
     batch_size=16,
@@ -93,7 +93,7 @@ def optimizer(recipe, **options):
 def test_a_first_update_of_muon_is_nearly_orthogonal(key, relaxed_promotion, shape):
     rule = optimizer(train.Recipe(optimizer="muon", decay=0.0))
     gradient = jax.random.normal(key, shape)
-    update, _ = rule.update(gradient, rule.init(jnp.zeros(shape)), jnp.zeros(shape))
+    update, _ = jax.jit(lambda g, params: rule.update(g, rule.init(params), params))(gradient, jnp.zeros(shape))
     u, _, v = np.linalg.svd(np.asarray(gradient, np.float64).reshape(-1, shape[-1]), full_matrices=False)
     matrix = -np.asarray(update).reshape(-1, shape[-1]) / (0.2 * max(matrix_shape(shape)) ** 0.5)
     # In the basis of the gradient it is diagonal, and each direction counts about as much as every other.
@@ -126,11 +126,12 @@ def test_muon_is_the_textbook_one(relaxed_promotion, nesterov):
     shapes = {"kernel": (2, 3, 5), "head": (5, 4), "bias": (5,)}
     params = {k: rng.normal(size=s).astype(np.float32) for k, s in shapes.items()}
     state, others = rule.init(params), adam.init(params)
+    step, step_of_adam = jax.jit(rule.update), jax.jit(adam.update)
     moment = 0.0
     for t in range(1, 5):
         gradient = {k: rng.normal(size=s).astype(np.float32) for k, s in shapes.items()}
-        updates, state = rule.update(gradient, state, params)
-        expected, others = adam.update(gradient, others, params)
+        updates, state = step(gradient, state, params)
+        expected, others = step_of_adam(gradient, others, params)
         moment = 0.8 * moment + 0.2 * gradient["kernel"]
         mean = moment / (1 - 0.8**t)
         if nesterov:  # the moment as it will be if the next gradient is like this one
@@ -146,12 +147,13 @@ def test_muon_is_the_textbook_one(relaxed_promotion, nesterov):
 
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory):
-    """A run with averages, its folder, and all its saved states: one after every step."""
+    """A run with averages, its folder, and its states after every step, of which the last one is saved."""
     path, states, save = tmp_path_factory.mktemp("runs") / "averaged", {}, _files.save_state
 
     def keep(path, step, arrays, meta):
         states[step] = arrays
-        save(path, step, arrays, meta)
+        if step == 12:
+            save(path, step, arrays, meta)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("stabjax.train._loop.PATIENCE", 0.0)
@@ -204,16 +206,26 @@ def test_averages_are_scored_given_back_and_kept(recorded):
             jax.tree.map(np.testing.assert_array_equal, read, kept)
 
 
-def test_averages_of_seeds_trained_side_by_side(relaxed_promotion):
+def test_averages_of_seeds_trained_side_by_side(recorded):
+    one = recorded[0]
+    _assert_close(one, fit(recipe=one.recipe, test=TEST, seeds=2, vectorized=True))
+
+
+@pytest.mark.slow
+def test_averages_of_seeds_trained_side_by_side_by_muon(relaxed_promotion):
     recipe = dataclasses.replace(ALL, epochs=2, precision="float32")
-    one, other = (fit(recipe=recipe, seeds=2, vectorized=v) for v in (False, True))
+    _assert_close(*(fit(recipe=recipe, seeds=2, vectorized=v) for v in (False, True)))
+
+
+def _assert_close(one, other):
     np.testing.assert_allclose(one.history.train_loss, other.history.train_loss, rtol=1e-3)
     for name in ("hidden/kernel", "out/kernel", "norm/var"):
         np.testing.assert_allclose(one.last[name], other.last[name], rtol=1e-3, atol=1e-4, err_msg=name)
 
 
 def test_averages_before_a_divergence_are_kept(tmp_path):
-    recipe = dataclasses.replace(FIXED, epochs=20, rate=20, decay=1.0, averaging=0.9)
+    recipe = dataclasses.replace(FIXED, epochs=20, rate=1e4, decay=1.0, averaging=0.9)
+    fit = functools.partial(train.fit, Plain, DATA, key=jax.random.key(5))
     with pytest.warns(RuntimeWarning, match="diverged in step"):
         run = fit(recipe=recipe, path=tmp_path)
     step = int(run.diverged[0])
@@ -223,7 +235,7 @@ def test_averages_before_a_divergence_are_kept(tmp_path):
         np.testing.assert_array_equal(run.last[name], before.last[name], err_msg=name)
     assert max(train.checkpoints(tmp_path)) <= step
     for which in (*train.checkpoints(tmp_path), "last"):
-        model = train.load(tmp_path, Net(rngs=nnx.Rngs(0)), step=which)
+        model = train.load(tmp_path, Plain(rngs=nnx.Rngs(0)), step=which)
         assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(nnx.state(model, nnx.Param)))
     with pytest.warns(RuntimeWarning, match=f"diverged in step {step} "):
         same(fit(recipe=recipe, path=tmp_path), run)
@@ -376,14 +388,19 @@ def test_all_together_killed_and_gone_on(whole, tmp_path, monkeypatch, relaxed_p
         ({"optimizer": "adam"}, "recipe.optimizer: muon there, adam here"),
     ],
 )
-def test_another_recipe_is_refused_and_named(tmp_path, change, named):
-    _begun(tmp_path, ALL)
+def test_another_recipe_is_refused_and_named(whole, untrained, change, named):
     with pytest.raises(ValueError, match=re.escape(named)):
-        fit(recipe=dataclasses.replace(ALL, **change), path=tmp_path)
+        fit(recipe=dataclasses.replace(ALL, **change), test=TEST, seeds=2, path=whole.path)
 
 
 class Begun(Exception):
     """The folder is open."""
+
+
+@pytest.fixture
+def untrained(monkeypatch):
+    """Nothing is compiled."""
+    monkeypatch.setattr("stabjax.train._fit.TrainLoop", lambda *arguments: None)
 
 
 def _begun(path, recipe):
@@ -398,7 +415,7 @@ def _begin(path):
     raise Begun
 
 
-def test_runs_older_than_the_fields_of_a_recipe(tmp_path):
+def test_runs_older_than_the_fields_of_a_recipe(tmp_path, untrained):
     _begun(tmp_path, FIXED)
     manifest = _files.read_json(tmp_path / "run.json")
     for name in ("precision", "averaging", "test_flip"):
