@@ -22,7 +22,7 @@ def cell(key, bias, power):
 def by_hand(f, key, axes, seeds):
     """The same with Python loops, one cell after the other."""
     grid = np.meshgrid(*map(np.arange, map(len, axes.values())), np.arange(seeds), indexing="ij")
-    found = {}
+    found, f = {}, jax.jit(f)
     for *index, seed in zip(*map(np.ravel, grid)):
         values = {name: jnp.asarray(axis[i]) for (name, axis), i in zip(axes.items(), index)}
         for name, value in f(jax.random.fold_in(key, int(seed)), **values).items():

@@ -63,9 +63,11 @@ def test_static_axes_are_python_values_and_compile_once_each(key):
     assert (len(TRACES), len(compiled)) == (4, 4)
     assert found.value.dims == ("size", "scale", "kind", "seed")
     assert list(found.kind.values) == ["square", "double"]
+    draws = {(n, s): np.asarray(jax.random.normal(jax.random.fold_in(key, s), (n,))) for n in (2, 3) for s in (0, 1)}
     for index in np.ndindex(2, 3, 2, 2):
         size, scale, kind = (values[i] for values, i in zip(axes.values(), index))
-        expected = f(jax.random.fold_in(key, index[-1]), int(size), scale, kind)
+        x = scale * np.sum(draws[int(size), index[-1]])
+        expected = x**2 if kind == "square" else 2 * x
         np.testing.assert_allclose(found.value.values[index], expected, rtol=1e-5)
 
 
@@ -121,7 +123,7 @@ def test_equal_bound_values_of_other_types_are_others(key):
 
 
 def test_any_chunk_size_gives_the_same_labeled_values(key, whole):
-    for chunk in (1, 3, 7, 12, 100, None):
+    for chunk in (1, 7, 12, 100, None):
         found = sweep.run(cell, AXES, key=key, seeds=2, chunk=chunk)
         xarray.testing.assert_allclose(found, whole, rtol=1e-6)
         assert found.attrs["chunk"] == min(chunk or 12, 12)

@@ -65,7 +65,7 @@ GROWN = {
 
 
 @pytest.mark.parametrize("name", GROWN)
-@pytest.mark.parametrize("chunk", [None, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("chunk", [4, pytest.param(None, marks=pytest.mark.slow)])
 def test_only_new_cells_are_computed(tmp_path, name, chunk):
     axes, seeds = GROWN[name]
     first = go(tmp_path / "a", chunk=chunk)
@@ -94,7 +94,7 @@ def test_one_call_after_the_other(tmp_path):
         found = go(tmp_path / "a", axes, seeds)
         assert set(CALLS) == cells(axes, seeds) - seen
         seen |= cells(axes, seeds)
-        xarray.testing.assert_allclose(found, go(None, axes, seeds), rtol=1e-6)
+        xarray.testing.assert_allclose(found, go(None, axes, seeds, chunk=4), rtol=1e-6)
         if known is not None and name_in_common(known, found):
             identical(known, found)
         known = found
@@ -113,7 +113,7 @@ def described(key, *, b, name, size):
 
 
 def test_static_axes_grow(tmp_path):
-    options = {"f": described, "static": ("name", "size")}
+    options = {"f": described, "static": ("name", "size"), "chunk": 4}
     first = go(tmp_path / "a", {"name": ["sin"], "b": [1.0, 2.0], "size": [1]}, **options)
     more = {"size": [2, 1], "b": [2.0, 3.0, 1.0], "name": ["cos", "sin"]}
     grown = go(tmp_path / "a", more, 3, **options)
@@ -159,7 +159,7 @@ def test_a_kill_while_it_grows(tmp_path, monkeypatch, after):
     larger = {**axes, "a": [0.5, 1.5, 2.5, 3.5]}
     beyond = go(tmp_path / "killed", larger, seeds, chunk=4)
     identical(beyond, whole)
-    xarray.testing.assert_allclose(beyond, go(None, larger, seeds), rtol=1e-6)
+    xarray.testing.assert_allclose(beyond, go(None, larger, seeds, chunk=4), rtol=1e-6)
     xarray.testing.assert_identical(go(tmp_path / "killed", axes, seeds, chunk=4), whole)
     names = [sorted(file.name for file in (tmp_path / name).glob("chunk-*")) for name in ("killed", "whole")]
     assert set(names[0]) >= set(names[1])
