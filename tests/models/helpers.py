@@ -44,7 +44,7 @@ def filled(name, seed=0, **kinds):
         if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             return jax.random.key(seed)
         if last == "count":
-            return jnp.zeros(leaf.shape, leaf.dtype)
+            return jax.device_put(np.zeros(leaf.shape, leaf.dtype))
         if last == "kernel":
             # no signal dies on its way: ReLU halves its square, swish and gates more
             gain = 4 if name == "EfficientNetB0" else 2
@@ -52,7 +52,7 @@ def filled(name, seed=0, **kinds):
         else:
             center = 1 if last in ("scale", "var", "gamma") else 0
             numbers = center + 0.2 * draw.uniform(-1, 1, leaf.shape)
-        return jnp.asarray(numbers, leaf.dtype)
+        return jax.device_put(numbers.astype(leaf.dtype))
 
     leaves, tree = jax.tree_util.tree_flatten_with_path(state)
     filling = [fill([getattr(k, "key", getattr(k, "name", k)) for k in path], leaf) for path, leaf in leaves]
@@ -61,7 +61,8 @@ def filled(name, seed=0, **kinds):
 
 def images(name, batch=4, dtype=jnp.float32):
     """Draw images of the shape that the network takes."""
-    return jax.random.normal(jax.random.key(1), (batch, *SHAPES.get(name, (32, 32, 3)))).astype(dtype)
+    shape = (batch, *SHAPES.get(name, (32, 32, 3)))
+    return jax.device_put(np.random.default_rng(1).normal(size=shape).astype(np.float32).astype(dtype))
 
 
 def forward(model, train=False):

@@ -66,29 +66,40 @@ def test_locally_connected_windows(key):
 def test_blocks_without_a_branch_are_the_identity(key):
     """A residual block whose last layer is switched off gives its input back (rectified, if it rectifies the sum)."""
     x = jax.random.normal(key, (3, 6, 6, 4))
-    rngs = nnx.Rngs(0)
-    basic = ResidualBlock(4, (4, 4), (3, 3), stride=1, rngs=rngs)
-    basic.layers[-1].norm.scale[...] = jnp.zeros(4)
-    np.testing.assert_array_equal(basic(x), jnp.maximum(x, 0))
-    before = PreActBlock(4, 4, stride=1, rngs=rngs)
-    before.second.conv.kernel[...] = jnp.zeros((3, 3, 4, 4))
-    np.testing.assert_array_equal(before(x), x)
-    inverted = InvertedResidual(4, 4, expansion=2, stride=1, rngs=rngs)
-    inverted.narrow.norm.scale[...] = jnp.zeros(4)
-    np.testing.assert_array_equal(inverted(x), x)
-    assert InvertedResidual(4, 4, expansion=2, stride=2, rngs=rngs)(x).shape == (3, 3, 3, 4)
+
+    @jax.jit
+    def outputs(x):
+        rngs = nnx.Rngs(0)
+        basic = ResidualBlock(4, (4, 4), (3, 3), stride=1, rngs=rngs)
+        basic.layers[-1].norm.scale[...] = jnp.zeros(4)
+        before = PreActBlock(4, 4, stride=1, rngs=rngs)
+        before.second.conv.kernel[...] = jnp.zeros((3, 3, 4, 4))
+        inverted = InvertedResidual(4, 4, expansion=2, stride=1, rngs=rngs)
+        inverted.narrow.norm.scale[...] = jnp.zeros(4)
+        return basic(x), before(x), inverted(x), InvertedResidual(4, 4, expansion=2, stride=2, rngs=rngs)(x)
+
+    basic, before, inverted, strided = outputs(x)
+    np.testing.assert_array_equal(basic, np.maximum(x, 0))
+    np.testing.assert_array_equal(before, x)
+    np.testing.assert_array_equal(inverted, x)
+    assert strided.shape == (3, 3, 3, 4)
 
 
 def test_dense_layers_add_channels_and_transitions_average(key):
     x = jax.random.normal(key, (2, 4, 4, 6))
-    y = DenseLayer(6, 3, rngs=nnx.Rngs(0))(x)
+
+    @jax.jit
+    def outputs(x):
+        transition = Transition(6, 3, (1, 1), rngs=nnx.Rngs(0))
+        normed = jnp.maximum(transition.norm(x), 0) @ transition.conv.kernel[0, 0]
+        return DenseLayer(6, 3, rngs=nnx.Rngs(0))(x), normed, transition(x)
+
+    y, normed, averaged = map(np.asarray, outputs(x))
     assert y.shape == (2, 4, 4, 9)
     np.testing.assert_array_equal(y[..., :6], x)
-    transition = Transition(6, 3, (1, 1), rngs=nnx.Rngs(0))
-    normed = jnp.maximum(transition.norm(x), 0) @ transition.conv.kernel[0, 0]
-    boxes = [jnp.mean(normed[:, i : i + 2, j : j + 2], (1, 2)) for i in (0, 2) for j in (0, 2)]
-    expected = jnp.reshape(jnp.stack(boxes, 1), (2, 2, 2, 3))
-    np.testing.assert_allclose(transition(x), expected, rtol=1e-4, atol=1e-6)
+    boxes = [np.mean(normed[:, i : i + 2, j : j + 2], (1, 2)) for i in (0, 2) for j in (0, 2)]
+    expected = np.reshape(np.stack(boxes, 1), (2, 2, 2, 3))
+    np.testing.assert_allclose(averaged, expected, rtol=1e-4, atol=1e-6)
 
 
 def test_gates_see_the_mean_of_all_positions(key):
@@ -104,20 +115,26 @@ def test_gates_see_the_mean_of_all_positions(key):
     np.testing.assert_allclose(gate(x), x * share[:, None, None], rtol=1e-4, atol=1e-6)
 
 
-def test_whole_images_drop_out_of_a_branch(key):
+def test_whole_images_drop_out_of_a_branch():
     """``x``, or ``x`` and twice the branch, at a rate of one half; in evaluation mode ``x`` and the branch."""
-    block = MBConv(4, 4, expansion=1, kernel=3, stride=1, drop=0.5, rngs=nnx.Rngs(0))
-    x = jax.random.normal(key, (64, 5, 5, 4))
-    branch = nnx.view(block, deterministic=True, use_running_average=False)(x) - x
-    y = block(x)
-    factor = jnp.sum((y - x) * branch, (1, 2, 3)) / jnp.sum(jnp.square(branch), (1, 2, 3))
+    x = np.random.default_rng(0).normal(size=(64, 5, 5, 4)).astype(np.float32)
+
+    @jax.jit
+    def outputs(x):
+        block = MBConv(4, 4, expansion=1, kernel=3, stride=1, drop=0.5, rngs=nnx.Rngs(0))
+        branch = nnx.view(block, deterministic=True, use_running_average=False)(x) - x
+        trained = block(x), block(x)
+        block.eval()
+        return branch, trained, (block(x), block(x))
+
+    branch, (y, again), evaluated = jax.tree.map(np.asarray, outputs(x))
+    factor = np.sum((y - x) * branch, (1, 2, 3)) / np.sum(np.square(branch), (1, 2, 3))
     np.testing.assert_allclose(y - x, factor[:, None, None, None] * branch, atol=1e-4)
     dropped = np.isclose(factor, 0, atol=1e-4)
     np.testing.assert_allclose(factor, np.where(dropped, 0, 2), atol=1e-4)
     assert 16 < dropped.sum() < 48
-    assert not np.array_equal(y, block(x))
-    block.eval()
-    np.testing.assert_array_equal(block(x), block(x))
+    assert not np.array_equal(y, again)
+    np.testing.assert_array_equal(*evaluated)
 
 
 def test_max_pool_is_the_windowed_maximum():

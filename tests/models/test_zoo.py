@@ -76,7 +76,7 @@ RUN = (
 
 
 def tolerance(y):
-    return {"rtol": 1e-4, "atol": 1e-5 * float(jnp.abs(y).max())}
+    return {"rtol": 1e-4, "atol": 1e-5 * float(np.abs(y).max())}
 
 
 def test_the_table_is_complete():
@@ -144,6 +144,12 @@ def test_half_precision_parameters_take_single_precision_images(name):
     assert shaped(abstract(name, jnp.bfloat16), jnp.float32, (32, 32, 3)) == ((4, 10), jnp.float32)
 
 
+def differ(a, b):
+    """Whether two arrays, or keys, differ anywhere."""
+    key = jnp.issubdtype(a.dtype, jax.dtypes.prng_key)
+    return np.any(np.asarray(jax.random.key_data(a) if key else a) != np.asarray(jax.random.key_data(b) if key else b))
+
+
 @pytest.mark.parametrize("name", RUN)
 def test_both_modes(name):
     model, x = filled(name), images(name)
@@ -151,14 +157,14 @@ def test_both_modes(name):
     y, updated = f(state, x)
     assert np.isfinite(y).all()
     # training mode moves the running statistics and the counters of dropout, and nothing else
-    moved = jax.tree.leaves(jax.tree.map(lambda a, b: bool(jnp.any(a != b)), state, updated))
+    moved = jax.tree.leaves(jax.tree.map(differ, state, updated))
     moving = nnx.state(model, nnx.Any(nnx.BatchStat, nnx.RngCount))
     assert sum(moved) == len(jax.tree.leaves(moving))
     # evaluation mode: rows do not depend on each other
     f, state = forward(model)
     y, updated = f(state, x)
-    assert all(jax.tree.leaves(jax.tree.map(lambda a, b: bool(jnp.all(a == b)), state, updated)))
-    others = f(state, x.at[2:].multiply(-3))[0]
+    assert not any(jax.tree.leaves(jax.tree.map(differ, state, updated)))
+    y, others = np.asarray(y), np.asarray(f(state, np.concatenate([x[:2], -3 * x[2:]]))[0])
     np.testing.assert_allclose(others[:2], y[:2], **tolerance(y))
     assert not np.allclose(others[2:], y[2:], **tolerance(y))
 
@@ -187,8 +193,9 @@ def test_gradients(name):
 
     gradients = jax.jit(jax.grad(loss))(params, rest, images(name))
     for path, gradient in nnx.to_flat_state(gradients):
-        assert np.isfinite(gradient[...]).all(), path
-        assert np.any(gradient[...] != 0), path
+        values = np.asarray(gradient[...])
+        assert np.isfinite(values).all(), path
+        assert np.any(values != 0), path
 
 
 @pytest.mark.parametrize(
@@ -206,10 +213,15 @@ def test_double_precision(x64, name):
     f, state = forward(filled(name, dtype=jnp.float64))
     y = f(state, images(name, dtype=jnp.float64))[0]
     assert y.dtype == jnp.float64
-    single = jax.tree.map(lambda a: a.astype(jnp.float32) if a.dtype == jnp.float64 else a, state)
+    single = jax.tree.map(lambda a: np.asarray(a).astype(np.float32) if a.dtype == jnp.float64 else a, state)
     rounded = f(single, images(name))[0]
     assert rounded.dtype == jnp.float32
-    np.testing.assert_allclose(rounded, y, rtol=1e-3, atol=1e-4 * float(jnp.abs(y).max()))
+    np.testing.assert_allclose(rounded, y, rtol=1e-3, atol=1e-4 * float(np.abs(y).max()))
+
+
+def stack(*leaves):
+    keys = jnp.issubdtype(leaves[0].dtype, jax.dtypes.prng_key)
+    return jnp.stack(leaves) if keys else np.stack(leaves)
 
 
 @pytest.mark.parametrize(
@@ -220,8 +232,8 @@ def test_seeds_under_map_and_vmap(name):
     several = [filled(name, seed) for seed in range(3)]
     f, _ = forward(several[0])
     states = [forward(network)[1] for network in several]
-    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
-    each = jnp.stack([f(state, x)[0] for state in states])
+    stacked = jax.tree.map(stack, *states)
+    each = np.stack([f(state, x)[0] for state in states])
     assert not np.allclose(each[0], each[1])
     mapped = jax.jit(lambda s: jax.lax.map(lambda state: f(state, x)[0], s))(stacked)
     batched = jax.jit(jax.vmap(lambda state: f(state, x)[0]))(stacked)
@@ -235,8 +247,8 @@ def test_seeds_under_map_and_vmap(name):
 )
 def test_images_of_28_are_padded_with_two_zeros(name):
     f, state = forward(filled(name, in_channels=1))
-    x = jax.random.normal(jax.random.key(3), (2, 28, 28, 1))
-    y = f(state, jnp.pad(x, ((0, 0), (2, 2), (2, 2), (0, 0))))[0]
+    x = np.random.default_rng(3).normal(size=(2, 28, 28, 1)).astype(np.float32)
+    y = f(state, np.pad(x, ((0, 0), (2, 2), (2, 2), (0, 0))))[0]
     np.testing.assert_allclose(f(state, x)[0], y, **tolerance(y))
 
 
