@@ -150,25 +150,39 @@ def devices(names):
             close(measure(network, images, mesh=auto), expected)
             alike(compare(network, images, *ways(names), mesh=auto), similar)
         print(name, flush=True)
-    network = sample_networks()["nnx"]
-    expected = measure(network, images[:80])
-    for mesh, axes in ((auto, "images"), (explicit, ("a", "b"))):
-        close(measure(network, jax.device_put(images[:80], NamedSharding(mesh, PartitionSpec(axes)))), expected)
-    second = jax.sharding.Mesh(np.array(jax.devices()[1:2]), ("images",))
-    close(measure(network, images[:80], mesh=second), expected)
-    # Each device does an eighth of the work. Of a loop the compiler counts one turn: a program for every batch.
-    _plan.MOST_BATCHES = 1
-    many = sample_images(470)
-    alone, steps = flops_of_a_step(lambda: measure(network, many, batch_size=50))
-    share, fewer = flops_of_a_step(lambda: measure(network, many, batch_size=50, mesh=auto))
+    _split_work(auto)
+    if len(names) > 1:
+        _where_images_lie(images[:80], auto, explicit)
+        _split_network(images)
+
+
+def _split_work(mesh):
+    """Each device does an eighth of the work. Of a loop the compiler counts one turn: a program for every batch."""
+    network, many = sample_networks()["nnx"], sample_images(470)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_plan, "MOST_BATCHES", 1)
+        alone, steps = flops_of_a_step(lambda: measure(network, many, batch_size=50))
+        share, fewer = flops_of_a_step(lambda: measure(network, many, batch_size=50, mesh=mesh))
     assert share * fewer <= 1.05 * alone * steps / 8, (alone, steps, share, fewer)
-    # A network on two devices stays there, and images are split over the other axis.
+
+
+def _where_images_lie(images, auto, explicit):
+    """An array that is sharded says over which devices; a mesh of one device is taken as it is given."""
+    network = sample_networks()["nnx"]
+    expected = measure(network, images)
+    for mesh, axes in ((auto, "images"), (explicit, ("a", "b"))):
+        close(measure(network, jax.device_put(images, NamedSharding(mesh, PartitionSpec(axes)))), expected)
+    second = jax.sharding.Mesh(np.array(jax.devices()[1:2]), ("images",))
+    close(measure(network, images, mesh=second), expected)
+
+
+def _split_network(images):
+    """A network on two devices stays there, and images are split over the other axis."""
     weight = sample_networks()["function"].variables
-    model = jax.make_mesh((4, 2), ("images", "model"), axis_types=(AxisType.Auto,) * 2)
-    placed = jax.tree.map(lambda x: jax.device_put(x, NamedSharding(model, PartitionSpec(None, "model"))), weight)
+    mesh = jax.make_mesh((4, 2), ("images", "model"), axis_types=(AxisType.Auto,) * 2)
+    placed = jax.tree.map(lambda x: jax.device_put(x, NamedSharding(mesh, PartitionSpec(None, "model"))), weight)
     split = networks.wrap(jax.tree_util.Partial(linear, *jax.tree.leaves(placed)))
-    whole = measure(sample_networks()["function"], images)
-    close(measure(split, images, mesh=model), whole)
+    close(measure(split, images, mesh=mesh), measure(sample_networks()["function"], images))
 
 
 def processes(port, k, out, names):

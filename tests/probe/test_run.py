@@ -109,7 +109,7 @@ def test_channels_first_and_bytes_are_normalized(images):
     close(measure(first, normalize=(mean, deviation), images_layout="channels_first"), wanted)
 
 
-@pytest.mark.parametrize("length", [BATCH - 1, BATCH, BATCH + 1])
+@pytest.mark.parametrize("length", [pytest.param(BATCH - 1, marks=pytest.mark.slow), BATCH, BATCH + 1])
 def test_a_short_stream(images, length):
     close(measure(iter(parts(images[:length], 3))), measure(images[:length]))
 
@@ -172,7 +172,13 @@ class FieldsAndExtents(MeanActivation):
         return np.moveaxis(rows.per_draw, 4, 2)
 
 
-@pytest.mark.parametrize("deformation", [DEFORMATION, perturb.Translation(1.5), perturb.Affine(rotation=0.3)])
+@pytest.mark.parametrize(
+    "deformation",
+    [
+        DEFORMATION,
+        *(pytest.param(x, marks=pytest.mark.slow) for x in (perturb.Translation(1.5), perturb.Affine(rotation=0.3))),
+    ],
+)
 def test_the_fields_that_were_drawn(images, deformation):
     options = {"key": KEY, "deformation": deformation, "draws": 2}
     fields = probe.run(network(), images, {"fields": FieldsAndExtents()}, batch_size=BATCH, **options)["fields"]

@@ -165,7 +165,7 @@ def test_a_folder_of_fewer_or_more_images_is_refused(tmp_path, monkeypatch, memo
         compared(F, G, lambda: [FEW[:20]], measure="cka_debiased", **options)
 
 
-@pytest.mark.parametrize("form", ["stream", "array"])
+@pytest.mark.parametrize("form", [pytest.param("stream", marks=pytest.mark.slow), "array"])
 def test_an_array_beside_a_stream(form):
     both = np.asarray(MANY), lambda: parts(MANY[::-1], 50)
     images, others = both if form == "array" else both[::-1]
