@@ -7,6 +7,7 @@ from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from stabjax import features, perturb
@@ -125,8 +126,39 @@ def pass_batch(
     context = make_context(batch, step.draws, deformation, traced)
     updated, rows = {}, {}
     for name, measurement in measurements.items():
-        updated[name], rows[name] = value_of(measurement).update(states[name], in_order(traced, reduced[name]), context)
+        found = value_of(measurement).update(states[name], in_order(traced, reduced[name]), context)
+        updated[name], rows[name] = check_update(name, found, states[name], step)
     return updated, rows
+
+
+def check_update(name: str, found: Any, state: Any, step: Step) -> tuple[Any, Rows]:
+    """Return the state and the rows that a measurement gives; raise unless they are of the form they must have."""
+    if not isinstance(found, tuple) or len(found) != 2 or not isinstance(found[1], Rows):
+        raise TypeError(
+            f"expected update of {name!r} to return a state and probe.Rows, got {_form(found)}: where there are no "
+            "numbers of each image, return state, probe.Rows()"
+        )
+    if _form(state) != _form(found[0]):
+        raise TypeError(
+            f"expected update of {name!r} to return a state like the one it takes, {_form(state)}, got "
+            f"{_form(found[0])}: give init and update the same shapes and dtypes"
+        )
+    for what, tree, front in (
+        ("per_image", found[1].per_image, (step.size,)),
+        ("per_draw", found[1].per_draw, (step.draws, step.size)),
+    ):
+        for leaf in jax.tree.leaves(tree):
+            if np.shape(leaf)[: len(front)] != front:
+                raise ValueError(
+                    f"expected {what} of the rows of {name!r} to begin with {front}, got shape {np.shape(leaf)}: "
+                    "images come first, behind draws where there are any"
+                )
+    return found
+
+
+def _form(tree: Any) -> str:
+    """Describe a pytree by its structure, dtypes and shapes."""
+    return str(jax.tree.map(lambda x: f"{jnp.result_type(x)}{list(np.shape(x))}", tree))
 
 
 @partial(jax.jit, static_argnames=("select", "step"))

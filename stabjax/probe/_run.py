@@ -8,6 +8,7 @@ from typing import Any, get_args
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.sharding import Mesh
 
 from stabjax import features, networks
@@ -232,6 +233,10 @@ def as_normalization(normalize: Any) -> Normalization:
     if normalize is None:
         return None
     mean, deviation = (normalize.mean, normalize.deviation) if isinstance(normalize, Statistics) else normalize
+    if any(isinstance(x, Tracer) for x in jax.tree.leaves((mean, deviation))):
+        raise TypeError(
+            "expected mean and deviation of normalize= as numbers, got traced ones: they are static in a program"
+        )
     mean, deviation = (tuple(float(x) for x in np.atleast_1d(np.asarray(each))) for each in (mean, deviation))
     Statistics(mean, deviation)
     return mean, deviation

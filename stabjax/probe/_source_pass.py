@@ -171,6 +171,8 @@ def _mean_size(plan: Plan, perturbed: Callable[..., Any], draws: int) -> float:
             found = perturbed(placed, noise=None, draw=np.int32(draw))
             # Sums over the images of all devices and processes.
             totals += np.asarray(jax.device_get(sum_window_sizes(found)))
+    if totals[1] == 0:
+        raise ValueError("expected images with finite pixels for radius='mean', got none: there is no size to average")
     return float(totals[0] / totals[1])
 
 

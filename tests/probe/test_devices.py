@@ -15,13 +15,14 @@ pytestmark = pytest.mark.usefixtures("relaxed_promotion")  # Flax leans on it
 
 @NETWORKS
 def test_eight_devices_give_the_numbers_of_one(names):
-    workers.finish(workers.start(WORKER, "devices", *names, devices=8))
+    workers.finish(workers.start(WORKER, "devices", *names, devices=8), timeout=900)
 
 
 @NETWORKS
 def test_two_processes_give_the_numbers_of_one(tmp_path, names):
     port = workers.free_port()
-    workers.finish(*(workers.start(WORKER, "processes", port, k, tmp_path, *names, devices=2) for k in range(2)))
+    both = (workers.start(WORKER, "processes", port, k, tmp_path, *names, devices=2) for k in range(2))
+    workers.finish(*both, timeout=900)
     images = devices_worker.sample_images(83)
     for name in names:
         network = devices_worker.sample_networks()[name]

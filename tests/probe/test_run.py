@@ -483,3 +483,58 @@ def test_a_sum_over_draws_does_not_depend_on_steps(images):
 def test_a_stream_within_jit_is_refused(images):
     with pytest.raises(TypeError, match="an array within jit, vmap and grad, got list_iterator"):
         jax.jit(lambda f: measure(iter(parts(images, 9)), radius="each") if f is not None else 0)(network())
+
+
+@dataclasses.dataclass(frozen=True)
+class Odd:
+    """Returns something wrong."""
+
+    what: str
+
+    def reduce(self, tap, clean, deformed, noisy, context):
+        return jnp.mean(clean)
+
+    def init(self, reduced):
+        return {name: jnp.zeros(()) for name in reduced}
+
+    def update(self, state, reduced, context):
+        match self.what:
+            case "tuple":
+                return state, (reduced, ())
+            case "dtype":
+                return {name: x.astype(jnp.bfloat16) for name, x in state.items()}, probe.Rows()
+            case "length":
+                return state, probe.Rows({"a": jnp.zeros(3)})
+            case "draws":
+                return state, probe.Rows((), jnp.zeros((len(context.weights), 2)))
+
+    def merge(self, one, other):
+        return one
+
+    def finish(self, state, rows, summary):
+        return state
+
+
+@pytest.mark.parametrize(
+    ("what", "error", "message"),
+    [
+        ("tuple", TypeError, r"update of 'odd' to return a state and probe.Rows"),
+        ("dtype", TypeError, r"a state like the one it takes, .*float32.*, got .*bfloat16"),
+        ("length", ValueError, r"per_image of the rows of 'odd' to begin with \(4,\), got shape \(3,\)"),
+        ("draws", ValueError, r"per_draw of the rows of 'odd' to begin with \(2, 4\), got shape \(4, 2\)"),
+    ],
+)
+def test_what_a_measurement_returns_is_checked(unchecked, images, what, error, message):
+    options = {"key": KEY, "deformation": DEFORMATION, "draws": 2, "batch_size": BATCH}
+    with pytest.raises(error, match=message):
+        probe.run(network(), images, {"odd": Odd(what)}, **options)
+
+
+def test_images_without_a_finite_one_have_no_mean_size(images):
+    with pytest.raises(ValueError, match="images with finite pixels for radius='mean', got none"):
+        measure(np.full_like(images, np.nan), radius="mean")
+
+
+def test_a_traced_normalization_is_refused(images):
+    with pytest.raises(TypeError, match="mean and deviation of normalize= as numbers, got traced ones"):
+        jax.jit(lambda mean: measure(images, normalize=(mean, (1.0, 1.0, 1.0))).relative)(jnp.ones(3))
