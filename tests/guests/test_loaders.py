@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from stabjax import probe
 from stabjax.probe import _checkpoint, _plan
 from tests.probe.test_run import BATCH, KEY, N, close, measure
-from tests.probe.test_stability import DEFORMATION, SIDE
+from tests.probe.test_stability import DEFORMATION, SIDE, network
 
 pytestmark = pytest.mark.usefixtures("relaxed_promotion")
 MEAN, DEVIATION = (0.5, 0.4, 0.3), (0.2, 0.2, 0.1)
@@ -57,6 +57,21 @@ def test_tensors_as_a_whole_and_in_half_precision(pixels, expected):
         batch_size=BATCH,
     )
     assert found.valid.all()
+
+
+def compare(images, measure, **options):
+    settings = {"measure": measure, "units": "average", "batch_size": BATCH, "memory": 1e-9}
+    return probe.similarity(network(), network(), images, **settings, **options)
+
+
+@pytest.mark.parametrize("measure", ["cka_debiased", "cca"])
+def test_layers_are_compared_on_a_loader_of_torch(pixels, measure):
+    options = {"images_layout": "channels_first", "normalize": (MEAN, DEVIATION), "select": "conv"}
+    found = compare(torch_loader(pixels), measure, **options)
+    expected = compare(pixels, measure, **(options | {"images_layout": "channels_last"}))
+    np.testing.assert_allclose(found.matrix, expected.matrix, atol=1e-5)
+    with pytest.raises(ValueError, match="got others in batch 0: give the same images in the same order"):
+        compare(torch_loader(pixels, shuffle=True), measure, **options)
 
 
 class Pairs:
