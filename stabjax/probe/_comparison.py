@@ -5,7 +5,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar, get_args
@@ -14,8 +14,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from stabjax import features
+from stabjax import features, networks
 from stabjax._compilation import quick_jit
+from stabjax._numerics import column_sum
 from stabjax._types import AnyArray
 from stabjax.probe._layers import Layers, MeansOfLayers, Units, UnitsOfLayers
 from stabjax.probe._pass import Normalization
@@ -73,6 +74,31 @@ class UnitBatch(NamedTuple):
         return self.sides[-1]
 
 
+class Means(NamedTuple):
+    """Accumulate sums of the units of each network; a frozen pytree."""
+
+    n: Array
+    total: tuple[MeansOfLayers, ...]
+
+    @classmethod
+    def init(cls, layers: tuple[Layers, ...]) -> "Means":
+        """Return the sums of no units."""
+        return cls(jnp.zeros((), int), tuple(tuple(map(jnp.zeros, each.sizes, each.dtypes)) for each in layers))
+
+    def update(self, batch: UnitBatch) -> "Means":
+        """Add a batch."""
+        total = jax.tree.map(lambda total, x: total + column_sum(x), self.total, batch.sides)
+        return Means(self.n + jnp.sum(batch.counted), total)
+
+    def merge(self, other: "Means") -> "Means":
+        """Join two streams."""
+        return jax.tree.map(jnp.add, self, other)
+
+    def finish(self) -> tuple[MeansOfLayers, ...]:
+        """Return the means of every layer."""
+        return jax.tree.map(lambda total: total / jnp.maximum(self.n, 1).astype(total.dtype), self.total)
+
+
 UpdatePairs: TypeAlias = Callable[[GramTerms, UnitBatch, UnitBatch, Any], GramTerms]
 """``update(terms, rows, columns, mirror)``; ``mirror``: whether the block stands for its transpose too."""
 
@@ -107,6 +133,29 @@ class Passes(ABC):
     @abstractmethod
     def accumulate_pairs(self, update: UpdatePairs) -> GramTerms:
         """Update terms with every pair of batches, a batch with itself among them, of units less their mean."""
+
+
+def trace_pair(
+    pair: Sequence[networks.Network], images: Sequence[jax.ShapeDtypeStruct], size: int, *, remedy: str | None
+) -> tuple[features.Traced, ...]:
+    """Trace each network on a batch of so many of its images.
+
+    Args:
+        pair: The networks.
+        images: Shape and dtype of an image of each.
+        size: Images of a batch.
+        remedy: What to do otherwise, for the error if rows depend on each other; None where all images are one batch.
+    """
+
+    def trace(size: int) -> tuple[features.Traced, ...]:
+        batches = (jax.ShapeDtypeStruct((size, *image.shape), image.dtype) for image in images)
+        return tuple(features.trace(h, batch) for h, batch in zip(pair, batches, strict=True))
+
+    traced = trace(size)
+    if remedy is not None:
+        for h in traced if size > 1 else trace(2):  # a row alone does not show what it depends on
+            h.check_rows(otherwise=remedy)
+    return traced
 
 
 def hsic_terms(passes: Passes, strategy: Strategy, debiased: bool) -> HsicTerms:
@@ -180,6 +229,11 @@ def check_images(passes: Passes, measure: Measure) -> None:
 def dtype_of(layers: tuple[Layers, ...]) -> Any:
     """Return the dtype in which sums over several layers are taken."""
     return jnp.result_type(*(dtype for each in layers for dtype in each.dtypes))
+
+
+def update_means(means: Means, batch: UnitBatch) -> Means:
+    """Add a batch to the sums of units."""
+    return means.update(batch)
 
 
 def _update_products(products: Any, batch: UnitBatch) -> Any:

@@ -133,12 +133,10 @@ def run(
     )
     array = images if isinstance(images, jax.Array) else None
     if is_traced((array, request.key, deformation, noise, network, request.measurements)):
-        check_is_array(images)
+        check_within_program(images, path, mesh)
         if images_layout == "channels_first" and images.ndim > 2:
             images = jnp.moveaxis(images, 1, -1)
         form.check(images)
-        if path is not None or mesh is not None:
-            raise ValueError("expected path=None and mesh=None within jit, vmap and grad: call the probe outside")
         return pass_traced(network, without_explicit_axes(jnp.asarray(images)), request)
     devices = find_devices(mesh, images, network)
     source = open_source(on_host(images), form)
@@ -169,13 +167,15 @@ def check_perturbations(deformation: Any, noise: Any, draws: int) -> None:
         raise ValueError(f"expected draws >= 1, got {draws}")
 
 
-def check_is_array(images: Any) -> None:
-    """Raise unless these are images that a program can take."""
+def check_within_program(images: Any, path: Any, mesh: Any) -> None:
+    """Raise unless a probe can be a part of a program: of an array, without files and devices of its own."""
     if not isinstance(images, jax.Array | np.ndarray):
         raise TypeError(
             f"expected images as an array within jit, vmap and grad, got {type(images).__name__}: call the probe "
             "outside, where it reads batch by batch"
         )
+    if path is not None or mesh is not None:
+        raise ValueError("expected path=None and mesh=None within jit, vmap and grad: call the probe outside")
 
 
 def check_layout(images_layout: str) -> None:

@@ -19,7 +19,7 @@ from stabjax.probe._comparison import Comparison, least_images
 from stabjax.probe._devices import find_devices
 from stabjax.probe._layers import Units
 from stabjax.probe._pass import Normalization
-from stabjax.probe._run import as_normalization, check_is_array, check_layout, on_host
+from stabjax.probe._run import as_normalization, check_layout, check_within_program, on_host
 from stabjax.probe._source import ArraySource, Format, ImagesLayout, StreamSource, open_source
 from stabjax.probe._source_comparison import compare_sources
 from stabjax.probe._traced_comparison import compare_arrays
@@ -139,8 +139,8 @@ def similarity(
         normalization,
     )
     if is_traced((pair, [x for x in both if isinstance(x, jax.Array)])):
-        if path is not None or mesh is not None:
-            raise ValueError("expected path=None and mesh=None within jit, vmap and grad: call the probe outside")
+        for x in both:
+            check_within_program(x, path, mesh)
         arrays = tuple(_as_array(x, form, normalization) for x in both)
         layers, (matrix, interval), measured = compare_arrays(pair, without_explicit_axes(arrays), asked)
     else:
@@ -166,7 +166,6 @@ def similarity(
 
 def _as_array(images: Any, form: Format, normalization: Normalization) -> jax.Array:
     """Return images within a program of the caller's, as the networks take them."""
-    check_is_array(images)
     images = form.read(images, least=form.least)
     return jnp.asarray(images if normalization is None else normalize_channels(images, *normalization))
 

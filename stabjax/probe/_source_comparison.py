@@ -18,12 +18,12 @@ import numpy as np
 from jaxtyping import Array, Bool
 
 from stabjax import features, networks
-from stabjax._numerics import column_sum
 from stabjax._progress import image_bar
 from stabjax._provenance import describe
 from stabjax.probe._checkpoint import folder_of_process, open_checkpoint
 from stabjax.probe._comparison import (
     Comparison,
+    Means,
     Passes,
     UnitBatch,
     UpdatePairs,
@@ -31,6 +31,8 @@ from stabjax.probe._comparison import (
     choose_strategy,
     compare,
     empty_terms,
+    trace_pair,
+    update_means,
 )
 from stabjax.probe._devices import IMAGES, WHOLE, Devices
 from stabjax.probe._layers import Layers, MeansOfLayers, Scaling, layers_of
@@ -68,17 +70,12 @@ def compare_sources(
     plans = tuple(plan_pass(source, devices, batch_size=asked.batch_size, like_a_stream=streams) for source in sources)
     step = plans[0].step
 
-    def trace(size: int) -> tuple[features.Traced, ...]:
-        batches = [jax.ShapeDtypeStruct((size, *plan.source.shape), plan.dtype) for plan in plans]
-        return tuple(features.trace(h, batches[min(k, len(batches) - 1)]) for k, h in enumerate(pair))
-
-    traced = trace(step.size)
-    if not step.separate:
-        n = plans[0].images
-        together = f", or pass all images as one batch, batch_size={n}" if n else ""
-        remedy = together if devices.number == 1 else ", or pass all images as one batch, without a mesh"
-        for h in traced if step.size > 1 else trace(2):  # a row alone does not show what it depends on
-            h.check_rows(otherwise=remedy)
+    n = plans[0].images
+    together = f", or pass all images as one batch, batch_size={n}" if n else ""
+    remedy = together if devices.number == 1 else ", or pass all images as one batch, without a mesh"
+    images = [jax.ShapeDtypeStruct(plan.source.shape, plan.dtype) for plan in plans]
+    of_networks = [images[min(k, len(images) - 1)] for k in range(len(pair))]
+    traced = trace_pair(pair, of_networks, step.size, remedy=None if step.separate else remedy)
     layers = tuple(layers_of(h, asked.select, asked.units) for h in traced)
     reading = Reading(traced, layers, asked.select, asked.units, asked.normalization, devices)
     with contextlib.ExitStack() as stack:
@@ -158,7 +155,7 @@ class SourcePasses(Passes):
         for the mean, unless one tile holds all.
         """
         held: list[Column] = []
-        means = self._accumulate(Means.init(self.layers), _update_means, held).finish()
+        means = self._accumulate(Means.init(self.layers), update_means, held).finish()
         progress = self._progress
         states, position = progress.begin(empty_terms(self.layers, self.room))
         # Steps go on from tile to tile: with 5 batches and tiles of 2 they are 5, 3 and 1. If 6 are finished, it is all
@@ -272,31 +269,6 @@ def _pop_all(columns: list[Column]) -> Iterator[Column]:
         yield columns.pop()
 
 
-class Means(NamedTuple):
-    """Accumulate sums of the units of each network; a frozen pytree."""
-
-    n: Array
-    total: tuple[MeansOfLayers, ...]
-
-    @classmethod
-    def init(cls, layers: tuple[Layers, ...]) -> "Means":
-        """Return the sums of no units."""
-        return cls(jnp.zeros((), int), tuple(Scaling.identity(each).shifts for each in layers))
-
-    def update(self, batch: UnitBatch) -> "Means":
-        """Add a batch."""
-        total = jax.tree.map(lambda total, x: total + column_sum(x), self.total, batch.sides)
-        return Means(self.n + jnp.sum(batch.counted), total)
-
-    def merge(self, other: "Means") -> "Means":
-        """Join two streams."""
-        return jax.tree.map(jnp.add, self, other)
-
-    def finish(self) -> tuple[MeansOfLayers, ...]:
-        """Return the means of every layer."""
-        return jax.tree.map(lambda total: total / jnp.maximum(self.n, 1).astype(total.dtype), self.total)
-
-
 _SPLITS: Any = (WHOLE, IMAGES, IMAGES)
 _UNITS = UnitBatch(*_SPLITS)
 """How a batch lies on the devices."""
@@ -332,7 +304,3 @@ def _update_pairs(
 def _on_device(batch: UnitBatch, devices: Devices) -> UnitBatch:
     """Return the share of a device with the number of its own first image."""
     return batch._replace(start=batch.start + devices.index() * len(batch.counted))
-
-
-def _update_means(means: Means, batch: UnitBatch) -> Means:
-    return means.update(batch)

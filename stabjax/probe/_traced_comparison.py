@@ -11,12 +11,12 @@ import numpy as np
 from jaxtyping import Array, Bool
 
 from stabjax import features, networks
-from stabjax._numerics import column_sum
 from stabjax._sharding import beside
 from stabjax.probe._batching import Tiles, divide_into_tiles
 from stabjax.probe._checks import finite_rows
 from stabjax.probe._comparison import (
     Comparison,
+    Means,
     Passes,
     UnitBatch,
     UpdatePairs,
@@ -24,6 +24,8 @@ from stabjax.probe._comparison import (
     choose_strategy,
     compare,
     empty_terms,
+    trace_pair,
+    update_means,
 )
 from stabjax.probe._layers import Layers, Scaling, UnitsOfLayers, layers_of, read_units
 from stabjax.similarity.streaming import GramTerms
@@ -46,24 +48,19 @@ def compare_arrays(
     images = images if len(images) == len(pair) else images * 2
     n = len(images[0])
 
-    def trace(size: int) -> tuple[features.Traced, ...]:
-        batches = (jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype) for x in images)
-        return tuple(features.trace(h, batch) for h, batch in zip(pair, batches, strict=True))
-
+    of_image = [jax.ShapeDtypeStruct(x.shape[1:], x.dtype) for x in images]
     # The batch that passes is known if the activations of all images can be held, and seldom is it another one.
     tiles = divide_into_tiles(n, asked.batch_size)
-    traced = trace(tiles.size)
+    remedy = None if tiles.is_one_batch else f", or pass all images as one batch, batch_size={n}"
+    traced = trace_pair(pair, of_image, tiles.size, remedy=remedy)
     # Names and numbers of units depend on no batch size: they tell what one image takes.
     layers = tuple(layers_of(h, asked.select, asked.units) for h in traced)
-    if not tiles.is_one_batch:
-        for h in traced if tiles.size > 1 else trace(2):  # a row alone does not show what it depends on
-            h.check_rows(otherwise=f", or pass all images as one batch, batch_size={n}")
     # Of both networks: nothing keeps the compiler from running them side by side.
     most = asked.memory * 2**30 / sum(each.bytes_of_image for each in layers)
     # So many images as the memory holds; only Gram matrices need it, the other ways hold one batch.
     tiles = divide_into_tiles(n, asked.batch_size, int(min(most, 2 * n)))
     if tiles.size != traced[0].batch.shape[0]:
-        traced = trace(tiles.size)
+        traced = trace_pair(pair, of_image, tiles.size, remedy=None)
     return layers, *compare_traced(traced, images, layers=layers, tiles=tiles, asked=asked)
 
 
@@ -149,13 +146,10 @@ class TracedPasses(Passes):
         tiles = self.tiles
         held = self._hold(jnp.asarray(0)) if tiles.number == 1 else None
         if held is None:
-            sums = self.accumulate(
-                tuple(jax.tree.map(jnp.zeros_like, each.shifts) for each in self.scalings), _add_units
-            )
+            sums = self.accumulate(Means.init(self.layers), update_means)
         else:
-            sums = jax.tree.map(lambda x: jnp.sum(x, (0, 1)), held.sides)
-        count = jnp.maximum(jnp.sum(self.counted), 1)
-        means = jax.tree.map(lambda total: total / count.astype(total.dtype), sums)
+            sums = Means(jnp.sum(held.counted), jax.tree.map(lambda x: jnp.sum(x, (0, 1)), held.sides))
+        means = sums.finish()
         terms = beside(self.filled[0], empty_terms(self.layers, tiles.padded))
         if held is not None:
             return self._meet(terms, held, means, update)
@@ -199,10 +193,6 @@ class TracedPasses(Passes):
 def _held_batch(held: UnitBatch, index: Array, means: Any) -> UnitBatch:
     """Return one batch of a tile, less the mean of all images."""
     return center(jax.tree.map(lambda x: x[index], held), means)
-
-
-def _add_units(sums: Any, batch: UnitBatch) -> Any:
-    return jax.tree.map(lambda total, x: total + column_sum(x), sums, batch.sides)
 
 
 def _open_passes(
