@@ -9,10 +9,12 @@ shifted products). What no route covers, and everything on an accelerator, is `j
     convolve              by the fast route, by one matrix product, by spectra
     apply_kernel          at one position
     conv_general_dilated  takes the place of JAX's in Flax layers
+    quick_to_compile      for programs that run shortly
 """
 
 from stabjax.conv._arithmetic import apply_kernel, convolve, edge_kernels, output_size, patches, unfold
 from stabjax.conv._general_dilated import conv_general_dilated
+from stabjax.conv._routes import quick_to_compile
 
 __all__ = [
     "apply_kernel",
@@ -21,5 +23,6 @@ __all__ = [
     "edge_kernels",
     "output_size",
     "patches",
+    "quick_to_compile",
     "unfold",
 ]

@@ -56,11 +56,13 @@ class _Source:
         program: the program, its arrays in front of the images.
         root: outermost named scope, which names leave out.
         key: what is compared; None where nothing is known to be equal yet.
+        convolutions: as in `stabjax.networks.wrap`.
     """
 
     program: Any
     root: str
     key: Hashable
+    convolutions: str
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Source) and self.key is not None and self.key == other.key
@@ -77,7 +79,8 @@ class _Source:
     def lifted(self) -> "tuple[_Source, list[Any]]":
         """The program with the arrays that it holds as inputs, and these arrays."""
         program, held, identity = _jaxpr.lift(self.program)
-        return _Source(program, self.root, _jaxpr.token((program.paths, self.root, identity))), held
+        key = _jaxpr.token((program.paths, self.root, self.convolutions, identity))
+        return _Source(program, self.root, key, self.convolutions), held
 
 
 @jax.tree_util.register_pytree_node_class
@@ -137,10 +140,27 @@ class Traced:
         """Return the outputs of the network for a batch of that shape."""
         return self.capture(x, select=())[0]
 
+    @property
+    def convolutions(self) -> str:
+        """How a probe may compute the network's convolutions, see `stabjax.networks.wrap`."""
+        return self.source.convolutions
+
     def capture(
-        self, x: Any, *, select: Select = None, reduce: Callable[[Tap, Any], Any] | None = None
+        self,
+        x: Any,
+        *,
+        select: Select = None,
+        reduce: Callable[[Tap, Any], Any] | None = None,
+        rules: Mapping[str, Callable[..., Any]] | None = None,
     ) -> tuple[Any, Mapping[str, Any]]:
         """Return the outputs for a batch, and the selected activations; see `stabjax.features.capture`.
+
+        Args:
+            x: the batch.
+            select: which activations.
+            reduce: what is kept of each.
+            rules: primitives of one result that are computed in another way, by name: ``rule(*operands,
+                **parameters)``; not in branches, while loops, and functions with a derivative of their own.
 
         Raises:
             ValueError: for a name that is no operation of the network, or a batch of another shape or dtype.
@@ -163,7 +183,7 @@ class Traced:
             value = first[operation].arranged(value)
             return value if reduce is None else reduce(_tap(first[operation]), value)
 
-        outputs, found = _jaxpr.evaluate(program.plan, [*self.arrays, x], set(first), visit)
+        outputs, found = _jaxpr.evaluate(program.plan, [*self.arrays, x], set(first), visit, rules or {})
         for site in sites:
             if site.kind == "output":
                 # Outputs are numbered behind the operations of the program.
@@ -239,7 +259,7 @@ def trace_in_place(network: Network, x: Any) -> Traced:
             )
     # All that decides what the program is, so that two are compared without reading either.
     key = (adapter, treedef, program.images.shape, str(program.images.dtype)) if shared else None
-    return Traced(tuple(leaves), _Source(program, adapter.root, key))
+    return Traced(tuple(leaves), _Source(program, adapter.root, key, adapter.convolutions))
 
 
 def as_select(select: Any) -> Any:

@@ -13,6 +13,7 @@ from stabjax.networks import _equinox, _linen, _nnx, _pytree
 from stabjax.networks._framework import Framework, is_array
 
 LAYOUTS = ("channels_last", "channels_first")
+CONVOLUTIONS = ("fast", "own")
 
 FRAMEWORKS = [_nnx.FRAMEWORK, _linen.FRAMEWORK, _equinox.FRAMEWORK, _pytree.FRAMEWORK]
 """The first that claims a model takes it apart; the last claims all."""
@@ -38,6 +39,7 @@ class Adapter:
         opaque: whether the model may hold arrays besides its parameters.
         foreign: whether it runs code of no known library, which may read anything: it is traced at every call.
         held: of an opaque one that is an argument of ``jit``, a token of what it held when it was passed.
+        convolutions: whether a probe may compute its convolutions by routes that are faster on a CPU.
     """
 
     skeleton: Any
@@ -52,6 +54,7 @@ class Adapter:
     opaque: bool = field(compare=False)
     foreign: bool = field(compare=False)
     held: object = None
+    convolutions: str = "fast"
 
     def __hash__(self) -> int:
         # Without the skeleton: a layer may hold a list (a padding), which compares but has no hash.
@@ -118,6 +121,7 @@ def wrap(
     single: bool = False,
     layout: str = "channels_last",
     mode: str = "eval",
+    convolutions: str = "fast",
     **static: Any,
 ) -> Network:
     """Make a network of a model of any framework; the model itself is never changed.
@@ -146,6 +150,9 @@ def wrap(
             The network made here takes channels last in both cases.
         mode: ``"eval"``, or ``"batch_statistics"`` for NNX networks at initialization, which have no running
             statistics yet: normalization by the batch at hand, dropout off.
+        convolutions: ``"fast"``: while `stabjax.probe` measures the network on a CPU, its convolutions are those of
+            `stabjax.conv`, equal to rounding, except in branches, while loops and functions with a derivative of their
+            own. ``"own"``: they run as the network has them.
         **static: further keyword arguments of the model, hashable.
 
     Returns:
@@ -153,9 +160,9 @@ def wrap(
 
     Raises:
         TypeError: if the model is not callable, an unbound Linen module, or a keyword argument is not hashable.
-        ValueError: for an unknown layout or mode.
+        ValueError: for an unknown layout, mode, or word for convolutions.
     """
-    network = _wrap(model, method=method, single=single, layout=layout, mode=mode, **static)
+    network = _wrap(model, method=method, single=single, layout=layout, mode=mode, convolutions=convolutions, **static)
     return Network(jax.tree_util.tree_map(_copy, network.variables), network.adapter)
 
 
@@ -175,10 +182,13 @@ def _wrap(
     single: bool = False,
     layout: str = "channels_last",
     mode: str = "eval",
+    convolutions: str = "fast",
     **static: Any,
 ) -> Network:
     if layout not in LAYOUTS:
         raise ValueError(f"expected layout to be one of {LAYOUTS}, got {layout!r}")
+    if convolutions not in CONVOLUTIONS:
+        raise ValueError(f"expected convolutions to be one of {CONVOLUTIONS}, got {convolutions!r}")
     modes = tuple(dict.fromkeys(mode for framework in FRAMEWORKS for mode in framework.modes))
     if mode not in modes:
         raise ValueError(f"expected mode to be one of {modes}, got {mode!r}")
@@ -217,6 +227,7 @@ def _wrap(
         static=tuple(sorted(static.items())),
         opaque=opaque,
         foreign=foreign or callable(method),
+        convolutions=convolutions,
     )
     return Network(parts.variables, adapter)
 

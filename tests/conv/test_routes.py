@@ -263,3 +263,22 @@ def test_takes_the_place_of_the_convolution_in_flax(relaxed_promotion, key):
     )
     variables = plain.init(key, x)
     assert_close(ours.apply(variables, x), plain.apply(variables, x), 2e-6)
+
+
+def test_routes_that_are_slow_to_compile_can_be_left_out():
+    x, kernel = jnp.ones((1, 32, 32, 64)), jnp.ones((3, 3, 64, 64))
+    convolve = jax.jit(conv.convolve)
+
+    def products():
+        return convolve.lower(x, kernel).as_text().count("dot_general")
+
+    assert products() == 16
+    with conv.quick_to_compile(True):
+        assert products() == 0
+        quick = convolve(x, kernel)
+        with conv.quick_to_compile(False):
+            assert products() == 16
+        with conv.quick_to_compile(False, overrides=False):
+            assert products() == 0
+    assert products() == 16
+    np.testing.assert_allclose(quick, convolve(x, kernel), rtol=1e-5)
