@@ -97,22 +97,24 @@ def centered(
     Args:
         x: Points, ``(n, *units)``.
         weights: How often each row counts, ``(n,)``; once by default. A row of weight zero, which may hold NaN, has no
-            part in the mean.
+            part in the mean, and its distance says nothing.
     """
     rows = jnp.reshape(x, (x.shape[0], -1))
     if weights is None:
         weights = jnp.ones((x.shape[0],), rows.dtype)
         first = rows[0]
-        shifted = kept = rows - first[None]
     else:
         weights = jnp.asarray(weights, rows.dtype)
         counted = weights > 0
+        # NaN times a weight of zero would be NaN. Blank at once: what is left are sums of differences, products and
+        # squares, which XLA hands to a library, where a choice among them would be a loop to compile.
+        rows = jnp.where(counted[:, None], rows, 0)
         first = rows[jnp.argmax(counted)]
-        shifted = rows - first[None]
-        # NaN times a weight of zero would be NaN.
-        kept = jnp.where(counted[:, None], shifted, 0)
-    # The mean of the rows less the first: zero, exactly, where all are equal.
-    mean = jnp.matmul(weights, kept, precision=HIGHEST) / jnp.maximum(jnp.sum(weights), 1)
+    shifted = rows - first[None]
+    # The mean of the rows less the first: zero, exactly, where all are equal. Two equal rows of weights make it a
+    # product of matrices, which is a call of a library; one vector would be a loop to compile for every shape.
+    share = weights / jnp.maximum(jnp.sum(weights), 1)
+    mean = jnp.matmul(jnp.stack([share, share]), shifted, precision=HIGHEST)[0]
     return jnp.reshape(first + mean, x.shape[1:]), row_sum(jnp.square(shifted - mean[None]))
 
 

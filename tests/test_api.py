@@ -40,7 +40,7 @@ IMPORTS = {
     "features": {"_jaxpr", "networks"},
     "stability": set(),
     "similarity": set(),
-    "probe": {"perturb", "networks", "features", "receptive", "stability", "similarity"},
+    "probe": {"conv", "perturb", "networks", "features", "receptive", "stability", "similarity"},
     "receptive": {"_jaxpr", "features"},
     "theory": set(),
     "lipschitz": {"_jaxpr", "features"},

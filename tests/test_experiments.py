@@ -33,6 +33,7 @@ LONG = (
     "bounds",
     "constant_filters",
     "convolutions",
+    "layerwise",
     "noise_curves",
     "relative_stability",
     "representations",

@@ -11,7 +11,7 @@ from flax import nnx
 
 import stabjax as sj
 from stabjax._arguments import as_key
-from stabjax.probe._windows import pass_window
+from stabjax.probe._windows import pass_window_quickly
 
 IMAGES = np.random.default_rng(0).normal(size=(4, 6, 6, 1)).astype(np.float32)
 SHAPE = (6, 6)
@@ -175,6 +175,6 @@ def test_keys_of_any_generator_traced_or_not():
 
 def test_raw_keys_compile_no_second_program():
     CALLS["probe.stability"](jax.random.key(7))
-    programs = pass_window._cache_size()
+    programs = pass_window_quickly._cache_size()
     CALLS["probe.stability"](jax.random.PRNGKey(7))
-    assert pass_window._cache_size() == programs
+    assert pass_window_quickly._cache_size() == programs

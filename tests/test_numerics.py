@@ -40,7 +40,17 @@ def test_centered_is_the_definition(seed):
     mean, distances = centered(x, weights=weights)
     expected = np.average(x, axis=0, weights=weights)
     np.testing.assert_allclose(mean, expected, rtol=1e-5)
-    np.testing.assert_allclose(distances, np.square(x - expected).sum((1, 2)), rtol=1e-4)
+    np.testing.assert_allclose(distances[weights > 0], np.square(x - expected).sum((1, 2))[weights > 0], rtol=1e-4)
+
+
+def test_a_row_without_weight_may_hold_anything():
+    x = np.arange(12, dtype=np.float32).reshape(4, 3)
+    weights = np.array([0, 1, 1, 1], np.float32)
+    for value in (0, np.nan, np.inf):
+        x[0] = value
+        mean, distances = centered(x, weights=weights)
+        np.testing.assert_allclose(mean, x[1:].mean(0))
+        np.testing.assert_allclose(distances[1:], [27, 0, 27])
 
 
 def test_equal_rows_have_no_distance_at_all(key):

@@ -10,12 +10,13 @@ from collections.abc import Sequence
 from functools import reduce
 from typing import Literal, get_args
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
 from stabjax._numerics import safe_ratio
-from stabjax._types import Scalar
+from stabjax._types import AnyArray, Scalar
 from stabjax.fields._checks import check_scalar, check_spatial_shape, concrete_value, mode_count
 from stabjax.fields._modes import is_inside_cutoff, phases, pixels, square_frequency
 
@@ -46,7 +47,13 @@ def temperature(
     """
     delta = check_scalar("displacement", displacement)
     # <|tau|^2> is proportional to T: delta^2 = T <|tau|^2>_{T=1}.
-    return safe_ratio(jnp.square(delta), _square_displacement(cutoff, shape, convention, max_cutoff))
+    return _ratio_of_squares(delta, _square_displacement(cutoff, shape, convention, max_cutoff))
+
+
+@jax.jit
+def _ratio_of_squares(delta: Float[Array, ""], square: Float[Array, ""]) -> Float[Array, ""]:
+    """Compute ``delta^2 / square``. One program: here and below each operation by itself would be one to compile."""
+    return safe_ratio(jnp.square(delta), square)
 
 
 def displacement(
@@ -102,11 +109,16 @@ def _log_cutoff(cutoff: Scalar) -> Float[Array, ""]:
     known = concrete_value(cutoff)
     if known is not None and not (known > 1).all():
         raise ValueError(f"the convention 'paper' needs a cutoff above 1, got {known}; use 'rms'")
-    c = check_scalar("cutoff", cutoff)
+    return _log_above_one(check_scalar("cutoff", cutoff))
+
+
+@jax.jit
+def _log_above_one(c: Float[Array, ""]) -> Float[Array, ""]:
     return jnp.where(c > 1, jnp.log(c), jnp.nan)
 
 
-def _mode_sum(cutoff: Float[Array, ""], terms: Float[np.ndarray, "*modes"]) -> Float[Array, ""]:
+@jax.jit
+def _mode_sum(cutoff: Float[Array, ""], terms: Float[AnyArray, "*modes"]) -> Float[Array, ""]:
     """Sum terms over the modes inside the cutoff; NaN where the cutoff lies above the modes at hand."""
     modes = len(terms)
     # The shape is that of all modes, static; a traced cutoff only chooses which of them count.

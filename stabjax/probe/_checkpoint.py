@@ -30,7 +30,7 @@ from stabjax.probe._devices import Devices
 
 INTERVAL = 10.0
 """Seconds between two savings."""
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from stabjax import features
 from stabjax._numerics import column_sum
 from stabjax._types import AnyArray
 from stabjax.probe._checks import check_front, real
+from stabjax.probe._effort import rules_of
 
 Units = Literal["all", "average"]
 
@@ -110,7 +111,7 @@ def _shift_and_scale(x: Array, counted: Array) -> tuple[Array, Array]:
 
 def _activations(traced: features.Traced, images: Any, *, select: features.Select, units: Units) -> Mapping[str, Array]:
     rows = images.shape[0]
-    return traced.capture(images, select=select, reduce=partial(_units, rows, units))[1]
+    return traced.capture(images, select=select, reduce=partial(_units, rows, units), rules=rules_of(traced))[1]
 
 
 def _units(rows: int, units: Units, tap: features.Tap, activation: Array) -> Float[Array, "rows units"]:

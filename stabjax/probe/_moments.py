@@ -1,5 +1,6 @@
 """Mean and scatter of rows that come in batches, devices or processes, in any grouping."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, no_type_check
 
@@ -57,24 +58,78 @@ class Moments:
         return cls(jnp.sum(weights), mean, squares, jnp.zeros_like(squares))
 
     def merge(self, other: "Moments") -> "Moments":
-        """Return the moments of the rows of both.
-
-        Joining ``n`` and ``m`` rows whose means are ``d`` apart adds ``n m / (n + m) |d|^2`` (Chan, Golub and LeVeque
-        1983).
-        """
-        count = self.count + other.count
-        share = other.count / jnp.maximum(count, 1)
+        """Return the moments of the rows of both."""
         shift = other.mean - self.mean
-        # No rows have no mean: their zero is not a place from which to measure.
-        between = jnp.where(self.count * share > 0, self.count * share * jnp.sum(jnp.square(shift)), 0)
-        squares, lost = _add_exactly(self.squares, other.squares + between)
-        mean = jnp.where(other.count > 0, self.mean + share * shift, self.mean)
-        return Moments(count, mean, squares, self.lost + other.lost + lost)
+        return Moments(mean=_move(self, other, self.mean, shift), **_join(self, other, jnp.sum(jnp.square(shift))))
 
     @property
     def pair_distance(self) -> Float[Array, ""]:
         """Mean squared distance of two rows over all ordered pairs, ``2 <|f - <f>|^2>``."""
         return 2 * (self.squares + self.lost) / self.count
+
+
+@jax.tree_util.register_dataclass
+@no_type_check
+@dataclass(frozen=True, eq=False)
+class LayerMoments:
+    """`Moments` of every layer of a network, the same rows in each: what is one number per layer is one array.
+
+    A program has a few operations for all layers then, where each layer would have a dozen of its own to compile.
+    """
+
+    count: Float[Array, ""]
+    means: tuple[Float[Array, " units"], ...]
+    squares: Float[Array, " layers"]
+    lost: Float[Array, " layers"]
+
+    @classmethod
+    def init(cls, like: Sequence[Any]) -> "LayerMoments":
+        """Return the moments of no rows, for layers whose means have these shapes and dtypes."""
+        means: Any = tuple(np.zeros(x.shape, x.dtype) for x in like)
+        dtype = jnp.result_type(*means)
+        zero: Any = np.zeros((), dtype)
+        nothing: Any = np.zeros(len(means), dtype)
+        return cls(zero, means, nothing, nothing)
+
+    @classmethod
+    def of_distances(
+        cls, means: tuple[Array, ...], distances: Float[Array, "n layers"], weights: Float[Array, " n"]
+    ) -> "LayerMoments":
+        """Return the moments of rows at these squared distances from their means."""
+        weights = weights.astype(distances.dtype)[:, None]
+        squares = jnp.sum(jnp.where(weights > 0, weights * distances, 0), axis=0)
+        return cls(jnp.sum(weights), means, squares, jnp.zeros_like(squares))
+
+    def merge(self, other: "LayerMoments") -> "LayerMoments":
+        """Return the moments of the rows of both."""
+        shifts = [theirs - ours for ours, theirs in zip(self.means, other.means, strict=True)]
+        apart = jnp.stack([jnp.sum(jnp.square(shift)).astype(self.squares.dtype) for shift in shifts])
+        means = tuple(_move(self, other, mean, shift) for mean, shift in zip(self.means, shifts, strict=True))
+        return LayerMoments(means=means, **_join(self, other, apart))
+
+    @property
+    def pair_distance(self) -> Float[Array, " layers"]:
+        """Mean squared distance of two rows over all ordered pairs, of every layer."""
+        return 2 * (self.squares + self.lost) / self.count
+
+
+def _join(one: Any, other: Any, apart: AnyArray) -> dict[str, Array]:
+    """Return number and squares of the rows of both.
+
+    Joining ``n`` and ``m`` rows whose means are ``d`` apart adds ``n m / (n + m) |d|^2`` (Chan, Golub and LeVeque
+    1983).
+    """
+    count = one.count + other.count
+    weight = one.count * (other.count / jnp.maximum(count, 1))
+    # No rows have no mean: their zero is not a place from which to measure.
+    squares, lost = _add_exactly(one.squares, other.squares + jnp.where(weight > 0, weight * apart, 0))
+    return {"count": count, "squares": squares, "lost": one.lost + other.lost + lost}
+
+
+def _move(one: Any, other: Any, mean: AnyArray, shift: AnyArray) -> Array:
+    """Return the mean of the rows of both, from that of one and how far the other lies from it."""
+    share = other.count / jnp.maximum(one.count + other.count, 1)
+    return jnp.where(other.count > 0, mean + share.astype(mean.dtype) * shift, mean)
 
 
 def _add_exactly(x: AnyArray, y: AnyArray) -> tuple[Any, Any]:

@@ -18,6 +18,8 @@ from stabjax._types import AnyArray, Perturbation, PRNGKey
 from stabjax.probe._batching import ALL_KINDS, Kinds, Step
 from stabjax.probe._checks import check_front, finite_rows, like_image, real
 from stabjax.probe._context import Batch, Rows, make_context
+from stabjax.probe._effort import rules_of
+from stabjax.probe._relative_stability import RelativeStability
 
 Normalization: TypeAlias = tuple[tuple[float, ...], tuple[float, ...]] | None
 """Mean and deviation of each channel."""
@@ -189,15 +191,20 @@ def reduce_batch(
     def reduce_versions(tap: features.Tap, versions: Array) -> dict[str, Any]:
         clean, perturbed = versions[0], versions[1:]
         tap = dataclasses.replace(tap, shape=clean.shape)
-        of_kind = {kind: perturbed[k * step.draws : (k + 1) * step.draws] for k, kind in enumerate(step.kinds)}
         found = {}
         for name, measurement in measurements.items():
-            looked_at = [of_kind.get(kind) if kind in kinds_of(measurement) else None for kind in ALL_KINDS]
-            found[name] = value_of(measurement).reduce(tap, clean, *looked_at, context)
+            value, kinds = value_of(measurement), kinds_of(measurement)
+            # Not of a class made from it that reduces in its own way.
+            if getattr(type(value), "reduce", None) is RelativeStability.reduce and kinds == step.kinds:
+                found[name] = value.reduce_versions(tap, versions, context)
+                continue
+            of_kind = {kind: perturbed[k * step.draws : (k + 1) * step.draws] for k, kind in enumerate(step.kinds)}
+            looked_at = [of_kind.get(kind) if kind in kinds else None for kind in ALL_KINDS]
+            found[name] = value.reduce(tap, clean, *looked_at, context)
         return found
 
     def capture(x: Array) -> Mapping[str, dict[str, Any]]:
-        return traced.capture(x, select=select, reduce=reduce)[1]
+        return traced.capture(x, select=select, reduce=reduce, rules=rules_of(traced))[1]
 
     if step.separate:
         found = jax.vmap(capture, axis_name=_VERSION, out_axes=None)(batch.versions)

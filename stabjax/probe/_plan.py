@@ -172,4 +172,5 @@ def describe_network(traced: features.Traced) -> dict[str, Any]:
         # With the numbers that stand in its code.
         "program": hashlib.sha256(lowered.as_text().encode()).hexdigest(),
         "taps": [f"{tap.name} {tap.kind}" for tap in traced.taps],
+        "convolutions": traced.convolutions,
     }

@@ -11,10 +11,11 @@ from jaxtyping import Array, Float
 
 from stabjax import features
 from stabjax._numerics import centered
+from stabjax._sharding import is_traced
 from stabjax._types import AnyArray
 from stabjax.probe._checks import real
 from stabjax.probe._context import Context, Rows, Summary
-from stabjax.probe._moments import Moments
+from stabjax.probe._moments import LayerMoments
 from stabjax.stability import Stability, summarize
 
 _BOOTSTRAP = np.uint32(2**32 - 1)  # the bootstrap takes the key of an image that no set has
@@ -68,52 +69,53 @@ class RelativeStability:
         """Return squared changes, and distances to the mean of the batch."""
         if deformed is None or noisy is None:
             raise ValueError("expected a deformation for RelativeStability, got none: give deformation=")
-        rows = jnp.reshape(real(clean), (len(clean), -1))
+        return self.reduce_versions(tap, jnp.concatenate([clean[None], deformed, noisy]), context)
 
-        def changes(perturbed: AnyArray) -> Array:
-            others = jnp.reshape(real(perturbed), (*perturbed.shape[:2], -1))
-            return jnp.sum(jnp.square(others - rows[None]), axis=2)
+    def reduce_versions(self, tap: features.Tap, versions: AnyArray, context: Context) -> LayerChanges:
+        """Return the same of all versions in one array, ``(1 + 2 draws, size, *activation)``, clean ones first."""
+        rows = jnp.reshape(real(versions), (*versions.shape[:2], -1))
+        clean = rows[0]
+        # The clean row of the difference is zero. It is computed nevertheless: to leave it out is to copy the others.
+        changes = jnp.sum(jnp.square(rows - clean[None]), axis=2)
+        draws = len(versions) // 2
+        mean, distances = centered(clean, weights=context.weights)
+        return LayerChanges(changes[1 : 1 + draws], changes[1 + draws :], distances, mean)
 
-        mean, distances = centered(rows, weights=context.weights)
-        return LayerChanges(changes(deformed), changes(noisy), distances, mean)
-
-    def init(self, reduced: Mapping[str, LayerChanges]) -> dict[str, Moments]:
+    def init(self, reduced: Mapping[str, LayerChanges]) -> LayerMoments:
         """Return moments of no images for every operation."""
-        return {name: Moments.init(row.mean.shape, row.mean.dtype) for name, row in reduced.items()}
+        return LayerMoments.init([row.mean for row in reduced.values()])
 
     def update(
-        self, state: Mapping[str, Moments], reduced: Mapping[str, LayerChanges], context: Context
-    ) -> tuple[dict[str, Moments], Rows]:
+        self, state: LayerMoments, reduced: Mapping[str, LayerChanges], context: Context
+    ) -> tuple[LayerMoments, Rows]:
         """Add a batch to the moments; rows are changes and shares in the pair distance, layer by layer."""
-        moments = {
-            name: state[name].merge(Moments.of_distances(row.mean, row.distances, context.weights))
-            for name, row in reduced.items()
-        }
+        rows = reduced.values()
+        distances = _stack(row.distances for row in rows)
+        batch = LayerMoments.of_distances(tuple(row.mean for row in rows), distances, context.weights)
         # Where a perturbed image does not differ from the clean one no layer changes: what one shows is rounding, which
         # differs from row to row of a batch.
         deformed, noisy = (
-            jnp.where(context.changed[kind][:, :, None], _stack(getattr(row, kind) for row in reduced.values()), 0)
+            jnp.where(context.changed[kind][:, :, None], _stack(getattr(row, kind) for row in rows), 0)
             for kind in self.versions
         )
-        distances = _stack(row.distances for row in reduced.values())
         # An unbiased share of each image in <|f(x) - f(z)|^2>: 2 |f_i - batch mean|^2 B / (B - 1). Where no other image
         # of the batch counts it is unknown: the image itself is the mean.
         number = jnp.sum(context.weights).astype(distances.dtype)
         unbiased = jnp.where(number > 1, number / jnp.maximum(number - 1, 1), jnp.nan)
-        return moments, Rows(per_image=2 * distances * unbiased, per_draw=(deformed, noisy))
+        return state.merge(batch), Rows(per_image=2 * distances * unbiased, per_draw=(deformed, noisy))
 
-    def merge(self, one: Mapping[str, Moments], other: Mapping[str, Moments]) -> dict[str, Moments]:
+    def merge(self, one: LayerMoments, other: LayerMoments) -> LayerMoments:
         """Return the moments of the images of both."""
-        return _merge(dict(one), dict(other))
+        return _merge(one, other)
 
-    def finish(self, state: Mapping[str, Moments], rows: Rows, summary: Summary) -> Stability:
+    def finish(self, state: LayerMoments, rows: Rows, summary: Summary) -> Stability:
         """Return the result, with intervals by bootstrap over images."""
         names = tuple(tap.name for tap in summary.taps)
         return summarize(
             jax.random.fold_in(summary.key, _BOOTSTRAP),
             layers=names,
             kinds=tuple(tap.kind for tap in summary.taps),
-            **_numbers([state[name] for name in names], rows),
+            **_numbers(state, rows),
             noise_radius=summary.sizes["noisy"],
             measured=summary.measured,
             average=self.average,
@@ -122,22 +124,26 @@ class RelativeStability:
 
 
 @jax.jit
-def _merge(one: dict[str, Moments], other: dict[str, Moments]) -> dict[str, Moments]:
-    return {name: moments.merge(other[name]) for name, moments in one.items()}
+def _merge(one: LayerMoments, other: LayerMoments) -> LayerMoments:
+    return one.merge(other)
+
+
+def _numbers(moments: LayerMoments, rows: Rows) -> dict[str, Any]:
+    """Return what the result is computed from, layers first."""
+    deformed, noisy = rows.per_draw
+    # Rows that were collected on the host stay there.
+    numpy: Any = jnp if is_traced(rows) else np
+    return {
+        "deformation_numerators": numpy.moveaxis(deformed, 2, 0),
+        "noise_numerators": numpy.moveaxis(noisy, 2, 0),
+        "spread": numpy.moveaxis(rows.per_image, 1, 0),
+        "pair_distance": _pair_distance(moments),
+    }
 
 
 @jax.jit
-def _numbers(moments: list[Moments], rows: Rows) -> dict[str, Array]:
-    """Return what the result is computed from, layers first."""
-    deformed, noisy = rows.per_draw
-    pairs = [each.pair_distance for each in moments]
-    dtype = jnp.result_type(*pairs)
-    return {
-        "deformation_numerators": jnp.moveaxis(deformed, 2, 0),
-        "noise_numerators": jnp.moveaxis(noisy, 2, 0),
-        "spread": jnp.moveaxis(rows.per_image, 1, 0),
-        "pair_distance": jnp.stack([each.astype(dtype) for each in pairs]),
-    }
+def _pair_distance(moments: LayerMoments) -> Float[Array, " layers"]:
+    return moments.pair_distance
 
 
 def _stack(rows: Any) -> Array:

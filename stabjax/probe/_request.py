@@ -34,6 +34,10 @@ class Request:
         """Return deformation and noise for images of these sides as arguments of jit."""
         return as_perturbation(self.deformation, spatial), as_perturbation(self.noise, spatial)
 
+    def rows(self, images: int) -> int:
+        """Return how many rows pass through the network: all versions of so many images."""
+        return images * (1 + self.draws * len(self.kinds))
+
     def finish(self, states: Any, rows: dict[str, Rows], summary: Summary) -> dict[str, Any]:
         """Return the result of every measurement."""
         return {

@@ -20,9 +20,10 @@ from stabjax._sharding import is_traced, without_explicit_axes
 from stabjax._types import Measurement, Perturbation, PRNGKey
 from stabjax.probe._batching import ALL_KINDS, Kinds
 from stabjax.probe._devices import find_devices
+from stabjax.probe._effort import count_pixels, routes_for
 from stabjax.probe._pass import Normalization, kinds_of
 from stabjax.probe._request import Radius, Request
-from stabjax.probe._source import Format, ImagesLayout, open_source
+from stabjax.probe._source import ArraySource, Format, ImagesLayout, open_source
 from stabjax.probe._source_pass import pass_source
 from stabjax.probe._traced_pass import pass_traced
 
@@ -137,10 +138,16 @@ def run(
         if images_layout == "channels_first" and images.ndim > 2:
             images = jnp.moveaxis(images, 1, -1)
         form.check(images)
+        # How often the program around it runs is not known here, and left to the caller.
         return pass_traced(network, without_explicit_axes(jnp.asarray(images)), request)
     devices = find_devices(mesh, images, network)
     source = open_source(on_host(images), form)
-    return pass_source(network, source, request, devices, path=None if path is None else Path(path), progress=progress)
+    pixels = None
+    if isinstance(source, ArraySource):
+        pixels = count_pixels(request.rows(source.number * devices.processes), source.shape)
+    path = None if path is None else Path(path)
+    with routes_for(pixels):
+        return pass_source(network, source, request, devices, pixels=pixels, path=path, progress=progress)
 
 
 def on_host(images: Any) -> Any:

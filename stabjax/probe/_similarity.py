@@ -17,6 +17,7 @@ from stabjax._pixels import Statistics, normalize_channels
 from stabjax._sharding import is_traced, without_explicit_axes
 from stabjax.probe._comparison import Comparison, least_images
 from stabjax.probe._devices import find_devices
+from stabjax.probe._effort import count_pixels, routes_for
 from stabjax.probe._layers import Units
 from stabjax.probe._pass import Normalization
 from stabjax.probe._run import as_normalization, check_layout, check_within_program, on_host
@@ -147,7 +148,9 @@ def similarity(
         devices = find_devices(mesh, images, pair)
         sources = tuple(_as_rereadable(open_source(on_host(x), form)) for x in both)
         where = {"path": None if path is None else Path(path), "progress": progress}
-        layers, (matrix, interval), measured = compare_sources(pair, sources, asked, devices, **where)
+        known = [count_pixels(each.number, each.shape) for each in sources if isinstance(each, ArraySource)]
+        with routes_for(max(known) * devices.processes if len(known) == len(sources) else None):
+            layers, (matrix, interval), measured = compare_sources(pair, sources, asked, devices, **where)
     return Similarity(
         layers=layers[0].names,
         kinds=layers[0].kinds,

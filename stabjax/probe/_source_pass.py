@@ -21,13 +21,14 @@ from stabjax.probe._batching import Step
 from stabjax.probe._checkpoint import Checkpoint, Position, extend_digest, folder_of_process, open_checkpoint
 from stabjax.probe._context import Rows, Summary
 from stabjax.probe._devices import BATCHES, ONE_DEVICE, Devices
+from stabjax.probe._effort import are_few
 from stabjax.probe._pass import init_states, pass_batch
 from stabjax.probe._plan import Plan, describe_network, plan_pass
 from stabjax.probe._processes import agree, gather_rows
 from stabjax.probe._request import Request
 from stabjax.probe._rows import RowCollector
 from stabjax.probe._source import ArraySource, StreamSource, Window
-from stabjax.probe._windows import pass_window, perturb_window, sum_window_sizes
+from stabjax.probe._windows import pass_window, pass_window_quickly, perturb_window, sum_window_sizes
 
 Placed: TypeAlias = tuple[Any, Any, Any]
 """Images, their positions and whether they count, ``(batches, slots, ...)``, on the devices."""
@@ -39,10 +40,21 @@ def pass_source(
     request: Request,
     devices: Devices,
     *,
+    pixels: int | None,
     path: Path | None,
     progress: bool | None,
 ) -> dict[str, Any]:
-    """Take the measurements as `stabjax.probe.run` does, of images from a source."""
+    """Take the measurements as `stabjax.probe.run` does, of images from a source.
+
+    Args:
+        network: The network.
+        source: The images.
+        request: What is asked.
+        devices: Over which the images are split.
+        pixels: Of all versions of all images of all processes, where their number is known.
+        path: Folder of the checkpoint.
+        progress: Whether to show a bar.
+    """
     sizes: dict[str, Any] = {"batch_size": request.batch_size, "draws": request.draws, "kinds": request.kinds}
     plan = plan_pass(source, devices, **sizes)
     step, image = plan.step, jax.ShapeDtypeStruct(source.shape, plan.dtype)
@@ -58,7 +70,7 @@ def pass_source(
     # Shapes of a window on one device, and of one batch of it.
     share_of_device: Any = tuple(
         jax.ShapeDtypeStruct((plan.batches_of_window, step.size, *shape), dtype)
-        for shape, dtype in ((image.shape, source.dtype), ((), np.int32), ((), np.bool_))
+        for shape, dtype in ((image.shape, jax.dtypes.canonicalize_dtype(source.dtype)), ((), np.int32), ((), np.bool_))
     )
     window_shape = perturb_window.eval_shape(
         *share_of_device, np.int32(0), request.key, deformation, noise, **by_device, devices=ONE_DEVICE
@@ -67,13 +79,15 @@ def pass_source(
     options: dict[str, Any] = {"select": request.select, "step": step}
     states, taps = init_states(traced, request.measurements, batch_shape, deformation, **options)
 
+    run_network = pass_window_quickly if are_few(pixels) else pass_window
+
     def pass_step(states: Any, placed: Placed, number: int, draw: int) -> tuple[Any, Any]:
         window = perturbed(placed, noise=noise, draw=np.int32(draw))
         network_and_states = traced, request.measurements, states
-        states, rows = pass_window(
+        states, found = run_network(
             *network_and_states, window, np.int32(number), deformation, devices=devices, **options
         )
-        return states, (rows, Rows(window.finite, window.sizes))
+        return states, (found, Rows(window.finite, window.sizes))
 
     def rows_shape() -> Any:
         one = partial(pass_batch, **options)
@@ -90,9 +104,9 @@ def pass_source(
         loop = _Loop(plan, checkpoint, show)
         stacked, collector = loop.resume(stacked, rows_shape)
         stacked = loop.run(stacked, collector, pass_step, request.draws)
-    rows, facts = gather_rows(*collector.finish(), devices)
+    found, facts = gather_rows(*collector.finish(), devices)
     merged = _merge(request, devices.unstack(stacked))
-    return request.finish(merged, rows, Summary(taps, request.key, facts.per_image, facts.per_draw))
+    return request.finish(merged, found, Summary(taps, request.key, facts.per_image, facts.per_draw))
 
 
 class _Loop:

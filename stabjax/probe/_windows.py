@@ -5,7 +5,6 @@ system at every call, page by page: a call per batch takes half as long again as
 """
 
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
 import jax
@@ -52,8 +51,7 @@ def perturb_window(
     return split(images, positions, counted, first_draw, key, deformation, noise)
 
 
-@partial(jax.jit, static_argnames=("select", "step", "devices"))
-def pass_window(
+def _pass_window(
     traced: features.Traced,
     measurements: Measurements,
     states: Mapping[str, Any],
@@ -95,6 +93,11 @@ def pass_window(
     rows = {name: Rows(BATCHES, DRAWS) for name in measurements}
     split = devices.split_states_and_rows(local, inputs, rows)
     return split(states, traced, measurements, window, number, deformation)
+
+
+pass_window = jax.jit(_pass_window, static_argnames=("select", "step", "devices"))
+pass_window_quickly = quick_jit(level=0, static_argnames=("select", "step", "devices"))(_pass_window)
+"""The same for few images, see `_effort`."""
 
 
 @jax.jit

@@ -24,7 +24,8 @@ from stabjax.stability._formulas import (
     relative,
     squared_change,
 )
-from stabjax.stability._result import Stability, from_features, summarize
+from stabjax.stability._result import Stability
+from stabjax.stability._summarize import from_features, summarize
 
 __all__ = [
     "Average",

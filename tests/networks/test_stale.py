@@ -14,7 +14,7 @@ from flax import linen, nnx
 from stabjax import features, lipschitz, models, networks, perturb, probe, receptive, sweep, train
 from stabjax.lipschitz._jacobian import _local
 from stabjax.probe._source_units import read_batch
-from stabjax.probe._windows import pass_window
+from stabjax.probe._windows import pass_window_quickly as pass_window
 from stabjax.receptive._effective import _mean_gradient
 from tests import sample_networks
 from tests.networks.opaque_models import (
@@ -82,7 +82,13 @@ def taken(f, x):
 
 
 LOOKS = {look.__name__: look for look in (stable, alone, similar, steep, bounded, seen, taken)}
-COMPILED = {"stable": pass_window, "alone": pass_window, "similar": read_batch, "steep": _local, "seen": _mean_gradient}
+COMPILED = {
+    "stable": pass_window,
+    "alone": pass_window,
+    "similar": read_batch,
+    "steep": _local,
+    "seen": _mean_gradient,
+}
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from stabjax import networks, perturb, probe
-from stabjax.probe import _checkpoint, _plan, _source_pass
+from stabjax.probe import _checkpoint, _effort, _plan, _source_pass
 
 SEED = 1
 SIDE = 8
@@ -161,6 +161,7 @@ def _split_work(mesh):
     network, many = sample_networks()["nnx"], sample_images(470)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_plan, "MOST_BATCHES", 1)
+        patch.setattr(_effort, "FEW_PIXELS", 0)
         alone, steps = flops_of_a_step(lambda: measure(network, many, batch_size=50))
         share, fewer = flops_of_a_step(lambda: measure(network, many, batch_size=50, mesh=mesh))
     assert share * fewer <= 1.05 * alone * steps / 8, (alone, steps, share, fewer)
