@@ -1,6 +1,7 @@
 """Images split over devices: each device passes its own share, with a state of its own."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -85,6 +86,12 @@ class Devices:
             return jax.tree.map(lambda x: x[None], states), found
 
         return self.split(local, (IMAGES, *inputs), (IMAGES, rows))
+
+    def as_context(self) -> AbstractContextManager[Any]:
+        """Return a context in which functions may be split, whatever mesh the caller has set (`jax.set_mesh`)."""
+        if self.mesh is None or jax.sharding.get_abstract_mesh().empty:
+            return nullcontext()
+        return jax.set_mesh(self.mesh)
 
     def index(self) -> Any:
         """Return the number of the device that runs a function which is split."""

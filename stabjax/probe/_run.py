@@ -146,7 +146,7 @@ def run(
     if isinstance(source, ArraySource):
         pixels = count_pixels(request.rows(source.number * devices.processes), source.shape)
     path = None if path is None else Path(path)
-    with routes_for(pixels):
+    with routes_for(pixels), devices.as_context():
         return pass_source(network, source, request, devices, pixels=pixels, path=path, progress=progress)
 
 

@@ -149,8 +149,10 @@ def similarity(
         sources = tuple(_as_rereadable(open_source(on_host(x), form)) for x in both)
         where = {"path": None if path is None else Path(path), "progress": progress}
         known = [count_pixels(each.number, each.shape) for each in sources if isinstance(each, ArraySource)]
-        with routes_for(max(known) * devices.processes if len(known) == len(sources) else None):
+        with routes_for(max(known) * devices.processes if len(known) == len(sources) else None), devices.as_context():
             layers, (matrix, interval), measured = compare_sources(pair, sources, asked, devices, **where)
+        # Off the mesh, which need not be the one that the caller has set.
+        matrix, interval = jax.device_put(jax.device_get((matrix, interval)))
     return Similarity(
         layers=layers[0].names,
         kinds=layers[0].kinds,
