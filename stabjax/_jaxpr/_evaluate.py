@@ -55,8 +55,7 @@ def evaluate(
         rule = rules.get(equation.primitive.name)
         if rule is not None:
             flush()
-            operands = [operand(atom) for atom in equation.invars]
-            values[equation.outvars[0]] = rule(*operands, **equation.params)
+            values[equation.outvars[0]] = rule(*map(operand, equation.invars), **equation.params)
         elif child is None or not (_reaches(child, wanted) or _applies(rules, child)):
             waiting.append(equation)
         else:

@@ -42,9 +42,9 @@ _IS_QUICK = jax.make_user_context(None)
 def quick_to_compile(quick: bool, *, overrides: bool = True) -> AbstractContextManager[None]:
     """Take no route that is slow to compile, for programs that run shortly: ``with conv.quick_to_compile(True): ...``.
 
-    On a CPU that leaves out Winograd's filtering of 3 x 3 kernels, which takes about a second to compile for each layer
-    and saves a tenth to a third of the time of a network. Results are the same to rounding. `stabjax.probe` chooses for
-    itself, outside of such a context.
+    On a CPU that leaves out Winograd's filtering of 3 x 3 kernels, which takes half a second of the processor to
+    compile for each layer, and saves a tenth to two fifths of the time of a network. Results are the same to rounding.
+    `stabjax.probe` chooses for itself, outside of such a context.
 
     Args:
         quick: False to take all routes, as outside of such a context.

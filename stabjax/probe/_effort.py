@@ -16,7 +16,8 @@ FEW_PIXELS = 200 * 32**2
 longer (ResNet18), or three times as long where depthwise convolutions are many (MobileNetV2), which sets the bound."""
 SOME_PIXELS = 500 * 32**2
 """So few do not repay Winograd's filtering, which compiles for 3 s (ResNet18, VGG11) and saves 0.1 to 0.4 s for every
-150 images of 32 x 32: from 1000 of ResNet18 on the first probe gains by it, and earlier every further one."""
+150 versions of images of 32 x 32. Of ResNet18, the first probe gains by it from 1000 versions on, every further probe
+always: the bound lies between."""
 
 _RULES: Mapping[str, Callable[..., Any]] = {"conv_general_dilated": conv.conv_general_dilated}
 

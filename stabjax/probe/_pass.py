@@ -191,14 +191,14 @@ def reduce_batch(
     def reduce_versions(tap: features.Tap, versions: Array) -> dict[str, Any]:
         clean, perturbed = versions[0], versions[1:]
         tap = dataclasses.replace(tap, shape=clean.shape)
+        of_kind = {kind: perturbed[k * step.draws : (k + 1) * step.draws] for k, kind in enumerate(step.kinds)}
         found = {}
         for name, measurement in measurements.items():
             value, kinds = value_of(measurement), kinds_of(measurement)
-            # Not of a class made from it that reduces in its own way.
+            # In one array, without copies; not where a class made from it reduces in its own way.
             if getattr(type(value), "reduce", None) is RelativeStability.reduce and kinds == step.kinds:
                 found[name] = value.reduce_versions(tap, versions, context)
                 continue
-            of_kind = {kind: perturbed[k * step.draws : (k + 1) * step.draws] for k, kind in enumerate(step.kinds)}
             looked_at = [of_kind.get(kind) if kind in kinds else None for kind in ALL_KINDS]
             found[name] = value.reduce(tap, clean, *looked_at, context)
         return found
