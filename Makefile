@@ -14,12 +14,13 @@ help:
 	@echo "make bench      times against peers (installs torch)"
 	@echo "make docs       the pages and the reference, into build/docs"
 
-# Each target installs all it needs in one go: called twice, pip resolves the common packages twice. Bytecode is written
-# by all cores afterwards, pip would use one.
+# Bytecode is written when a module is first imported, which is one in five of what is installed.
+export PYTHONDONTWRITEBYTECODE :=
+
+# Each target installs all it needs in one go: called twice, pip resolves the common packages twice.
 define install
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt --editable '$(1)'
-	-$(BIN)/python -m compileall -q -j 0 $(VENV)/lib
 	@touch $(VENV)/.core $@
 endef
 
