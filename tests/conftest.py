@@ -2,6 +2,7 @@
 
 import gc
 import os
+import re
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("MPLBACKEND", "agg")
@@ -24,10 +25,13 @@ from tests import ROOT
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
-# Types and shapes are checked at every call, but in modules of many short calls without arrays, and in those that
-# define functions inside of functions: the check of a function is written anew wherever the function is defined.
-UNCHECKED = ("_jaxpr", "receptive/_box_axes", "receptive/_box_windows")
-FILES = [path.relative_to(ROOT).with_suffix("") for path in (ROOT / "stabjax").rglob("*.py")]
+# Types and shapes are checked at every call of the modules that annotate shapes; of others, the type checker knows as
+# much. Not in those of many short calls without arrays, and in those that define functions inside of functions: the
+# check of a function is written anew wherever the function is defined.
+UNCHECKED = ("receptive/_box_axes", "receptive/_box_windows")
+PACKAGE = ROOT / "stabjax"
+SHAPED = [path for path in PACKAGE.rglob("*.py") if re.search("from (jaxtyping|stabjax._types) ", path.read_text())]
+FILES = [path.relative_to(ROOT).with_suffix("") for path in SHAPED]
 CHECKED = [".".join(file.parts) for file in FILES if not str(file.relative_to("stabjax")).startswith(UNCHECKED)]
 jaxtyping.install_import_hook(CHECKED, "beartype.beartype")
 
