@@ -11,10 +11,14 @@ from stabjax._jaxpr._regions import Operation
 
 
 class Names:
-    """Gives every tap its name, once, given the shapes and dtypes of the parameters by their paths."""
+    """Gives every tap its name, once, given the shapes and dtypes of the parameters by their paths.
 
-    def __init__(self, parameters: Mapping[str, Any]) -> None:
+    The parts of a name are written with the separator of the framework between them.
+    """
+
+    def __init__(self, parameters: Mapping[str, Any], separator: str = "/") -> None:
         self._parameters = parameters
+        self._separator = separator
         self._trained = frozenset(k for k, v in parameters.items() if jnp.issubdtype(v.dtype, jnp.inexact))
         self._used: Counter[str] = Counter()
         self._numbers: Counter[str] = Counter()
@@ -36,6 +40,7 @@ class Names:
 
     def once(self, name: str) -> str:
         """Return a name, with the number of times it was used before."""
+        name = name.replace("/", self._separator)
         self._used[name] += 1
         return name if self._used[name] == 1 else f"{name}:{self._used[name] - 1}"
 

@@ -187,7 +187,8 @@ def scope_of(equation: Equation) -> tuple[str, ...]:
         while part.endswith(")") and "(" in part:
             part = part[part.index("(") + 1 : -1]
         module, _, rest = part.partition(".")
-        if module.isidentifier() and not rest.startswith("nn."):
+        # A number is the place of a module in a list.
+        if (module.isidentifier() or module.isdigit()) and not rest.startswith("nn."):
             parts.append(module)
     return tuple(parts)
 

@@ -117,29 +117,31 @@ def trace_network(adapter: Any, leaves: Sequence[Any], treedef: Any, x: Any, *, 
     return (trace_shared if shared else trace)(run, leaves, adapter.paths, images)
 
 
-def read(program: Program, *, root_scope: str = "") -> TracedProgram:
+def read(program: Program, *, root_scope: str = "", separator: str = "/") -> TracedProgram:
     """Recognize the operations of a program.
 
     Args:
         program: a traced network.
         root_scope: outermost named scope, left out of names (Linen puts the class of the root there).
+        separator: what stands between the parts of a name.
     """
     if program.consts:
-        return _read(program, root_scope)
+        return _read(program, root_scope, separator)
     # JAX keeps the programs of networks of one architecture: what was read of one is kept with it.
-    return _read_once(program.jaxpr, program.paths, program.out_names, program.out_tree, root_scope)
+    return _read_once(program.jaxpr, program.paths, program.out_names, program.out_tree, root_scope, separator)
 
 
 @lru_cache(maxsize=64)
-def _read_once(jaxpr: Any, paths: Any, out_names: Any, out_tree: Any, root_scope: str) -> TracedProgram:
-    return _read(Program(jaxpr, (), paths, out_names, out_tree), root_scope)
+def _read_once(jaxpr: Any, paths: Any, out_names: Any, out_tree: Any, root_scope: str, separator: str) -> TracedProgram:
+    return _read(Program(jaxpr, (), paths, out_names, out_tree), root_scope, separator)
 
 
-def _read(program: Program, root_scope: str) -> TracedProgram:
+def _read(program: Program, root_scope: str, separator: str) -> TracedProgram:
     plan = TapPlan(program.jaxpr, program.consts)
     graph = analyze(plan, program.paths, root_scope)
     operations, hidden = recognize(graph)
-    names = Names({path: var.aval for var, path in zip(program.jaxpr.invars, program.paths, strict=True) if path})
+    parameters = {path: var.aval for var, path in zip(program.jaxpr.invars, program.paths, strict=True) if path}
+    names = Names(parameters, separator)
     batch = program.images.shape[0]
     taps: list[_Tap] = []
     for operation in operations:

@@ -55,12 +55,14 @@ class _Source:
     Attributes:
         program: the program, its arrays in front of the images.
         root: outermost named scope, which names leave out.
+        separator: what stands between the parts of a name.
         key: what is compared; None where nothing is known to be equal yet.
         convolutions: as in `stabjax.networks.wrap`.
     """
 
     program: Any
     root: str
+    separator: str
     key: Hashable
     convolutions: str
 
@@ -73,14 +75,14 @@ class _Source:
     @cached_property
     def traced(self) -> _jaxpr.TracedProgram:
         """The operations, recognized when they are first asked for."""
-        return _jaxpr.read(self.program, root_scope=self.root)
+        return _jaxpr.read(self.program, root_scope=self.root, separator=self.separator)
 
     @cached_property
     def lifted(self) -> "tuple[_Source, list[Any]]":
         """The program with the arrays that it holds as inputs, and these arrays."""
         program, held, identity = _jaxpr.lift(self.program)
-        key = _jaxpr.token((program.paths, self.root, self.convolutions, identity))
-        return _Source(program, self.root, key, self.convolutions), held
+        key = _jaxpr.token((program.paths, self.root, self.separator, self.convolutions, identity))
+        return _Source(program, self.root, self.separator, key, self.convolutions), held
 
 
 @jax.tree_util.register_pytree_node_class
@@ -249,17 +251,27 @@ def trace_in_place(network: Network, x: Any) -> Traced:
     # Foreign code may read anything, and an opaque model may hold arrays: only without both do equal adapters promise
     # equal programs.
     shared = not (adapter.opaque or adapter.foreign)
-    program = _jaxpr.trace_network(adapter, leaves, treedef, x, shared=shared)
+    try:
+        program = _jaxpr.trace_network(adapter, leaves, treedef, x, shared=shared)
+    except (TypeError, ValueError, IndexError, AssertionError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        if not adapter.remedy or reason.startswith("expected"):
+            raise
+        raise TypeError(
+            f"expected a network of a batch {tuple(x.shape)} with its channels last, got one that fails on it "
+            f"({type(error).__name__}: {reason}); {adapter.remedy}"
+        ) from error
     for name, output in zip(program.out_names, program.outputs, strict=True):
         if jnp.issubdtype(output.dtype, jnp.inexact) and output.shape[:1] != x.shape[:1]:
             raise ValueError(
                 f"expected a network with one output row per image, ({x.shape[0]}, ...), got "
                 f"{f'output/{name}' if name else 'output'} of shape {output.shape}; a network of single examples comes "
-                "in by networks.wrap(model, single=True)"
+                "in by networks.wrap(model, single=True), and of one that returns its new state too, the outputs alone "
+                "are wanted: networks.wrap(lambda x: apply(params, x)[0])"
             )
     # All that decides what the program is, so that two are compared without reading either.
     key = (adapter, treedef, program.images.shape, str(program.images.dtype)) if shared else None
-    return Traced(tuple(leaves), _Source(program, adapter.root, key, adapter.convolutions))
+    return Traced(tuple(leaves), _Source(program, adapter.root, adapter.separator, key, adapter.convolutions))
 
 
 def as_select(select: Any) -> Any:

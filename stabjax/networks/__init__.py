@@ -1,6 +1,6 @@
 """A network of any framework as data: a callable pytree whose leaves are its parameters.
 
-    network = networks.wrap(model)      # Flax NNX, Flax Linen, Equinox, any callable pytree, a plain function
+    network = networks.wrap(model)      # Flax, Equinox, PyTorch, Keras, Haiku, a function
     outputs = network(images)           # (batch, *spatial, channels) -> (batch, ...)
 
 Every function that takes a network takes the bare model, too, and wraps it itself; `wrap` is for what a model does not

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -26,6 +26,8 @@ class Parts(NamedTuple):
     the module that the paths of their parameters share. "" for an array that is no parameter of a module."""
     root: str = ""
     """Outermost named scope of the model's program, which names of taps leave out."""
+    separator: str = "/"
+    """What the framework writes between the parts of a name: ``blocks/2/conv``, or ``blocks.2.conv``."""
 
 
 @dataclass(frozen=True)
@@ -38,17 +40,23 @@ class Framework:
             imported it.
         take_apart: ``take_apart(model, mode)`` gives the `Parts` in evaluation mode, and changes nothing of the model.
         modes: the modes that it knows.
-        shows_its_state: whether all that a call reads can be found in the attributes of the model. Then the model is
-            traced once for an architecture. Otherwise it is traced at every call.
+        state: where a call finds what it reads. ``"shown"``: all in the attributes of the model; it is traced once for
+            an architecture. ``"listed"``: the framework lists all arrays, and the rest is code and options, which may
+            change; it is traced at every call. ``"hidden"``: anywhere; it is traced at every call, and what it holds is
+            compared where it is an argument of ``jit``.
         is_callable: whether its models are functions of a batch themselves; False where ``rebuild`` knows what to call.
+        layout: the layout of images that its models take by custom.
+        remedy: what to write for a model that fails as it stands, for the message.
     """
 
     name: str
     claims: Callable[[Any], bool]
     take_apart: Callable[[Any, str], Parts]
     modes: tuple[str, ...] = ("eval",)
-    shows_its_state: bool = True
+    state: Literal["shown", "listed", "hidden"] = "shown"
     is_callable: bool = True
+    layout: Literal["channels_last", "channels_first"] = "channels_last"
+    remedy: str = ""
 
 
 def is_array(leaf: Any) -> bool:

@@ -1,6 +1,6 @@
 """`Network`, and `wrap`, which makes one of a model by the table of frameworks."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -9,13 +9,22 @@ import jax.numpy as jnp
 from jax.core import Tracer
 
 from stabjax._jaxpr import examine, of_object, token
-from stabjax.networks import _equinox, _linen, _nnx, _pytree
+from stabjax.networks import _equinox, _haiku, _keras, _linen, _nnx, _pytorch, _pytree
 from stabjax.networks._framework import Framework, is_array
 
 LAYOUTS = ("channels_last", "channels_first")
 CONVOLUTIONS = ("fast", "own")
 
-FRAMEWORKS = [_nnx.FRAMEWORK, _linen.FRAMEWORK, _equinox.FRAMEWORK, _pytree.FRAMEWORK]
+FRAMEWORKS = [
+    _nnx.FRAMEWORK,
+    _linen.FRAMEWORK,
+    _equinox.FRAMEWORK,
+    _equinox.WITH_STATE,
+    _pytorch.FRAMEWORK,
+    _keras.FRAMEWORK,
+    _haiku.FRAMEWORK,
+    _pytree.FRAMEWORK,
+]
 """The first that claims a model takes it apart; the last claims all."""
 
 
@@ -33,13 +42,14 @@ class Adapter:
     """How to call a model. Equal for two networks of one architecture, so that they share one compilation.
 
     Attributes:
-        skeleton, rebuild, paths, root: as in `Parts`.
+        skeleton, rebuild, paths, root, separator: as in `Parts`.
         single, layout: what the model takes.
         method, static: what is called, and its further arguments.
         opaque: whether the model may hold arrays besides its parameters.
         foreign: whether it runs code of no known library, which may read anything: it is traced at every call.
         held: of an opaque one that is an argument of ``jit``, a token of what it held when it was passed.
         convolutions: whether a probe may compute its convolutions by routes that are faster on a CPU.
+        remedy: what to write if it fails as it stands; "" where options were given.
     """
 
     skeleton: Any
@@ -55,6 +65,8 @@ class Adapter:
     foreign: bool = field(compare=False)
     held: object = None
     convolutions: str = "fast"
+    separator: str = "/"
+    remedy: str = field(compare=False, default="")
 
     def __hash__(self) -> int:
         # Without the skeleton: a layer may hold a list (a padding), which compares but has no hash.
@@ -119,7 +131,7 @@ def wrap(
     *,
     method: str | Callable[..., Any] | None = None,
     single: bool = False,
-    layout: str = "channels_last",
+    layout: str | None = None,
     mode: str = "eval",
     convolutions: str = "fast",
     **static: Any,
@@ -133,9 +145,15 @@ def wrap(
     * Flax Linen: the bound module, ``module.bind(variables)``. Its mode is an argument of its own, passed on as
       ``static``: ``wrap(module.bind(variables), train=False)``. Random keys it was bound with stay with it, as leaves,
       and every call starts from them: ``wrap(module.bind(variables, rngs={"dropout": key}), train=True)``.
-    * Equinox: the module, in inference mode; most take one example, hence ``single=True, layout="channels_first"``.
+    * Equinox: the module, in inference mode, or ``(module, state)``; most take one example, hence ``single=True,
+      layout="channels_first"``.
+    * PyTorch: the module, as it is: a copy runs in JAX through torchax, in evaluation mode, and takes its channels
+      first. Taps have the names that torch prints, ``features.0``. ``pip install 'stabjax[pytorch]'``.
+    * Keras 3 on the backend JAX: the model, once it is built. ``pip install 'stabjax[keras]'``.
+    * Haiku: ``(transformed, params)``, ``(transformed, params, state)``, and a random key behind them where the
+      function takes one. ``pip install 'stabjax[haiku]'``.
     * Any other callable pytree, such as ``jax.tree_util.Partial(apply, params)``.
-    * Any other callable, such as a plain function or a Keras model. It holds its arrays itself, and its operations have
+    * Any other callable, such as a plain function. It holds its arrays itself, and its operations have
       no module names. `stabjax.probe`, `stabjax.lipschitz` and `stabjax.receptive` trace it anew at every call and take
       the arrays as arguments: what was changed in place is seen, and the same program compiles once. In a ``jit`` of
       your own its arrays are constants, and it compiles again when one has changed, as far as they can be followed: in
@@ -146,10 +164,11 @@ def wrap(
         model: the network in its framework.
         method: name of the method to call, or the method; by default the module itself is called.
         single: whether the model takes one example instead of a batch.
-        layout: ``"channels_last"``, or ``"channels_first"`` for a model that wants its channels in front of space.
-            The network made here takes channels last in both cases.
-        mode: ``"eval"``, or ``"batch_statistics"`` for NNX networks at initialization, which have no running
-            statistics yet: normalization by the batch at hand, dropout off.
+        layout: ``"channels_last"``, or ``"channels_first"`` for a model that wants its channels in front of space; by
+            default the custom of the framework, channels first for PyTorch alone. The network made here takes channels
+            last in all cases.
+        mode: ``"eval"``, or ``"batch_statistics"`` for networks of NNX and PyTorch at initialization, which have no
+            running statistics yet: normalization by the batch at hand, dropout off.
         convolutions: ``"fast"``: while `stabjax.probe` measures the network on a CPU, its convolutions are those of
             `stabjax.conv`, equal to rounding, except in branches, while loops and functions with a derivative of their
             own. ``"own"``: they run as the network has them.
@@ -159,7 +178,8 @@ def wrap(
         the network.
 
     Raises:
-        TypeError: if the model is not callable, an unbound Linen module, or a keyword argument is not hashable.
+        TypeError: if the model is not callable, or one of a known framework that cannot run as it is, with what to
+            write; or a keyword argument holds arrays, or is not hashable.
         ValueError: for an unknown layout, mode, or word for convolutions.
     """
     network = _wrap(model, method=method, single=single, layout=layout, mode=mode, convolutions=convolutions, **static)
@@ -180,12 +200,12 @@ def _wrap(
     *,
     method: str | Callable[..., Any] | None = None,
     single: bool = False,
-    layout: str = "channels_last",
+    layout: str | None = None,
     mode: str = "eval",
     convolutions: str = "fast",
     **static: Any,
 ) -> Network:
-    if layout not in LAYOUTS:
+    if layout not in (None, *LAYOUTS):
         raise ValueError(f"expected layout to be one of {LAYOUTS}, got {layout!r}")
     if convolutions not in CONVOLUTIONS:
         raise ValueError(f"expected convolutions to be one of {CONVOLUTIONS}, got {convolutions!r}")
@@ -194,11 +214,7 @@ def _wrap(
         raise ValueError(f"expected mode to be one of {modes}, got {mode!r}")
     if isinstance(model, Network):
         raise TypeError("expected a model, got a network that networks.wrap has already made; use it as it is")
-    try:
-        # They become a part of the adapter, which `jit` looks up by its hash.
-        hash((method, tuple(static.values())))
-    except TypeError as error:
-        raise TypeError(f"expected hashable keyword arguments, got {static}; arrays belong into the network") from error
+    _check_static(method, static)
     # The last framework of the table claims everything, so there is always one.
     framework = next(framework for framework in FRAMEWORKS if framework.claims(model))
     if framework.is_callable and not callable(model) and method is None:
@@ -210,9 +226,9 @@ def _wrap(
             "argument of its own, networks.wrap(module.bind(variables), train=True)"
         )
     parts = framework.take_apart(model, mode)
-    # Of a framework that does not show its state, the worst is assumed: its models are traced at every call.
-    opaque = foreign = True
-    if framework.shows_its_state:
+    # What the framework does not show may change from call to call, so its models are traced at every call.
+    opaque, foreign = framework.state == "hidden", True
+    if framework.state == "shown":
         # The variables are inputs of the program. What else in the model can change, or read anything, is looked for.
         found = examine(model, jax.tree_util.tree_leaves(parts.variables))
         opaque, foreign = found.may_change, found.foreign
@@ -222,14 +238,32 @@ def _wrap(
         paths=parts.paths,
         root=parts.root,
         single=single,
-        layout=layout,
+        layout=layout or framework.layout,
         method=method,
         static=tuple(sorted(static.items())),
         opaque=opaque,
         foreign=foreign or callable(method),
         convolutions=convolutions,
+        separator=parts.separator,
+        remedy="" if single or layout or method else framework.remedy,
     )
     return Network(parts.variables, adapter)
+
+
+def _check_static(method: Any, static: Mapping[str, Any]) -> None:
+    """Raise a TypeError where further arguments hold arrays, or cannot become a part of the adapter."""
+    for name, value in static.items():
+        if any(map(is_array, jax.tree_util.tree_leaves(value))):
+            raise TypeError(
+                f"expected keyword arguments without arrays, got {name}={type(value).__name__}; arrays belong into the "
+                "network: of an Equinox module with a state, networks.wrap((module, state)), and of others "
+                f"networks.wrap(jax.tree_util.Partial(model, {name}={name}))"
+            )
+    try:
+        # `jit` looks the adapter up by its hash.
+        hash((method, tuple(static.values())))
+    except TypeError as error:
+        raise TypeError(f"expected hashable keyword arguments, got {dict(static)}") from error
 
 
 def _copy(leaf: Any) -> Any:

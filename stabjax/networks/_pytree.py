@@ -1,5 +1,6 @@
 """Any other callable: a pytree such as ``jax.tree_util.Partial(apply, params)``, or a function, which has no leaves."""
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,7 @@ class ARRAY:
 def take_apart(model: Any, mode: str) -> Parts:
     """Flatten the callable; its leaves that are arrays are the variables."""
     del mode
+    model = _in_inference_mode(model)
     leaves, treedef = jax.tree_util.tree_flatten(model)
     static = tuple(ARRAY if is_array(leaf) else leaf for leaf in leaves)
     arrays = [leaf for leaf in leaves if is_array(leaf)]
@@ -28,12 +30,28 @@ def take_apart(model: Any, mode: str) -> Parts:
     return Parts((treedef, static, distinct), _rebuild, variables, tuple(sorted(distinct)))
 
 
-def _rebuild(skeleton: Any, variables: Any, method: Any) -> Callable[..., Any]:
+def restore(skeleton: Any, variables: Any) -> Any:
+    """Return the model that was taken apart, with these arrays."""
     treedef, static, paths = skeleton
     # `paths` has the order of the leaves, the dictionary `variables` that of its sorted keys: they are looked up by
     # path.
     arrays = iter([variables[path] for path in paths])
-    return bind_method(treedef.unflatten([next(arrays) if leaf is ARRAY else leaf for leaf in static]), method)
+    return treedef.unflatten([next(arrays) if leaf is ARRAY else leaf for leaf in static])
+
+
+def _rebuild(skeleton: Any, variables: Any, method: Any) -> Callable[..., Any]:
+    return bind_method(restore(skeleton, variables), method)
+
+
+def _in_inference_mode(model: Any) -> Any:
+    """Put modules of Equinox inside, as in ``Partial(apply, module)`` or ``Partial(module)``, into inference mode."""
+    equinox = sys.modules.get("equinox")
+    if equinox is None:
+        return model
+    if isinstance(model, jax.tree_util.Partial) and isinstance(model.func, equinox.Module):
+        # The function of a partial one is no leaf of it.
+        model = jax.tree_util.Partial(equinox.nn.inference_mode(model.func), *model.args, **model.keywords)
+    return equinox.nn.inference_mode(model)
 
 
 def _without_argument(paths: list[str]) -> list[str]:
@@ -50,5 +68,5 @@ FRAMEWORK = Framework(
     name="a callable pytree",
     claims=lambda model: True,
     take_apart=take_apart,
-    shows_its_state=False,
+    state="hidden",
 )

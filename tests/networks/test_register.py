@@ -68,5 +68,5 @@ def test_the_last_of_one_name_counts():
 
 @pytest.mark.usefixtures("registered")
 def test_modes_are_those_of_the_framework():
-    with pytest.raises(ValueError, match="mode='batch_statistics' is for Flax NNX modules, got Model"):
+    with pytest.raises(ValueError, match="mode='batch_statistics' is for Flax NNX and PyTorch modules, got Model"):
         networks.wrap(Model(0), mode="batch_statistics")
