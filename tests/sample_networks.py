@@ -331,13 +331,13 @@ CASES = {
     "nnx transformer": Case(
         lambda: networks.wrap(NNXTransformer(nnx.Rngs(0))),
         "patch=conv position=other norm=norm attention/query=dense attention/key=dense attention/value=dense "
-        "product_0=other softmax_0=other product_1=other attention/out=dense add_0=residual up=dense "
+        "product_0=other softmax_0=other attention_0=attention attention/out=dense add_0=residual up=dense "
         "gelu_0=activation down=dense scale=other add_1=residual head=dense output=output",
     ),
     "nnx squeeze": Case(
         lambda: networks.wrap(NNXSqueeze(nnx.Rngs(0))),
         "expand=conv relu6_0=activation depthwise=conv norm=norm hard_silu_0=activation avg_pool_0=pool "
-        "squeeze=dense silu_0=activation excite=dense sigmoid_0=activation mul_0=other sum_pool_0=pool "
+        "squeeze=dense silu_0=activation excite=dense sigmoid_0=activation gate_0=other sum_pool_0=pool "
         "output=output",
     ),
     "nnx wrapped": Case(
@@ -415,7 +415,7 @@ CASES = {
     ),
     "partial parameters": Case(
         lambda: networks.wrap(parametrized_guest()),
-        "conv=conv slope=activation norm=norm sigmoid_0=activation mul_0=other avg_pool_0=pool head=dense "
+        "conv=conv slope=activation norm=norm sigmoid_0=activation gate_0=other avg_pool_0=pool head=dense "
         "output=output",
     ),
 }

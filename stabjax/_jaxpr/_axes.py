@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from math import prod
 from typing import Any
 
-from stabjax._jaxpr._primitives import AFFINE, NONLINEAR, REDUCTIONS, SELECTIONS, VIEWS, WINDOWS
+from stabjax._jaxpr._primitives import AFFINE, NONLINEAR, REDUCTIONS, SEARCHES, SELECTIONS, VIEWS, WINDOWS
 
 Role = str | None
 Axis = tuple[tuple[Role, int], ...]
@@ -135,13 +135,25 @@ def _dot(equation: Any, operands: Sequence[Axes | None], result: Any) -> Axes:
     free = [[k for k in range(len(shapes[i])) if k not in contracted[i] and k not in batch[i]] for i in (0, 1)]
     # What a kernel brings in are new axes, the last of them channels where the activation keeps none of its own.
     known = [axes or [(("n", size),) for size in shape] for axes, shape in zip(operands, shapes)]
-    # Both operands have the shared axes; those of an activation are known.
+    # Both operands have the shared axes; those of an activation are known. What attention weights have found to be
+    # heads are heads of the values, too.
     side = 1 if operands[0] is None else 0
     shared = [known[side][k] for k in batch[side]]
+    if all(operands):
+        other = [known[1][k] for k in batch[1]]
+        shared = [q if (role(p), role(q)) == ("c", "n") else p for p, q in zip(shared, other)]
     own = [[axes[k] for k in dims] for axes, dims in zip(known, free)]
+    if all(operands) and all(role(axes[k]) == "c" for axes, dims in zip(known, contracted) for k in dims):
+        # Queries meet keys: their channels are summed, and what was divided from these is heads.
+        shared = [_without_channels(axis) for axis in shared]
+        own = [[_without_channels(axis) for axis in axes] for axes in own]
     if operands[1 - side] is None and own[1 - side] and not any(role(axis) == "c" for axis in own[side] + shared):
         own[1 - side][-1] = (("c", shapes[1 - side][free[1 - side][-1]]),)
     return (*shared, *own[0], *own[1])
+
+
+def _without_channels(axis: Axis) -> Axis:
+    return tuple(("n" if name == "c" else name, size) for name, size in axis)
 
 
 def _selection(equation: Any, operands: Sequence[Axes | None], result: Any) -> Axes:
@@ -150,9 +162,9 @@ def _selection(equation: Any, operands: Sequence[Axes | None], result: Any) -> A
     axes = next(axes for axes in operands if axes is not None)
     if name in ("stack", "unstack"):
         return _rearranged(equation, [axes], result)
-    # An embedding: the indices depend on the images, the table does not.
-    if name == "gather" and operands[0] is None:
-        return _lookup(equation, axes)
+    if name == "gather":
+        # An embedding: the indices depend on the images, the table does not.
+        return _lookup(equation, axes) if operands[0] is None else _gathered(equation, operands[0], operands[1])
     return axes if len(axes) == len(result.shape) else unknown(result)
 
 
@@ -163,6 +175,31 @@ def _lookup(equation: Any, axes: Axes) -> Axes:
     # Tokens (b, s, 1) look up a table (v, c): the result is (b, s, c), with offset_dims (2,) for the axes of a row.
     result = [(("c", size),) if k in offset else next(indices, UNKNOWN) for k, size in enumerate(shape)]
     return tuple(axis if k in offset or role(axis) == "b" else (("s", shape[k]),) for k, axis in enumerate(result))
+
+
+def _gathered(equation: Any, axes: Axes, indices: Axes | None) -> Axes:
+    """Return the axes of entries of an activation, as ``x[:, [0, 2, 2]]`` takes them."""
+    numbers, sizes = equation.params["dimension_numbers"], equation.params["slice_sizes"]
+    shape = equation.outvars[0].aval.shape
+    # Axes of the result are those of a slice, which stand at offset_dims, and between them those of the indices.
+    removed = (*numbers.collapsed_slice_dims, *numbers.operand_batching_dims)
+    kept = iter(k for k in range(len(axes)) if k not in removed)
+    # What an axis of indices stands for is what all axes are that it takes an entry of.
+    roles = {role(axes[k]) for k in numbers.collapsed_slice_dims}
+    name = roles.pop() if len(roles) == 1 else None
+    shared = dict(zip(numbers.start_indices_batching_dims, numbers.operand_batching_dims))
+    result: list[Axis] = []
+    place = 0
+    for k, size in enumerate(shape):
+        if k in numbers.offset_dims:
+            source = next(kept)
+            is_whole = sizes[source] == equation.invars[0].aval.shape[source]
+            result.append(axes[source] if is_whole else ((role(axes[source]), size),))
+        else:
+            own = axes[shared[place]] if place in shared else indices[place] if indices else ((name, size),)
+            result.append(own)
+            place += 1
+    return tuple(result)
 
 
 def _rearranged(equation: Any, operands: Sequence[Axes | None], result: Any) -> Axes:
@@ -197,7 +234,7 @@ def _rearranged(equation: Any, operands: Sequence[Axes | None], result: Any) -> 
 
 RULES: dict[str, Callable[[Any, Sequence[Axes | None], Any], Axes]] = (
     {"conv_general_dilated": _convolution, "dot_general": _dot}
-    | dict.fromkeys(REDUCTIONS | WINDOWS | VIEWS, _rearranged)
+    | dict.fromkeys(REDUCTIONS | SEARCHES | WINDOWS | VIEWS, _rearranged)
     | dict.fromkeys(SELECTIONS, _selection)
     | dict.fromkeys(AFFINE | NONLINEAR, _elementwise)
 )

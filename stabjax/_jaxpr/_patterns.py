@@ -8,21 +8,29 @@ In the shapes below ``x`` and ``y`` are active, ``stat(x)`` descends elementwise
 ``g`` stands for factors, and brackets stand around what may be missing.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import replace
 
 import jax.numpy as jnp
 
 from stabjax._jaxpr import _axes
 from stabjax._jaxpr._graph import Graph, Node, Value
+from stabjax._jaxpr._pattern_norms import (
+    ADDITIONS,
+    FACTORS,
+    centering,
+    moments,
+    norm,
+    offset,
+    running_norm,
+    slides,
+    ungrouping,
+)
 from stabjax._jaxpr._primitives import SELECTIONS
 from stabjax._jaxpr._program import call_name, is_dropped
 from stabjax._jaxpr._regions import Hidden, Match, Operation, Regions, without_views
 
 Pattern = Callable[[Node, Regions], Match | None]
-
-_ADDITIONS = ("add", "add_any")
-_FACTORS = ("mul", "div")
 
 
 # Layers
@@ -53,124 +61,13 @@ def scale_or_bias(node: Node, regions: Regions) -> Match | None:
     # A bias is the last part of an operation: what follows belongs to none.
     if operation is None or "bias" in operation.affine:
         return None
-    if node.name in _ADDITIONS and operation.kind in ("conv", "dense", "norm"):
+    if node.name in ADDITIONS and operation.kind in ("conv", "dense", "norm"):
         affine = frozenset({"bias"})
     elif node.name == "mul" and operation.kind == "norm" and "scale" not in operation.affine:
         affine = frozenset({"scale"})
     else:
         return None
     return Match(extends=operation, parameters=node.parameters, affine=affine, region=node.active[0])
-
-
-# Normalization
-
-
-# Layer normalization, equation by equation, with the pattern that claims each:
-#
-#     s = reduce_sum x     pool             an operation for now
-#     m = div s n          mean             it goes on
-#     c = sub x m          centering        the region of x goes on; the pool is absorbed, and no operation any more
-#     q = integer_pow c    (none)           the region of x grows
-#     t = reduce_sum q     pool
-#     v = div t n          mean
-#     e = add v eps        (none)           the region of t grows
-#     r = rsqrt e          (none)
-#     y = mul c r          norm             r descends from a reduction of the region of c, by a root; t is absorbed
-#     z = mul y gain       scale_or_bias    the norm goes on
-def norm(node: Node, regions: Regions) -> Match | None:
-    """Match ``x * g(rsqrt(stat(x))) [* scale] [+ bias]``, or ``x / g(sqrt(stat(x)))``; mostly ``x`` is centered."""
-    if node.name not in _FACTORS or (found := regions.statistic(node)) is None:
-        return None
-    x, statistic, reductions = found
-    if not _divides_by_root(node, statistic, regions):
-        return None
-    parameters = regions.segment(statistic).parameters
-    return Match(kind="norm", label="norm", parameters=parameters, reads=(x,), absorbs=reductions)
-
-
-def running_norm(node: Node, regions: Regions) -> Match | None:
-    """Match ``(x [- mean]) * g(rsqrt(var)) [* scale] [+ bias]``, or ``/ g(sqrt(var))``, with constant statistics."""
-    if node.name not in _FACTORS or len(node.active) != 1:
-        return None
-    (x,), (statistic,) = node.active, node.constants
-    # If the active factor is a root itself, this is a factor on a statistic, ``rsqrt(var) * gain``, and not yet the
-    # norm.
-    if not _divides_by_root(node, statistic, regions) or _is_root(x, regions) or _is_inverse_root(x, regions):
-        return None
-    # The mean is a part of the norm; what is not affine in front of it is an activation.
-    segment = regions.segment(x)
-    reads = (segment.activation or x,) if segment.nonlinear else ()
-    return Match(kind="norm", label="norm", parameters=node.parameters, reads=reads)
-
-
-def centering(node: Node, regions: Regions) -> Match | None:
-    """Match ``x - stat(x)``, or ``+``: a part of a norm, and no operation by itself."""
-    if node.name not in (*_ADDITIONS, "sub") or (found := regions.statistic(node)) is None:
-        return None
-    x, statistic, reductions = found
-    parameters = regions.segment(statistic).parameters
-    return Match(parameters=parameters, reads=(x,), absorbs=reductions, region=x)
-
-
-def moments(node: Node, regions: Regions) -> Match | None:
-    """Match ``f(stat(x), stat(x))``, as the variance ``mean(x * x) - mean(x) ** 2``: a statistic, and no operation."""
-    if not regions.joins_regions(node):
-        return None
-    first, second = node.active
-    # Both are statistics of one region: by origin, {origin of what is reduced: reductions}.
-    if not regions.reductions(first).keys() & regions.reductions(second).keys():
-        return None
-    parameters = regions.segment(first).parameters | regions.segment(second).parameters
-    return Match(parameters=parameters, region=first)
-
-
-def _divides_by_root(node: Node, statistic: Value, regions: Regions) -> bool:
-    """Return whether a product has an inverse root as one factor, or a quotient a root as its divisor."""
-    if node.name == "mul":
-        return _is_inverse_root(statistic, regions)
-    return statistic is node.operands[1] and _is_root(statistic, regions)
-
-
-def _is_root(value: Value, regions: Regions) -> bool:
-    """Return whether a value is a root up to factors, as a deviation is; any positive power counts."""
-    # sqrt(v) + eps and max(sqrt(v), eps) count as well.
-    return _descends(value, regions, lambda node: node.name == "sqrt" or _exponent(node) > 0, ("add", "mul", "max"))
-
-
-def _is_inverse_root(value: Value, regions: Regions) -> bool:
-    """Return whether a value is the inverse of a root up to factors; any negative power counts."""
-
-    def inverts(node: Node) -> bool:
-        if node.name != "div":
-            return node.name == "rsqrt" or _exponent(node) < 0
-        # 1 / sqrt(v), but no quotient of two roots, in which they may cancel.
-        above, below = node.operands
-        return _is_root(below, regions) and not (node.active and _is_root(above, regions))
-
-    return _descends(value, regions, inverts, ("mul",))
-
-
-def _exponent(node: Node) -> float:
-    """Return the exponent of a power, 0 where it is no number or the equation no power."""
-    return float(getattr(node.equation.invars[1], "val", 0)) if node.name == "pow" else 0.0
-
-
-def _descends(value: Value, regions: Regions, goal: Callable[[Node], bool], through: Collection[str]) -> bool:
-    """Return whether a value descends from such an equation by views and, where it is active, these primitives."""
-    seen, stack = set(), [value]
-    while stack:
-        value = stack.pop()
-        node = value.node
-        # A number that the program computes, as the root of the width of attention heads, is no statistic.
-        relevant = regions.goes_on(value) if value.active else value.parameters or value.size != 1
-        if node is None or value in seen or not relevant:
-            continue
-        seen.add(value)
-        if goal(node):
-            return True
-        if node.is_view or node.name in (through if value.active else _FACTORS):
-            stack += node.operands
-    return False
 
 
 # Softmax
@@ -192,9 +89,37 @@ def softmax(node: Node, regions: Regions) -> Match | None:
     if (found := regions.statistic(node)) is None:
         return None
     x, statistic, reductions = found
+    # ``pool(x) - x`` is a pool, and a difference.
+    if slides(reductions):
+        return None
     label, reads = ("softmax", ()) if "exp" in regions.segment(x).nonlinear else (node.name, (x,))
     parameters = regions.segment(statistic).parameters
     return Match(kind="other", label=label, parameters=parameters, reads=reads, absorbs=reductions)
+
+
+def empty_row(node: Node, regions: Regions) -> Match | None:
+    """Match ``where(any(x), softmax(x), 0)``: a row of attention with nothing to attend to is zero."""
+    if node.name != "select_n" or not node.operands[0].active or len(node.active) != 2:
+        return None
+    operation = regions.operation(node.active[1])
+    if operation is None or operation.label != "softmax":
+        return None
+    return Match(extends=operation, reads=node.active[:1], region=node.active[1])
+
+
+def attention(node: Node, regions: Regions) -> Match | None:
+    """Match ``dot_general(softmax(x y), z)``: values, averaged with weights that a product of activations gives."""
+    if node.name != "dot_general" or len(node.active) != 2:
+        return None
+    for weights in node.active:
+        operation = regions.operation(weights)
+        if operation is None or operation.label != "softmax":
+            continue
+        # The logits may be scaled and masked. Behind a softmax of its own the region is the logits'.
+        logits = regions.operation_at(regions.segment(operation.node.active[0]).origin)
+        if logits is not None and logits.node.name == "dot_general" and len(logits.node.active) == 2:
+            return Match(kind="attention", label="attention", reads=node.active)
+    return None
 
 
 # Pools
@@ -212,7 +137,7 @@ def pool(node: Node, regions: Regions) -> Match | None:
 
 def mean(node: Node, regions: Regions) -> Match | None:
     """Match ``sum(x) / n``, or ``* (1 / n)``: the mean."""
-    if node.name not in _FACTORS or len(node.active) != 1:
+    if node.name not in FACTORS or len(node.active) != 1:
         return None
     operation = regions.operation(node.active[0])
     # Only a sum becomes a mean, and once.
@@ -258,7 +183,7 @@ def _source(value: Value, regions: Regions) -> Value | None:
 
 def residual(node: Node, regions: Regions) -> Match | None:
     """Match ``x + y``, of different regions."""
-    if node.name not in _ADDITIONS or not regions.joins_regions(node):
+    if node.name not in ADDITIONS or not regions.joins_regions(node):
         return None
     return Match(kind="residual", label="add", reads=node.active)
 
@@ -300,6 +225,8 @@ def other(node: Node, regions: Regions) -> Match | None:
     if not any(result.active for result in node.results):
         return Match()
     label = {"conv_general_dilated": "convolution", "dot_general": "product"}.get(node.name, call_name(node.equation))
+    if node.name == "mul" and len(node.active) == 2 and any(map(regions.is_activation, node.active)):
+        label = "gate"
     return Match(kind="other", label=label, parameters=node.parameters, reads=node.active)
 
 
@@ -311,9 +238,13 @@ PATTERNS: tuple[Pattern, ...] = (
     running_norm,
     norm,
     scale_or_bias,
+    offset,
+    ungrouping,
     log_softmax,
     centering,
     softmax,
+    empty_row,
+    attention,
     moments,
     pool,
     mean,

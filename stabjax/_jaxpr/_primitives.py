@@ -30,6 +30,8 @@ SELECTIONS = PARTS | frozenset("pad tile concatenate stack dynamic_update_slice 
 
 SCATTERS = frozenset("scatter scatter-add scatter_add scatter-mul scatter_mul".split())
 REDUCTIONS = frozenset("reduce_sum reduce_max reduce_min reduce_prod".split())
+SEARCHES = frozenset("reduce_or reduce_and reduce_xor argmax argmin".split())
+"""Reductions whose results are no numbers of an activation."""
 WINDOWS = frozenset("reduce_window reduce_window_sum reduce_window_max reduce_window_min".split())
 
 ACTIVATIONS = frozenset(

@@ -16,7 +16,7 @@ from typing import Literal
 from stabjax._jaxpr._graph import Graph, Node, Value
 from stabjax._jaxpr._primitives import region_label
 
-Kind = Literal["conv", "norm", "activation", "pool", "dense", "residual", "other", "output"]
+Kind = Literal["conv", "norm", "activation", "pool", "dense", "attention", "residual", "other", "output"]
 
 
 @dataclass(frozen=True)
@@ -187,6 +187,15 @@ class Regions:
                 return None
             value = next(iter(node.active))
         return self._claims.get(value)
+
+    def operation_at(self, value: Value) -> Operation | None:
+        """Return the operation that begins a region at this origin."""
+        return self._claims.get(value)
+
+    def is_activation(self, value: Value) -> bool:
+        """Return whether a value is an activation, recognized or still open."""
+        operation = self.operation(value)
+        return bool(self.segment(value).nonlinear) if operation is None else operation.kind == "activation"
 
     def statistic(self, node: Node) -> tuple[Value, Value, tuple[Operation, ...]] | None:
         """Return ``x``, a statistic of it and the reductions in between, where an equation takes these two."""

@@ -27,8 +27,8 @@ class Tap:
             outermost one all of whose parameters the scan takes apart (``layers/0/conv``). A module used again adds
             ``:1``.
         kind: ``conv`` or ``dense`` (with bias), ``norm`` (with scale and bias), ``activation``, ``pool``,
-            ``residual``, ``other`` (gates, layer scales, softmax, products of activations), or ``output``; ``input``
-            where the images themselves stand in a row with the operations.
+            ``residual``, ``attention`` (the values, averaged), ``other`` (gates, layer scales, softmax, products of
+            activations), or ``output``; ``input`` where the images themselves stand in a row with the operations.
         shape: of the activation as `capture` hands it out: batch first, and channels last wherever they are known,
             whatever the layout of the network.
         dtype: of the activation.

@@ -24,6 +24,7 @@ MARKERS = {
     "activation": "^",
     "pool": "v",
     "dense": "o",
+    "attention": "h",
     "residual": "P",
     "other": "x",
     "output": "*",

@@ -58,7 +58,7 @@ REGIONS = {
     "two origins": (lambda p, x: jnp.where(x > 0, x, x @ jnp.eye(3)), "product_0=other select_n_0=other"),
     "a gate": (
         lambda p, x: (lambda a, b: a * jax.nn.sigmoid(b))(*jnp.split(first_layer(p, x), 2, -1)),
-        "conv=conv sigmoid_0=activation mul_0=other",
+        "conv=conv sigmoid_0=activation gate_0=other",
     ),
     "no gradient": (lambda p, x: lax.stop_gradient(jnp.tanh(x)).astype(jnp.bfloat16) * 2, "tanh_0=activation"),
 }

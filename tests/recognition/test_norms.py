@@ -2,10 +2,13 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax import lax
 
-from tests.recognition import average, first_layer, layer_norm, recognized
+from stabjax import features, networks
+from tests.recognition import PARAMETERS, average, first_layer, layer_norm, recognized, taps
+from tests.sample_networks import IMAGES, normal
 
 pytestmark = pytest.mark.usefixtures("relaxed_promotion")
 
@@ -24,6 +27,23 @@ def from_moments(y):
     """A layer norm whose variance is the difference of two moments."""
     mean = average(y)
     return (y - mean) * lax.rsqrt(average(y * y) - mean * mean + 1e-5)
+
+
+def mean_behind(y, gain, bias, axis=-1):
+    """A norm that takes its mean off behind the division, as Keras does."""
+    mean, variance = average(y, axis), y.var(axis, keepdims=True)
+    inverse = lax.rsqrt(variance + 1e-5) * gain
+    return y * inverse + (bias - mean * inverse)
+
+
+def of_groups(norm):
+    """A norm of two groups of channels, by a function of values whose last axis is a group, with its axes."""
+
+    def network(p, x):
+        y = first_layer(p, x).reshape(2, 8, 8, 2, 2)
+        return jnp.tanh(norm(p["norm"], y, (1, 2, 4)).reshape(2, 8, 8, 4))
+
+    return network
 
 
 def scaled_first(q, y):
@@ -79,6 +99,34 @@ OF_ITSELF = {
     "from moments": (lambda p, x: from_moments(first_layer(p, x)), "conv=conv norm_0=norm"),
     "statistic in front": (lambda p, x: scaled_first(p["norm"], first_layer(p, x)), "conv=conv norm=norm"),
     "root mean square": (lambda p, x: x * lax.rsqrt(average(x * x) + 1e-5) * (1 + p["color"]["gain"]), "color=norm"),
+    "root mean square, scale first": (
+        lambda p, x: (x * p["color"]["gain"]) * lax.rsqrt(average(x * x) + 1e-5),
+        "color=norm",
+    ),
+    "root mean square, scale first, behind an activation": (
+        lambda p, x: (lambda y: (y * p["color"]["gain"]) * lax.rsqrt(average(y * y) + 1e-5))(jnp.tanh(x)),
+        "tanh_0=activation color=norm",
+    ),
+    "mean behind the division": (
+        lambda p, x: mean_behind(first_layer(p, x), p["norm"]["scale"], p["norm"]["bias"]),
+        "conv=conv norm=norm",
+    ),
+    "mean behind the division, without parameters": (
+        lambda p, x: mean_behind(first_layer(p, x), 1.0, 0.0),
+        "conv=conv norm_0=norm",
+    ),
+    "mean behind the division, of a batch": (
+        lambda p, x: mean_behind(first_layer(p, x), p["norm"]["scale"], p["norm"]["bias"], (0, 1, 2)),
+        "conv=conv norm=norm",
+    ),
+    "groups, mean behind the division": (
+        of_groups(lambda q, y, axis: mean_behind(y, q["scale"].reshape(2, 2), q["bias"].reshape(2, 2), axis)),
+        "conv=conv norm=norm tanh_0=activation",
+    ),
+    "groups without parameters": (
+        of_groups(lambda q, y, axis: layer_norm(y, axis)),
+        "conv=conv norm_0=norm tanh_0=activation",
+    ),
     "length": (lambda p, x: x / (jnp.linalg.norm(x, axis=-1, keepdims=True) + 1e-6), "norm_0=norm"),
     "learned part of the mean": (
         lambda p, x: (x - p["color"]["gain"] * average(x)) * lax.rsqrt(x.var(-1, keepdims=True)),
@@ -113,3 +161,21 @@ def test_norms_by_statistics_of_their_own(name):
 @pytest.mark.parametrize("name", ["layer", "instance", "from moments", "root mean square"])
 def test_norms_need_no_paths(name):
     assert "norm_0=norm" in recognized(OF_ITSELF[name][0], pathless=True)
+
+
+@pytest.mark.parametrize("name", [name for name in OF_ITSELF if name.startswith("group")])
+def test_norms_of_groups_end_in_the_shape_of_their_layer(name):
+    (norm,) = [tap for tap in taps(OF_ITSELF[name][0]) if tap.kind == "norm"]
+    assert norm.shape == (2, 8, 8, 4)
+    assert norm.channel_axis == 3
+
+
+@pytest.mark.parametrize("name", ["layer, scale and bias", "mean behind the division", "root mean square"])
+def test_norms_are_their_last_value(name):
+    """The tap of a norm holds the value behind its scale and its bias."""
+    f = OF_ITSELF[name][0]
+    images = normal(20, *IMAGES)
+    network = networks.wrap(jax.tree_util.Partial(f, PARAMETERS))
+    output, activations = features.capture(network, select=["norm"])(images)
+    (norm,) = activations.values()
+    np.testing.assert_array_equal(norm, output)

@@ -44,7 +44,11 @@ POOLS = {
         lambda p, x: (lambda y: (y * jnp.tanh(average(y, (1, 2)) @ p["mix"]["kernel"])).mean((1, 2)))(
             first_layer(p, x)
         ),
-        "conv=conv avg_pool_0=pool mix=dense tanh_0=activation mul_0=other avg_pool_1=pool",
+        "conv=conv avg_pool_0=pool mix=dense tanh_0=activation gate_0=other avg_pool_1=pool",
+    ),
+    "minus its own value": (
+        lambda p, x: lax.reduce_window(x, 0.0, lax.add, (1, 3, 3, 1), (1, 1, 1, 1), "SAME") / 9 - x,
+        "avg_pool_0=pool sub_0=other",
     ),
     "fed back": (lambda p, x: x * average(x, (1, 2)), "mul_0=other"),
     "fed back and used": (lambda p, x: (lambda m: (x - m, m @ jnp.eye(3)))(average(x, (1, 2))), "product_0=other"),
@@ -91,7 +95,7 @@ def test_a_product_has_the_axes_of_the_operand_that_is_known_best(gate_first):
         return (gate * y if gate_first else y * gate).mean((1, 2))
 
     assert [(tap.name, tap.kind) for tap in taps(network)][-3:] == [
-        ("mul_0", "other"),
+        ("gate_0", "other"),
         ("avg_pool_1", "pool"),
         ("output", "output"),
     ]
