@@ -5,12 +5,13 @@ Closed and open programs are told apart by their attributes, never by class: rec
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import jax
 from jax.core import eval_jaxpr
 from jax.extend import core as jex
+from jax.interpreters import partial_eval
 
 from stabjax._images import explain_batch
 
@@ -106,6 +107,7 @@ def _trace(make: Callable[..., Any], leaves: Sequence[Any], paths: Sequence[str]
         ) from error
     outputs, out_tree = jax.tree_util.tree_flatten_with_path(shapes)
     jaxpr, consts = opened(closed)
+    jaxpr = _without_dead_code(jaxpr)
     return Program(
         jaxpr=jaxpr,
         consts=consts,
@@ -114,6 +116,16 @@ def _trace(make: Callable[..., Any], leaves: Sequence[Any], paths: Sequence[str]
         out_names=tuple(path_name(path) for path, _ in outputs),
         out_tree=out_tree,
     )
+
+
+@lru_cache(maxsize=64)
+def _without_dead_code(jaxpr: Jaxpr) -> Jaxpr:
+    """Drop equations that no output depends on, also inside of calls: the index beside a maximum, a key not drawn from.
+
+    One program gives one: what is read of a program is kept with it.
+    """
+    live, _ = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars), instantiate=True)
+    return live
 
 
 def opened(jaxpr: Jaxpr) -> tuple[Jaxpr, Sequence[Any]]:

@@ -52,7 +52,8 @@ def taps(f: Any, x: Any) -> tuple[Tap, ...]:
 
     They are read from the program alone, so what is written alike is named alike: in a plain function every array that
     does not depend on the images counts as a parameter, pairwise sums of slices over space count as pools, and a
-    learned gain or offset that follows no layer is ``other``. What `hidden` lists cannot be tapped.
+    learned gain or offset that follows no layer is ``other``. What no output depends on is no operation of the network.
+    What `hidden` lists cannot be tapped.
 
     Args:
         f: a network from `stabjax.networks.wrap`, or a plain function of a batch.

@@ -33,9 +33,10 @@ def take_apart(model: Any, mode: str) -> Parts:
 def _rebuild_pair(skeleton: Any, variables: Any, method: Any) -> Callable[..., Any]:
     module, state = _pytree.restore(skeleton, variables)
 
-    def apply(x: Any, **static: Any) -> Any:
+    def apply(*images: Any, **inputs: Any) -> Any:
         # The new state comes back beside the outputs, and is the old one in inference mode.
-        outputs, _ = bind_method(module, method)(x, state, **static)
+        function = bind_method(module, method)
+        outputs, _ = function(*images, state, **inputs) if images else function(state=state, **inputs)
         return outputs
 
     return apply

@@ -51,8 +51,8 @@ def _rebuild(skeleton: Any, variables: Any, method: Any) -> Callable[..., Any]:
     # `without_apply_rng` takes the random key from among the parameters.
     takes_key = "rng" in inspect.signature(skeleton.apply).parameters
 
-    def apply(x: Any, **static: Any) -> Any:
-        outputs = skeleton.apply(*trees.values(), *[key] * takes_key, x, **static)
+    def apply(*images: Any, **inputs: Any) -> Any:
+        outputs = skeleton.apply(*trees.values(), *[key] * takes_key, *images, **inputs)
         return outputs[0] if "state" in trees else outputs
 
     return apply

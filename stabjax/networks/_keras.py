@@ -1,7 +1,7 @@
 """Keras 3 on JAX: a model is called with the values of its variables, and gives no new ones back."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -44,7 +44,8 @@ def _rebuild(skeleton: Any, variables: Any, method: Any) -> Callable[..., Any]:
     model, names, trainable = skeleton
     values = [variables[name] for name in names]
 
-    def apply(x: Any, *, training: bool = False, **static: Any) -> Any:
+    def apply(*images: Any, training: bool = False, **static: Any) -> Any:
+        x = images[0] if images else _join_inputs(model, static)
         if method is not None:
             scope = sys.modules["keras"].StatelessScope
             pairs = zip([*model.trainable_variables, *model.non_trainable_variables], values, strict=True)
@@ -56,6 +57,22 @@ def _rebuild(skeleton: Any, variables: Any, method: Any) -> Callable[..., Any]:
         return outputs
 
     return apply
+
+
+def _join_inputs(model: Any, named: dict[str, Any]) -> Any:
+    """Take the inputs of a functional model out of keyword arguments, in the structure that the model takes them in."""
+    structure = getattr(model, "input", None)
+    names = [tensor.name for tensor in getattr(model, "inputs", ())]
+    missing = [name for name in names if name not in named]
+    if missing or not names:
+        raise TypeError(
+            f"expected inputs by the names of the model's own, {', '.join(names) or 'which it does not have'}, got "
+            f"{', '.join(named)}"
+        )
+    given = {name: named.pop(name) for name in names}
+    if isinstance(structure, Mapping):
+        return {key: given[tensor.name] for key, tensor in structure.items()}
+    return list(given.values()) if isinstance(structure, list | tuple) else given[names[0]]
 
 
 FRAMEWORK = Framework(name="Keras", claims=_claims, take_apart=take_apart, state="listed")

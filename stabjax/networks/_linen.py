@@ -34,9 +34,9 @@ def _rebuild(skeleton: Any, variables: Any, method: Any) -> Callable[..., Any]:
     collections = {name: value for name, value in variables.items() if name != RNGS}
     mutable = [name for name in collections if name != "params"]
 
-    def apply(x: Any, **static: Any) -> Any:
+    def apply(*images: Any, **inputs: Any) -> Any:
         rngs = variables.get(RNGS)
-        result = skeleton.apply(collections, x, rngs=rngs, method=method, mutable=mutable or False, **static)
+        result = skeleton.apply(collections, *images, rngs=rngs, method=method, mutable=mutable or False, **inputs)
         # With mutable collections Linen returns their new values beside the outputs.
         return result[0] if mutable else result
 

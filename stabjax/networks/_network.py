@@ -44,6 +44,8 @@ class Adapter:
     Attributes:
         skeleton, rebuild, paths, root, separator: as in `Parts`.
         single, layout: what the model takes.
+        image: name of the argument that takes the images, "" for the first.
+        has_inputs: whether the variables are ``{"inputs": further inputs, "model": variables of the model}``.
         method, static: what is called, and its further arguments.
         opaque: whether the model may hold arrays besides its parameters.
         foreign: whether it runs code of no known library, which may read anything: it is traced at every call.
@@ -66,24 +68,44 @@ class Adapter:
     held: object = None
     convolutions: str = "fast"
     separator: str = "/"
+    image: str = ""
+    has_inputs: bool = False
     remedy: str = field(compare=False, default="")
 
     def __hash__(self) -> int:
         # Without the skeleton: a layer may hold a list (a padding), which compares but has no hash.
         return hash(
-            (self.rebuild, self.paths, self.root, self.single, self.layout, self.method, self.static, self.held)
+            (
+                self.rebuild,
+                self.paths,
+                self.root,
+                self.single,
+                self.layout,
+                self.method,
+                self.static,
+                self.image,
+                self.held,
+            )
         )
 
     def __call__(self, variables: Any, x: Any) -> Any:
         """Return the model's outputs for a batch with its channels last."""
+        variables, inputs = (variables["model"], variables["inputs"]) if self.has_inputs else (variables, {})
         function = self.rebuild(self.skeleton, variables, self.method)
         static = dict(self.static)
+
+        def call(images: Any, inputs: Any) -> Any:
+            if self.image:
+                return function(**{self.image: images}, **inputs, **static)
+            return function(images, **inputs, **static)
+
         if self.layout == "channels_first":
             x = jnp.moveaxis(x, -1, 1)
         if self.single:
             # (batch, ...) -> one example (...) at a time, in the layout of the model.
-            return jax.vmap(lambda example: function(example, **static))(x)
-        return function(x, **static)
+            return jax.vmap(lambda example: call(example, inputs))(x)
+        # Of one image -> of each image of the batch.
+        return call(x, jax.tree_util.tree_map(lambda leaf: jnp.broadcast_to(leaf, (len(x), *leaf.shape)), inputs))
 
 
 @jax.tree_util.register_pytree_with_keys_class
@@ -134,6 +156,8 @@ def wrap(
     layout: str | None = None,
     mode: str = "eval",
     convolutions: str = "fast",
+    image: str = "",
+    inputs: Mapping[str, Any] | None = None,
     **static: Any,
 ) -> Network:
     """Make a network of a model of any framework; the model itself is never changed.
@@ -172,6 +196,9 @@ def wrap(
         convolutions: ``"fast"``: while `stabjax.probe` measures the network on a CPU, its convolutions are those of
             `stabjax.conv`, equal to rounding, except in branches, while loops and functions with a derivative of their
             own. ``"own"``: they run as the network has them.
+        image: name of the argument that takes the images, of a model of several inputs; by default its first.
+        inputs: its other inputs by name, arrays or pytrees of them: those of one image, without an axis for the batch.
+            They are held fixed, and every image comes with the same. Of a Keras model, the names of its inputs.
         **static: further keyword arguments of the model, hashable.
 
     Returns:
@@ -182,7 +209,17 @@ def wrap(
             write; or a keyword argument holds arrays, or is not hashable.
         ValueError: for an unknown layout, mode, or word for convolutions.
     """
-    network = _wrap(model, method=method, single=single, layout=layout, mode=mode, convolutions=convolutions, **static)
+    network = _wrap(
+        model,
+        method=method,
+        single=single,
+        layout=layout,
+        mode=mode,
+        convolutions=convolutions,
+        image=image,
+        inputs=inputs,
+        **static,
+    )
     return Network(jax.tree_util.tree_map(_copy, network.variables), network.adapter)
 
 
@@ -203,6 +240,8 @@ def _wrap(
     layout: str | None = None,
     mode: str = "eval",
     convolutions: str = "fast",
+    image: str = "",
+    inputs: Mapping[str, Any] | None = None,
     **static: Any,
 ) -> Network:
     if layout not in (None, *LAYOUTS):
@@ -232,10 +271,16 @@ def _wrap(
         # The variables are inputs of the program. What else in the model can change, or read anything, is looked for.
         found = examine(model, jax.tree_util.tree_leaves(parts.variables))
         opaque, foreign = found.may_change, found.foreign
+    variables, paths = parts.variables, parts.paths
+    if inputs:
+        # Further inputs are leaves of the network, and no parameters of a module.
+        given = {name: jax.tree_util.tree_map(jnp.asarray, value) for name, value in inputs.items()}
+        variables = {"inputs": given, "model": variables}
+        paths = (*[""] * len(jax.tree_util.tree_leaves(given)), *paths)
     adapter = Adapter(
         skeleton=parts.skeleton,
         rebuild=parts.rebuild,
-        paths=parts.paths,
+        paths=paths,
         root=parts.root,
         single=single,
         layout=layout or framework.layout,
@@ -245,9 +290,11 @@ def _wrap(
         foreign=foreign or callable(method),
         convolutions=convolutions,
         separator=parts.separator,
+        image=image,
+        has_inputs=bool(inputs),
         remedy="" if single or layout or method else framework.remedy,
     )
-    return Network(parts.variables, adapter)
+    return Network(variables, adapter)
 
 
 def _check_static(method: Any, static: Mapping[str, Any]) -> None:
@@ -257,7 +304,7 @@ def _check_static(method: Any, static: Mapping[str, Any]) -> None:
             raise TypeError(
                 f"expected keyword arguments without arrays, got {name}={type(value).__name__}; arrays belong into the "
                 "network: of an Equinox module with a state, networks.wrap((module, state)), and of others "
-                f"networks.wrap(jax.tree_util.Partial(model, {name}={name}))"
+                f"networks.wrap(model, inputs={{{name!r}: {name}}}), those of one image"
             )
     try:
         # `jit` looks the adapter up by its hash.

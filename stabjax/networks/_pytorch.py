@@ -66,10 +66,11 @@ def _rebuild(skeleton: _Skeleton, variables: Any, method: Any) -> Callable[..., 
         def forward(self, *args: Any, **static: Any) -> Any:
             return bind_method(self.module, method)(*args, **static)
 
-    def apply(x: Any, **static: Any) -> Any:
+    def apply(*images: Any, **inputs: Any) -> Any:
         with _torchax.running() as environment:
             held = {_PREFIX + skeleton.tensors[path]: environment.j2t_iso(array) for path, array in variables.items()}
-            outputs = torch.func.functional_call(Caller(), held, (environment.j2t_iso(x),), static)
+            images, inputs = environment.j2t_iso((images, inputs))
+            outputs = torch.func.functional_call(Caller(), held, images, inputs)
         return _to_tree(outputs, environment)
 
     return apply
