@@ -87,6 +87,19 @@ class NNX:
         found = (m.conv.kernel, norm.scale, norm.bias, norm.mean, norm.var, m.dense.kernel, m.dense.bias)
         return [variable[...] for variable in found]
 
+    def training(self):
+        return networks.wrap(self.model, mode="batch_statistics")
+
+    def outputs(self, x):
+        return nnx.view(self.model, deterministic=True, use_running_average=True)(x)
+
+    def state(self):
+        """Every variable, the counts of the random streams, and the modes."""
+        return nnx.to_pure_dict(nnx.state(self.model)), (
+            self.model.norm.use_running_average,
+            self.model.dropout.deterministic,
+        )
+
 
 class OfLinen(linen.Module):
     @linen.compact
@@ -102,10 +115,14 @@ class Linen:
 
     def __init__(self):
         self.variables = OfLinen().init(jax.random.key(0), data()[0])
+        self.bound = self._bind()
+
+    def _bind(self):
+        return OfLinen().bind(self.variables, rngs={"dropout": jax.random.key(2)})
 
     @property
     def model(self):
-        return OfLinen().bind(self.variables, rngs={"dropout": jax.random.key(2)})
+        return self.bound
 
     def train(self):
         x, labels = data()
@@ -118,12 +135,22 @@ class Linen:
 
         gradients, new = jax.grad(loss, has_aux=True)(self.variables["params"])
         self.variables = {"params": stepped(self.variables["params"], gradients), **new}
+        self.bound = self._bind()
 
     def values(self):
         params, statistics = self.variables["params"], self.variables["batch_stats"]["BatchNorm_0"]
         norm, dense = params["BatchNorm_0"], params["Dense_0"]
         found = (params["Conv_0"]["kernel"], norm["scale"], norm["bias"], statistics["mean"], statistics["var"])
         return [*found, dense["kernel"], dense["bias"]]
+
+    def training(self):
+        return networks.wrap(self.bound, train=True)
+
+    def outputs(self, x):
+        return self.bound(x)
+
+    def state(self):
+        return self.bound.variables, self.bound.scope.rngs["dropout"].rng, self.bound.scope.rngs["dropout"].suffix
 
 
 class OfEquinox(eqx.Module):
@@ -175,6 +202,15 @@ class Equinox:
         kernel = jnp.transpose(m.conv.weight, (2, 3, 1, 0))
         return kernel, m.norm.weight, m.norm.bias, mean, variance, m.dense.weight.T, m.dense.bias
 
+    training = None
+
+    def outputs(self, x):
+        module = eqx.nn.inference_mode(self.module)
+        return jax.vmap(lambda x: module(x, self.statistics)[0])(jnp.moveaxis(x, -1, 1))
+
+    def state(self):
+        return jax.tree.leaves((self.module, self.statistics))
+
 
 class OfPyTorch(torch.nn.Module):
     def __init__(self):
@@ -207,6 +243,25 @@ class PyTorch:
         found = (norm.weight, norm.bias, norm.running_mean, norm.running_var, m.dense.weight.T, m.dense.bias)
         return [tensor.detach().numpy() for tensor in (m.conv.weight.permute(2, 3, 1, 0), *found)]
 
+    def training(self):
+        return networks.wrap(self.model, mode="batch_statistics")
+
+    def outputs(self, x):
+        with torch.no_grad():
+            outputs = self.model.eval()(torch.from_numpy(np.moveaxis(x, -1, 1).copy())).numpy()
+        self.model.train()
+        return outputs
+
+    def state(self):
+        """Every tensor, gradients, the modes, the functions that run before and after, and the random numbers."""
+        m, parameters = self.model, list(self.model.parameters())
+        inner = [
+            (module.training, len(module._forward_hooks), len(module._forward_pre_hooks)) for module in m.modules()
+        ]
+        tensors = [*m.state_dict().values(), *(tensor.grad for tensor in parameters if tensor.grad is not None)]
+        flags = [tensor.requires_grad for tensor in parameters], sorted(vars(m))
+        return [tensor.numpy().copy() for tensor in tensors], inner, flags, torch.get_rng_state().numpy()
+
 
 class Keras:
     """Trained in place."""
@@ -232,6 +287,17 @@ class Keras:
     def values(self):
         conv_layer, norm, *_, dense = self.model.layers
         return [*conv_layer.get_weights(), *norm.get_weights(), *dense.get_weights()]
+
+    def training(self):
+        return networks.wrap(self.model, training=True)
+
+    def outputs(self, x):
+        return self.model(x, training=False)
+
+    def state(self):
+        """Every variable, the seeds of dropout among them, and what can be trained."""
+        variables = self.model.variables
+        return [np.array(variable.value) for variable in variables], [variable.trainable for variable in variables]
 
 
 def of_haiku(x, is_training):
@@ -268,6 +334,15 @@ class Haiku:
         scale, shift = norm["scale"].ravel(), norm["offset"].ravel()
         return self.params["conv2_d"]["w"], scale, shift, mean.ravel(), variance.ravel(), dense["w"], dense["b"]
 
+    def training(self):
+        return networks.wrap((self.transformed, self.params, self.statistics, jax.random.key(2)), is_training=True)
+
+    def outputs(self, x):
+        return self.transformed.apply(self.params, self.statistics, None, x, is_training=False)[0]
+
+    def state(self):
+        return self.params, self.statistics
+
 
 class Arrays:
     """Arrays of NumPy, changed in place by a step."""
@@ -285,6 +360,14 @@ class Arrays:
 
     def values(self):
         return [self.held[name] for name in NAMES]
+
+    training = None
+
+    def outputs(self, x):
+        return run(self.held, x)
+
+    def state(self):
+        return {name: value.copy() for name, value in self.held.items()}
 
 
 class Partial(Arrays):

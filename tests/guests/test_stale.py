@@ -1,5 +1,7 @@
 """Networks that are measured, trained, measured, trained and measured: every time the numbers are those of now."""
 
+from itertools import pairwise
+
 import jax
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ from stabjax.lipschitz._jacobian import _local
 from stabjax.probe._source_units import read_batch
 from stabjax.probe._windows import pass_window_quickly
 from stabjax.receptive._effective import _mean_gradient
-from tests.guests.small_networks import GUESTS, IMAGES, data, reference
+from tests.guests.small_networks import GUESTS, data, reference
 
 pytestmark = [
     pytest.mark.usefixtures("relaxed_promotion"),
@@ -63,7 +65,7 @@ def test_a_network_is_measured_as_it_is_now(name):
         seen.append(found)
         programs.append(compiled())
         guest.train()
-    for before, after in zip(seen, seen[1:], strict=False):
+    for before, after in pairwise(seen):
         # Not a single number is that of the step before.
         assert not any(np.allclose(one, other, rtol=1e-5, atol=0) for one, other in zip(before, after, strict=True))
     # The program of a network is the same after a step, and is not compiled again.
