@@ -151,8 +151,9 @@ def explain_batch(x: Any) -> Iterator[None]:
     except Exception as error:
         error.add_note(
             f"expected a network that takes a batch (n, h, w, channels), got this error from one called with "
-            f"{tuple(np.shape(x))}: the channels come last, and gray images have one, x[..., None]; a network that "
-            "wants them first comes in by networks.wrap(model, layout='channels_first'), one of single examples by "
+            f"{tuple(np.shape(x))}: images have their channels last here, whatever the network wants, and gray images "
+            "have one, x[..., None]; a network that wants them first comes in by networks.wrap(model, "
+            "layout='channels_first') (of PyTorch modules this is known), one of single examples by "
             "networks.wrap(model, single=True)"
         )
         raise

@@ -47,7 +47,7 @@ IMPORTS = {
     "conv": set(),
     "data": set(),
     "models": {"conv"},
-    "train": {"perturb"},
+    "train": {"_jaxpr", "features", "networks", "perturb"},
     "sweep": set(),
     "plot": {"stability"},
     "cli": {"data", "models", "networks", "perturb", "plot", "probe", "stability", "train"},

@@ -23,6 +23,7 @@ from stabjax._jaxpr._primitives import (
 from stabjax._jaxpr._program import path_name
 from stabjax._jaxpr._regions import Hidden, Kind
 from stabjax._jaxpr._reuse import in_double
+from stabjax._jaxpr._statistics import RunningNorms, find_running_norms
 from stabjax._jaxpr._traced import TapSite, TracedProgram, read, trace_network
 
 __all__ = [
@@ -40,11 +41,13 @@ __all__ = [
     "Hidden",
     "Kind",
     "Lifted",
+    "RunningNorms",
     "Step",
     "TapSite",
     "TracedProgram",
     "evaluate",
     "examine",
+    "find_running_norms",
     "in_double",
     "interpret",
     "lift",

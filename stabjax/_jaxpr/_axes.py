@@ -91,6 +91,9 @@ def reshape(axes: Sequence[Axis], old: Sequence[int], new: Sequence[int]) -> Axe
         # Parts of size 1 stay with the axis in front of them, but where the next new axis is one of size 1.
         while size > 1 and parts and parts[0][1] == 1 and new[k + 1 : k + 2] != (1,):
             own.append(parts.pop(0))
+        if {name for name, part in own if part > 1} == {"s", "n"}:
+            # What the network merges with space is space from then on: repeated positions, or tokens of branches.
+            own = [("s", part) for _, part in own]
         result.append(tuple(own))
     return tuple(result)
 

@@ -56,7 +56,7 @@ def evaluate(
         if rule is not None:
             flush()
             values[equation.outvars[0]] = rule(*map(operand, equation.invars), **equation.params)
-        elif child is None or not (_reaches(child, wanted) or _applies(rules, child)):
+        elif child is None or not (child.reaches(wanted) or _applies(rules, child)):
             waiting.append(equation)
         else:
             flush()
@@ -70,11 +70,6 @@ def evaluate(
                 found |= {k: visit(k, values[var]) for k in plan.taps.get(var, ()) if k in wanted}
     flush()
     return [operand(atom) for atom in jaxpr.outvars], found
-
-
-def _reaches(plan: TapPlan, wanted: Collection[int]) -> bool:
-    mine = any(operation in wanted for operations in plan.taps.values() for operation in operations)
-    return mine or any(_reaches(child, wanted) for child in plan.children.values())
 
 
 def _applies(rules: Rules, plan: TapPlan) -> bool:

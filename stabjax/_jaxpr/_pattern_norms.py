@@ -128,7 +128,7 @@ def _is_scaled(value: Value, regions: Regions) -> bool:
 def _is_root(value: Value, regions: Regions) -> bool:
     """Return whether a value is a root up to factors, as a deviation is; any positive power counts."""
     # sqrt(v) + eps and max(sqrt(v), eps) count as well.
-    return _descends(value, regions, lambda node: node.name == "sqrt" or _exponent(node) > 0, ("add", "mul", "max"))
+    return _descends(value, regions, lambda node: node.name == "sqrt" or exponent(node) > 0, ("add", "mul", "max"))
 
 
 def _is_inverse_root(value: Value, regions: Regions) -> bool:
@@ -141,7 +141,7 @@ def _inverts(regions: Regions) -> Callable[[Node], bool]:
 
     def inverts(node: Node) -> bool:
         if node.name != "div":
-            return node.name == "rsqrt" or _exponent(node) < 0
+            return node.name == "rsqrt" or exponent(node) < 0
         # 1 / sqrt(v), but no quotient of two roots, in which they may cancel.
         above, below = node.operands
         return _is_root(below, regions) and not (node.active and _is_root(above, regions))
@@ -149,7 +149,7 @@ def _inverts(regions: Regions) -> Callable[[Node], bool]:
     return inverts
 
 
-def _exponent(node: Node) -> float:
+def exponent(node: Node) -> float:
     """Return the exponent of a power, 0 where it is no number or the equation no power."""
     return float(getattr(node.equation.invars[1], "val", 0)) if node.name == "pow" else 0.0
 

@@ -1,6 +1,6 @@
 """How to reach the taps of a program: which of its values are taps, and which nested programs have to be entered."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -45,3 +45,8 @@ class TapPlan:
     children: dict[int, "TapPlan"] = field(default_factory=dict)
     taps: dict[Var, list[int]] = field(default_factory=dict)
     starts: dict[Var, tuple["TapPlan", Var]] = field(default_factory=dict)
+
+    def reaches(self, operations: Collection[int]) -> bool:
+        """Return whether one of these operations stands in the program or in one that can be entered from it."""
+        mine = any(operation in operations for found in self.taps.values() for operation in found)
+        return mine or any(child.reaches(operations) for child in self.children.values())

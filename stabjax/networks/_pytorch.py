@@ -1,7 +1,6 @@
 """PyTorch: a module runs through torchax, whose tensors hold arrays of JAX."""
 
 import copy
-import importlib
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
@@ -11,9 +10,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from stabjax.networks import _torchax
 from stabjax.networks._framework import Framework, Parts, bind_method
 
-REMEDY = "pip install 'stabjax[pytorch]'"
 _PREFIX = "module."
 """Of every tensor, in the module around the one that is called."""
 
@@ -38,7 +37,8 @@ def _claims(model: Any) -> bool:
 
 def take_apart(model: Any, mode: str) -> Parts:
     """Copy the module in evaluation mode, and its parameters, buffers and other tensors to arrays."""
-    _import_torchax()
+    # Made here, and not while the module is traced.
+    _torchax.environment()
     tensors = dict(_named_tensors(model))
     skeleton = _copy_structure(model, tensors.values())
     skeleton.eval()
@@ -53,7 +53,7 @@ def take_apart(model: Any, mode: str) -> Parts:
 
 
 def _rebuild(skeleton: _Skeleton, variables: Any, method: Any) -> Callable[..., Any]:
-    torch, torchax = sys.modules["torch"], _import_torchax()
+    torch = sys.modules["torch"]
 
     class Caller(torch.nn.Module):
         """`torch.func.functional_call` calls modules, not their methods: this one calls any of its module."""
@@ -67,23 +67,12 @@ def _rebuild(skeleton: _Skeleton, variables: Any, method: Any) -> Callable[..., 
             return bind_method(self.module, method)(*args, **static)
 
     def apply(x: Any, **static: Any) -> Any:
-        environment = torchax.default_env()
-        held = {_PREFIX + skeleton.tensors[path]: environment.j2t_iso(array) for path, array in variables.items()}
-        # A module that draws numbers starts from the same key at every call; the environment's own would become a
-        # value of this trace.
-        random = environment.override_property(prng=jax.random.key(0))
-        with torch.no_grad(), environment, random:
+        with _torchax.running() as environment:
+            held = {_PREFIX + skeleton.tensors[path]: environment.j2t_iso(array) for path, array in variables.items()}
             outputs = torch.func.functional_call(Caller(), held, (environment.j2t_iso(x),), static)
         return _to_tree(outputs, environment)
 
     return apply
-
-
-def _import_torchax() -> Any:
-    try:
-        return importlib.import_module("torchax")
-    except ImportError as error:
-        raise ImportError(f"expected torchax beside PyTorch, which runs its modules in JAX; {REMEDY}") from error
 
 
 def _named_tensors(model: Any) -> Iterator[tuple[str, Any]]:

@@ -1,6 +1,8 @@
 """Batch statistics set from given images."""
 
 import math
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -9,6 +11,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Num
 
+from stabjax import _jaxpr, features, networks
 from stabjax._images import Spatial, check_batch, explain_batch
 from stabjax._sharding import without_explicit_axes
 from stabjax._types import AnyArray
@@ -18,21 +21,22 @@ from stabjax.train._state_dict import in_mode
 
 
 def calibrate(
-    model: nnx.Module,
+    model: Any,
     images: Num[AnyArray, "n *spatial channels"],
     *,
     batch_size: int | None = None,
     mean: tuple[Real, ...] = (),
     deviation: tuple[Real, ...] = (),
     spatial: Spatial = None,
-) -> nnx.Module:
-    """Copy ``model``, in evaluation mode, with the exact statistics of these images in its batch normalizations.
+) -> Any:
+    """Copy a network, in evaluation mode, with the exact statistics of these images in its batch normalizations.
 
     Each normalization gets the mean and the (biased) variance of its own input over all the images, those before it
     being calibrated already: on these images, evaluation then equals one training pass over them as a single batch.
 
     Args:
-        model: any NNX module with `flax.nnx.BatchNorm` inside; without one, the copy is returned.
+        model: an NNX module, of which a module is made; or a network from `stabjax.networks.wrap`, or any other model
+            that it takes, of which a network is made. Of one without batch normalizations a copy is returned.
         images: as in `fit`.
         batch_size: None takes all images as one batch, in one pass. A number bounds the memory: as many passes as there
             are normalizations, each settling one more of them; the same result to rounding.
@@ -40,13 +44,62 @@ def calibrate(
         deviation: see `Recipe`.
         spatial: number of spatial axes of the images, or their sides, as in `fit`.
 
+    Returns:
+        the module, or the `stabjax.networks.Network`.
+
     Raises:
+        TypeError: if the model is none that `stabjax.networks.wrap` takes as it stands.
         ValueError: no images, or images that do not go with ``mean`` and ``deviation``; or a
-            normalization is used more than once in a pass, or with a mask.
+            normalization is used more than once in a pass, with a mask, or holds its statistics out of sight.
     """
     check_batch(images, spatial=spatial, vectors=True, integers="any")
     images = without_explicit_axes(images)
     check_values(images, mean=mean, deviation=deviation)
+    size = len(images) if batch_size is None else min(as_count("batch_size", batch_size), len(images))
+    parts = [images[i : i + size] for i in range(0, len(images), size)]
+
+    def prepare(part: Any) -> jax.Array:
+        return normalize(jnp.asarray(part), mean=mean, deviation=deviation)
+
+    with explain_batch(images):
+        calibrated = _calibrate_module if isinstance(model, nnx.Module) else _calibrate_network
+        return calibrated(model, parts, prepare)
+
+
+def _calibrate_network(model: Any, parts: Sequence[Any], prepare: Callable[[Any], jax.Array]) -> networks.Network:
+    """Calibrate a network of any framework, whose normalizations are found in its program."""
+    network = model if isinstance(model, networks.Network) else networks.wrap(model)
+    inputs, tree = jax.tree_util.tree_flatten(network.variables)
+    found = {}
+    for part in parts:
+        # The program holds for one shape; the last batch may have another one.
+        if len(part) not in found:
+            traced = features.trace(network, jax.eval_shape(prepare, part))
+            found[len(part)] = _jaxpr.find_running_norms(traced.program)
+    norms = found[len(parts[0])]
+
+    @partial(jax.jit, static_argnums=0)
+    def moments(size: int, inputs: list[Any], part: Any) -> list[tuple[jax.Array, jax.Array]]:
+        return found[size].moments([*inputs, prepare(part)], settle=len(parts) == 1)
+
+    for _ in range(_passes(parts, len(norms.norms))):
+        of_parts = [moments(len(part), inputs, jnp.asarray(part)) for part in parts]
+        pooled = [_pool_moments(list(of_norm), list(map(len, parts))) for of_norm in zip(*of_parts)]
+        inputs = norms.replace(inputs, pooled)
+    return networks.Network(jax.tree_util.tree_unflatten(tree, inputs), network.adapter)
+
+
+def _passes(parts: Sequence[Any], norms: int) -> int:
+    """Return how many passes it takes.
+
+    One batch has all images, so that each normalization can settle on the way. Of several, none has: the inputs of the
+    next normalization are right only after the statistics of all parts are pooled, one normalization per pass.
+    """
+    return min(1, norms) if len(parts) == 1 else norms
+
+
+def _calibrate_module(model: nnx.Module, parts: Sequence[Any], prepare: Callable[[Any], jax.Array]) -> nnx.Module:
+    """Calibrate an NNX module, whose normalizations are modules of their own."""
     model = in_mode(model, training=False)
     norms = {path: node for path, node in nnx.iter_graph(model) if isinstance(node, nnx.BatchNorm)}
     if not norms:
@@ -55,24 +108,18 @@ def calibrate(
     @jax.jit
     def moments(state: Any, batch: jax.Array) -> list[tuple[jax.Array, jax.Array, jax.Array]]:
         probe = nnx.merge(graphdef, state, copy=True)
-        probe(normalize(batch, mean=mean, deviation=deviation))
+        probe(prepare(batch))
         return [(node.mean[...], node.var[...], node.calls[...]) for _, node in _find_listeners(probe)]
 
-    size = len(images) if batch_size is None else min(as_count("batch_size", batch_size), len(images))
-    parts = [images[i : i + size] for i in range(0, len(images), size)]
-    # One batch has all images, so that each normalization can settle on the way. Of several, none has: the inputs of
-    # the next normalization are right only after the statistics of all parts are pooled, one normalization per pass.
     probe = _insert_listeners(nnx.clone(model), list(norms), settle=len(parts) == 1)
     graphdef = nnx.graphdef(probe)
     names, listeners = zip(*_find_listeners(probe))
 
     # The statistics of layers run by one scan are stacked, and settle one after the other too.
-    passes = 1 if len(parts) == 1 else sum(math.prod(norm.mean.shape[:-1]) for norm in norms.values())
-    for _ in range(passes):
-        with explain_batch(images):
-            # found[part][k]: mean, variance and calls of normalization k. After pass p the first p in the order of
-            # execution are exact, whatever the others hold; further passes leave them so.
-            found = [moments(nnx.state(probe), jnp.asarray(part)) for part in parts]
+    for _ in range(_passes(parts, sum(math.prod(norm.mean.shape[:-1]) for norm in norms.values()))):
+        # found[part][k]: mean, variance and calls of normalization k. After pass p the first p in the order of
+        # execution are exact, whatever the others hold; further passes leave them so.
+        found = [moments(nnx.state(probe), jnp.asarray(part)) for part in parts]
         for k, (name, listener) in enumerate(zip(names, listeners)):
             calls = int(np.max(found[0][k][2]))
             if calls > 1:

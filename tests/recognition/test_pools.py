@@ -31,6 +31,7 @@ POOLS = {
         "avg_pool_0=pool",
     ),
     "reshaped": (lambda p, x: x.reshape(2, 4, 2, 4, 2, 3).max((2, 4)), "max_pool_0=pool"),
+    "of repeated positions": (lambda p, x: jnp.repeat(x, 2, 1).reshape(2, 8, 2, 8, 3).max((1, 2)), "max_pool_0=pool"),
     "of an activation": (lambda p, x: jnp.tanh(x).mean((1, 2)), "tanh_0=activation avg_pool_0=pool"),
     "channels": (lambda p, x: x.mean(-1), "reduce_sum_0=other"),
     "all at once": (lambda p, x: x.mean((1, 2, 3)), "reduce_sum_0=other"),
