@@ -97,7 +97,7 @@ MAIN_PATH = {"init_weights": False, "aux_logits": False}
 TORCHVISION = [
     of_torchvision("resnet18", probed=True, extent=("layer4.1.conv2", 435)),
     of_torchvision("resnet50", extent=("layer4.2.conv2", 427)),
-    of_torchvision("vgg11_bn", side=32),
+    of_torchvision("vgg11_bn", side=96),
     of_torchvision("alexnet", extent=("features.12.max_pool2d.max_pool_0", 195)),
     of_torchvision("densenet121", side=32),
     of_torchvision("mobilenet_v2", extent=("features.18.0", 491)),

@@ -8,6 +8,7 @@ import pytest
 
 from stabjax import features, perturb, probe, receptive
 from tests.guests.architectures import ARCHITECTURES
+from tests.guests.tabulate import rows
 
 pytestmark = [
     pytest.mark.usefixtures("relaxed_promotion"),
@@ -59,6 +60,8 @@ def test_an_architecture_comes_in_as_it_is(name):
     more = {kind: number for kind, (number, _) in architecture.more.items()}
     kinds = [*KINDS, *["residual"] * ("residual" in ran or "residual" in more)]
     assert {kind: taps[kind] - more.get(kind, 0) for kind in kinds} == {kind: ran[kind] for kind in kinds}
+    listed = rows().get(name, {"taps": str(len(traced.taps))})
+    assert listed["taps"] == str(len(traced.taps))
     assert not traced.hidden
     assert not traced.mixed_rows
 
