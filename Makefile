@@ -10,7 +10,7 @@ help:
 	@echo "make demo [DATA=scale-detection|cifar10|mnist]   train a small CNN, probe it, print the table, draw the figure"
 	@echo "make test       lint, types and tests"
 	@echo "make test-all   the same with the long tests"
-	@echo "make test-guests  loaders of PyTorch and Grain (installs torch)"
+	@echo "make test-guests  networks and loaders of other libraries (installs torch, keras, haiku)"
 	@echo "make bench      times against peers (installs torch)"
 	@echo "make docs       the pages and the reference, into build/docs"
 
@@ -63,7 +63,7 @@ long-run: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2 --dist worksteal -q
 
 test-guests: $(VENV)/.guests
-	$(BIN)/python -m pytest -q tests/guests
+	$(BIN)/python -m pytest -n 2 --dist worksteal -q -m 'not slow' tests/guests
 
 bench: $(VENV)/.bench
 	$(BIN)/python -m benchmarks

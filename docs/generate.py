@@ -34,6 +34,7 @@ PAGES = {
     "docs/all-of-stabjax.md": ("all-of-stabjax.html", "All on one page"),
     "docs/results.md": ("results.html", "Results"),
     "docs/architecture.md": ("architecture.html", "Architecture"),
+    "docs/frameworks.md": ("frameworks.html", "Networks of every framework"),
     "docs/recognition.md": ("recognition.html", "How operations are recognized"),
     "docs/extending.md": ("extending.html", "Extending stabjax"),
     "docs/inputs.md": ("inputs.html", "Wrong input"),
