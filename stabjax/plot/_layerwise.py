@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from jaxtyping import Num
 
-from stabjax.plot._figure import COLORS, panels
+from stabjax.plot._figure import COLORS, panels, plain_ticks
 from stabjax.stability import Stability
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ _NAME_LENGTH = 32
 """Letters of a name in a figure of a given width."""
 
 
-def layerwise(results: Seeds | Mapping[str, Seeds], *, title: str = "", width: float | None = None) -> "Figure":
+def layerwise(results: Seeds | Mapping[str, Seeds], *, title: str = "", width: float | int | None = None) -> "Figure":
     """Draw ``D``, ``G`` and ``R`` against depth: one curve per result, one marker per kind of operation.
 
     A result of one network is drawn with its bootstrap interval over images. Several networks of one architecture are
@@ -88,7 +88,7 @@ def layerwise(results: Seeds | Mapping[str, Seeds], *, title: str = "", width: f
     return figure
 
 
-def by_depth(results: Mapping[str, Seeds], *, title: str = "", width: float = 6.4) -> "Figure":
+def by_depth(results: Mapping[str, Seeds], *, title: str = "", width: float | int = 6.4) -> "Figure":
     """Draw ``D``, ``G`` and ``R`` of networks with different layers against relative depth.
 
     The images stand at 0 and the output at 1; between them the operations of each network stand at equal distances.
@@ -140,17 +140,22 @@ def _check_layers(
 
 
 def _draw_panels(
-    by_label: Mapping[str, list[Stability]], places: Mapping[str, Curve], *, width: float, has_labels: bool
+    by_label: Mapping[str, list[Stability]], places: Mapping[str, Curve], *, width: float | int, has_labels: bool
 ) -> tuple["Figure", list["Axes"]]:
     """Draw the curves of every label at its places along x, and the legends; return the figure and its axes."""
     figure, grid = panels(len(_PANELS), 1, size=(width, 2.8), sharex=True)
     column: list[Axes] = grid[:, 0].tolist()
     colors = _curve_colors(len(by_label)) if has_labels else [COLORS[1]]
+    # Points between two operations: markers leave some of it free, down to a size at which they can be told apart.
+    pitch = 72 * (width - 1) / max(map(len, places.values()))
+    size = min(5.0, max(3.0, 0.75 * pitch))
     for axes, (name, ylabel) in zip(column, _PANELS, strict=True):
         seen: set[str] = set()
         for color, (label, group) in zip(colors, by_label.items(), strict=True):
-            seen |= _draw_curve(axes, group, name, places[label], color=color, label=label)
+            seen |= _draw_curve(axes, group, name, places[label], color=color, label=label, size=size)
         _scale_axis(axes, seen, unit=name == "relative")
+        if "positive" in seen:
+            plain_ticks(axes.yaxis)
         axes.set_ylabel(ylabel)
         axes.grid(axis="y", which="major", color="0.9")
         axes.set_axisbelow(True)
@@ -204,7 +209,7 @@ def _mean_and_band(group: list[Stability], name: str) -> tuple[Curve, Curve, Cur
 
 
 def _draw_curve(
-    axes: "Axes", group: list[Stability], name: str, position: Curve, *, color: str, label: str
+    axes: "Axes", group: list[Stability], name: str, position: Curve, *, color: str, label: str, size: float
 ) -> set[str]:
     """Draw one curve; return what there was in it, of ``positive`` and ``zero``."""
     middle, low, high = _mean_and_band(group, name)
@@ -218,7 +223,7 @@ def _draw_curve(
     kinds = np.asarray(group[0].kinds)
     for kind in dict.fromkeys(group[0].kinds):
         here = kinds == kind
-        style: dict[str, Any] = {"color": color, "markersize": 5, "linestyle": "none", "zorder": 3}
+        style: dict[str, Any] = {"color": color, "markersize": size, "linestyle": "none", "zorder": 3}
         marker = MARKERS.get(kind, "x")
         axes.plot(position[here], positive[here], marker, **style)
         if np.any(here & zero):

@@ -19,12 +19,12 @@ _PAGE_COLORS = {
     "#000000": "currentColor",
     "#333333": "currentColor",
     "#666666": "currentColor",
-    "#e5e5e5": "var(--grid, #e5e5e5)",
+    "#e6e6e6": "var(--grid, #e6e6e6)",
 }
 """Black and grays of the figures, as they are on a page of any color: for text and marks, and for lines of a grid."""
 
 
-def to_svg(figure: "Figure", *, notes: Mapping[float, str] | None = None) -> str:
+def to_svg(figure: "Figure", *, notes: Mapping[float | int, str] | None = None) -> str:
     """Return a figure as an SVG element that stands inside of an HTML page and needs nothing else.
 
     Black becomes the color of the text around it, and there is no background: the figure follows the page from light
@@ -58,7 +58,7 @@ def to_svg(figure: "Figure", *, notes: Mapping[float, str] | None = None) -> str
     return svg.replace("<svg", '<svg fill="currentColor"', 1).removesuffix("</svg>") + f"{columns}</svg>"
 
 
-def _draw_columns(figure: "Figure", notes: Mapping[float, str]) -> str:
+def _draw_columns(figure: "Figure", notes: Mapping[float | int, str]) -> str:
     """Return a transparent rectangle over all axes for every note."""
     axes = figure.axes[0]
     if axes.get_xscale() != "linear":
@@ -77,6 +77,6 @@ def _draw_columns(figure: "Figure", notes: Mapping[float, str]) -> str:
     edges = _POINTS * inches[0] * (boxes[0].x0 + boxes[0].width * (edges - low) / (high - low))
     return "".join(
         f'<rect class="column" x="{left:.2f}" y="{top:.2f}" width="{right - left:.2f}" height="{bottom - top:.2f}" '
-        f'fill="transparent"><title>{escape(notes[float(place)])}</title></rect>'
+        f'fill="transparent"><title>{escape(notes[place])}</title></rect>'
         for place, left, right in zip(places.tolist(), edges[:-1], edges[1:], strict=True)
     )

@@ -15,7 +15,7 @@ _PAGE_WIDTH = 11.0
 QUANTITIES = (("D", "deformation"), ("G", "noise"), ("R", "relative"))
 
 
-def draw(several: Sequence[Measured], *, width: float | None = None) -> Any:
+def draw(several: Sequence[Measured], *, width: float | int | None = None) -> Any:
     """Draw the curves of all networks: by layer where these are the same, by relative depth where they differ.
 
     Args:

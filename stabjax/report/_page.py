@@ -165,7 +165,7 @@ def _examples(several: Sequence[Measured]) -> str:
         return ""
     return (
         '<section class="examples" aria-labelledby="examples"><h2 id="examples">Images as they were measured</h2>\n'
-        f"{''.join(parts)}</section>"
+        f"<div>{''.join(parts)}</div></section>"
     )
 
 
