@@ -63,7 +63,7 @@ long-run: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2 --dist worksteal -q
 
 test-guests: $(VENV)/.guests
-	$(BIN)/python -m pytest -q tests/guests
+	$(BIN)/python -m pytest -q -rs tests/guests
 
 bench: $(VENV)/.bench
 	$(BIN)/python -m benchmarks

@@ -39,7 +39,7 @@ def load_into_module(model: Any, path: Path) -> None:
     present = {id(own[name]) for name in found if name in own}
     optional = {name for name, tensor in own.items() if id(tensor) in present or not tensor.is_floating_point()}
     _check(path, _shapes(own), _shapes(found), optional)
-    tensors = {name: torch.as_tensor(np.array(x) if isinstance(x, np.ndarray) else x) for name, x in found.items()}
+    tensors = {name: torch.as_tensor(_as_plain(value)) for name, value in found.items()}
     with refusing(f"the weights {str(path)!r} do not fit"):
         model.load_state_dict(tensors, strict=False)
 
@@ -55,9 +55,10 @@ def load_into_network(network: networks.Network, path: Path) -> networks.Network
     if not any("/" in name for name in found):
         found = {name.replace(".", "/"): value for name, value in found.items()}
     found = _without_common_start(found, own, "/")
-    if not any(name.startswith("params/") for name in found) and not found.keys() & own.keys():
+    inside = {f"params/{name}": value for name, value in found.items()}
+    if inside.keys() & own.keys():
         # The tree of the parameters alone, without the name of their collection.
-        found = {f"params/{name}": value for name, value in found.items()}
+        found = inside
     # Random keys and what counts them are no weights: the network keeps its own.
     weights = {name: leaf for name, leaf in own.items() if jnp.issubdtype(leaf.dtype, jnp.inexact)}
     found = {name: value for name, value in found.items() if name in weights or name not in own}
@@ -76,7 +77,16 @@ def _name(path: str) -> str:
 
 
 def _as_array(value: Any) -> np.ndarray:
+    """Return a tensor, or an array of any kind, as an array of NumPy."""
     return value.detach().float().numpy() if hasattr(value, "detach") else np.asarray(value)
+
+
+def _as_plain(value: Any) -> Any:
+    """Return an array with a type that PyTorch takes from NumPy; bfloat16 becomes float32. A tensor stays one."""
+    if hasattr(value, "detach"):
+        return value
+    array = np.asarray(value)
+    return array.astype(np.float32) if array.dtype.kind == "V" else array.copy()
 
 
 def _shapes(found: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
