@@ -110,7 +110,8 @@ def run(measure: Measure, words: list[str], console: Console) -> None:
     statistics = _statistics(measure, images)
     network = _network(measure)
     traced = _trace(network, images.shape)
-    console.print(f"[bold]{escape(measure.network)}[/]: {len(traced.taps)} operations", highlight=False)
+    operations = sum(tap.kind != "output" for tap in traced.taps)
+    console.print(f"[bold]{escape(measure.network)}[/]: {operations} operations", highlight=False)
     console.print(f"{escape(images.text)}{'' if statistics else ', not normalized: see --mean and --deviation'}")
     if traced.hidden:
         console.print(f"{len(traced.hidden)} operations are hidden; the page lists them with the reason")

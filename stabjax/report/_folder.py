@@ -1,6 +1,7 @@
 """`write` and `read`: a measurement as a folder."""
 
 import json
+from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
 
@@ -11,12 +12,16 @@ import xarray
 from stabjax import plot
 from stabjax._files import write as write_file
 from stabjax.report._figure import draw
-from stabjax.report._measured import Measured, Several, as_several
+from stabjax.report._measured import Measured, Several, as_several, have_same_layers
 from stabjax.report._page import page
 from stabjax.stability import Stability
 
 FIGURE, NUMBERS, PAGE = "layers", "stability.nc", "index.html"
 """Names of the files: the figure (with .png, .pdf and .json), all numbers, the page."""
+_FEW = 36
+"""Operations: for no more of them, names have all the room that they want."""
+_WIDEST = 24.0
+"""Inches; names of more operations than fit are left out in part."""
 
 
 def write(measured: Several, folder: str | PathLike[str], *, command: str = "") -> list[Path]:
@@ -44,7 +49,7 @@ def write(measured: Several, folder: str | PathLike[str], *, command: str = "") 
     record = several[0].to_json()
     if len(several) > 1:
         record = {"command": command, "compared": [each.to_json() for each in several]}
-    plot.save(draw(several), folder / FIGURE, record)
+    plot.save(draw(several, width=_width(several)), folder / FIGURE, record)
     files = [folder / f"{FIGURE}.{suffix}" for suffix in ("png", "pdf", "json")]
     if len(several) == 1:
         dataset = several[0].result.to_xarray()
@@ -55,6 +60,14 @@ def write(measured: Several, folder: str | PathLike[str], *, command: str = "") 
         files.append(folder / NUMBERS)
     write_file(folder / PAGE, page(several, command=command).encode())
     return [folder / PAGE, *files]
+
+
+def _width(several: Sequence[Measured]) -> float | None:
+    """Return the width of the figure in inches: close names for many operations, so that the curves stay curves."""
+    if not have_same_layers(several):
+        return None
+    count = len(several[0].result.layers)
+    return None if count <= _FEW else min(1.5 + 0.135 * count, _WIDEST)
 
 
 def read(folder: str | PathLike[str]) -> Measured:

@@ -124,25 +124,30 @@ def _read(name: str) -> str:
 
 
 def _lead(several: Sequence[Measured]) -> str:
-    facts = []
+    """Say how much was measured: once, if it was the same for all."""
+    counts = {}
     for each in several:
         images, draws = int(np.sum(each.result.measured)), np.shape(each.result.noise_radius)[0]
-        count = f"{len(each.result.layers) - 2} operations, {images} images, {draws} deformation{'s'[: draws > 1]} each"
-        facts.append(f"{each.label}: {count}" if len(several) > 1 else count)
-    return f'<p class="quiet">{escape("; ".join(dict.fromkeys(facts)))}.</p>'
+        operations = sum(kind not in ("input", "output") for kind in each.result.kinds)
+        counts[each.label] = f"{operations} operations, {images} images, {draws} deformation{'s'[: draws > 1]} each"
+    same = len(set(counts.values())) == 1
+    facts = list(counts.values())[:1] if same else [f"{label}: {count}" for label, count in counts.items()]
+    return f'<p class="quiet">{escape("; ".join(facts))}.</p>'
 
 
 def _outputs(several: Sequence[Measured]) -> str:
     """Return the numbers of the last operation of each network."""
-    items = []
+    parts = []
     for each in several:
-        last = each.result.layers[-1]
-        of = f" of {each.label}" if len(several) > 1 else ""
+        last = escape(each.result.layers[-1])
+        items = []
         for symbol, name in QUANTITIES:
             value, ends = (np.asarray(getattr(each.result, part))[-1] for part in (name, f"{name}_interval"))
-            name = escape(f"{symbol} at {last}{of}")
-            items.append(f"<li>{name}<b>{show(value)}</b><small>{show_interval(*ends)}</small></li>")
-    return f'<ul class="output">{"".join(items)}</ul>'
+            items.append(f"<li>{symbol} at {last}<b>{show(value)}</b><small>{show_interval(*ends)}</small></li>")
+        if len(several) > 1:
+            parts.append(f'<p class="quiet">{escape(each.label)}</p>')
+        parts.append(f'<ul class="output">{"".join(items)}</ul>')
+    return "\n".join(parts)
 
 
 def _describe_difference(several: Sequence[Measured]) -> str:

@@ -17,7 +17,7 @@ def draw_table(several: Sequence[Measured], *, caption: str) -> str:
     by the text of a cell that has none.
     """
     first = several[0].result
-    headings = ['<th scope="col" aria-sort="ascending"><button type="button">#</button></th>']
+    headings = ['<th scope="col" aria-sort="ascending"><button type="button"><span>#</span></button></th>']
     headings += [_heading(name) for name in ("operation", "kind")]
     columns = []
     for symbol, name in QUANTITIES:
@@ -44,7 +44,7 @@ def draw_table(several: Sequence[Measured], *, caption: str) -> str:
 
 def _heading(name: str, label: str = "") -> str:
     below = f"<small>{escape(label)}</small>" if label else ""
-    return f'<th scope="col" aria-sort="none"><button type="button">{escape(name)}{below}</button></th>'
+    return f'<th scope="col" aria-sort="none"><button type="button"><span>{escape(name)}</span>{below}</button></th>'
 
 
 def _number(value: float, low: float, high: float) -> str:
