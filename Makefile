@@ -63,7 +63,7 @@ long-run: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2 --dist worksteal -q
 
 test-guests: $(VENV)/.guests
-	$(BIN)/python -m pytest -n 2 --dist worksteal -q -m 'not slow' tests/guests
+	$(BIN)/python -m pytest -n 2 --dist worksteal -q -rs -m 'not slow' tests/guests
 
 bench: $(VENV)/.bench
 	$(BIN)/python -m benchmarks

@@ -32,6 +32,7 @@ ROOT = HERE.parent
 PAGES = {
     "README.md": ("index.html", "stabjax"),
     "docs/all-of-stabjax.md": ("all-of-stabjax.html", "All on one page"),
+    "docs/measure.md": ("measure.html", "From the command line"),
     "docs/results.md": ("results.html", "Results"),
     "docs/architecture.md": ("architecture.html", "Architecture"),
     "docs/frameworks.md": ("frameworks.html", "Networks of every framework"),

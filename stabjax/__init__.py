@@ -21,6 +21,7 @@ The rooms, in the order of the data::
     train      Optax training as jitted epochs
     sweep      grids over strengths and seeds
     plot       results to matplotlib axes
+    report     a measurement as a folder, with one HTML page
     cli        the command ``stabjax``
 
 Each is loaded on first use: ``import stabjax as sj; help(sj.probe.stability)``.
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
         plot,
         probe,
         receptive,
+        report,
         similarity,
         stability,
         sweep,
@@ -69,6 +71,7 @@ __all__ = [
     "plot",
     "probe",
     "receptive",
+    "report",
     "similarity",
     "stability",
     "sweep",

@@ -50,7 +50,8 @@ IMPORTS = {
     "train": {"_jaxpr", "features", "networks", "perturb"},
     "sweep": set(),
     "plot": {"stability"},
-    "cli": {"data", "models", "networks", "perturb", "plot", "probe", "stability", "train"},
+    "report": {"plot", "stability"},
+    "cli": {"data", "features", "models", "networks", "perturb", "plot", "probe", "report", "stability", "train"},
 }
 """The rooms that each room imports, no more and no fewer; what is common may be imported by all."""
 COMMON = {room for room in IMPORTS if room.startswith("_")} - {"_version", "_jaxpr"}

@@ -1,20 +1,20 @@
-"""`layerwise`: stability against depth."""
+"""`layerwise` and `by_depth`: stability against depth."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import jax
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Num
 
-from stabjax.plot._figure import COLORS, panels
+from stabjax.plot._figure import COLORS, panels, plain_ticks
 from stabjax.stability import Stability
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-Curve: TypeAlias = Float[np.ndarray, " layers"]
+Curve: TypeAlias = Num[np.ndarray, " layers"]
 Seeds: TypeAlias = Stability | Sequence[Stability]
 
 MARKERS = {
@@ -37,8 +37,15 @@ _PANELS = (
     ("relative", "relative stability  $R = D/G$"),
 )
 
+_NAME_PITCH = 0.27
+"""Inches between the names of operations, where the figure is as wide as they need."""
+_NAME_HEIGHT = 0.13
+"""Inches that a name needs at least."""
+_NAME_LENGTH = 32
+"""Letters of a name in a figure of a given width."""
 
-def layerwise(results: Seeds | Mapping[str, Seeds], *, title: str = "") -> "Figure":
+
+def layerwise(results: Seeds | Mapping[str, Seeds], *, title: str = "", width: float | int | None = None) -> "Figure":
     """Draw ``D``, ``G`` and ``R`` against depth: one curve per result, one marker per kind of operation.
 
     A result of one network is drawn with its bootstrap interval over images. Several networks of one architecture are
@@ -50,45 +57,117 @@ def layerwise(results: Seeds | Mapping[str, Seeds], *, title: str = "") -> "Figu
             stacked under `jax.vmap`, or a sequence of them, all with the same layers. The first is drawn in gray. One
             alone needs no label.
         title: over the figure.
+        width: of the figure, in inches; names of operations are then left out and shortened so that all have room. By
+            default it is as wide as all names need.
 
     Returns:
-        the figure, of three panels over one axis of operations.
+        the figure, of three panels over one axis of operations: the first stands at 0, the second at 1.
 
     Raises:
         TypeError: for anything but such results.
         ValueError: if there is no result, or their layers differ.
     """
-    is_mapping = isinstance(results, Mapping)
-    by_label = {label: _as_list(group) for label, group in (results if is_mapping else {"": results}).items()}
-    if not by_label or not all(by_label.values()):
-        raise ValueError(f"expected at least one result per label, got {[len(group) for group in by_label.values()]}")
+    by_label = _by_label(results)
     first = next(iter(by_label.values()))[0]
-    for label, group in by_label.items():
-        for result in group:
-            if result.layers != first.layers:
-                raise ValueError(
-                    f"expected results of one network's layers, got others for {label!r}: {result.layers} instead of "
-                    f"{first.layers}; draw different networks in figures of their own"
-                )
+    _check_layers(by_label, dict.fromkeys(by_label, first.layers), "; draw them against depth, plot.by_depth")
     count = len(first.layers)
-    figure, grid = panels(len(_PANELS), 1, size=(max(6.4, 2.2 + 0.27 * count), 2.8), sharex=True)
-    column: list[Axes] = grid[:, 0].tolist()
-    colors = _curve_colors(len(by_label)) if is_mapping else [COLORS[1]]
-    for axes, (name, ylabel) in zip(column, _PANELS, strict=True):
-        seen: set[str] = set()
-        for color, (label, group) in zip(colors, by_label.items(), strict=True):
-            seen |= _draw_curve(axes, group, name, color=color, label=label)
-        _scale_axis(axes, seen, unit=name == "relative")
-        axes.set_ylabel(ylabel)
-        axes.grid(axis="y", which="major", color="0.9")
-        axes.set_axisbelow(True)
-    column[-1].set_xticks(range(count), first.layers, rotation=90, fontsize=7)
+    figure, column = _draw_panels(
+        by_label,
+        {label: np.arange(count) for label in by_label},
+        width=width or max(6.4, 2.2 + _NAME_PITCH * count),
+        has_labels=isinstance(results, Mapping),
+    )
+    names, step = list(first.layers), 1
+    if width is not None:
+        names = [_shorten(name) for name in names]
+        step = max(1, round(np.ceil(count * _NAME_HEIGHT / max(width - 1, 1))))
+    column[-1].set_xticks(range(0, count, step), names[::step], rotation=90, fontsize=7)
     column[-1].set_xlabel("operation, in order of execution")
     column[-1].set_xlim(-0.7, count - 0.3)
-    _add_legends(column[0], tuple(dict.fromkeys(first.kinds)))
     if title:
         figure.suptitle(title, fontsize=11)
     return figure
+
+
+def by_depth(results: Mapping[str, Seeds], *, title: str = "", width: float | int = 6.4) -> "Figure":
+    """Draw ``D``, ``G`` and ``R`` of networks with different layers against relative depth.
+
+    The images stand at 0 and the output at 1; between them the operations of each network stand at equal distances.
+    Curves, bands and markers are those of `layerwise`.
+
+    Args:
+        results: by label, each a `stabjax.stability.Stability`, one stacked under `jax.vmap`, or a sequence of them
+            with the same layers. The first is drawn in gray.
+        title: over the figure.
+        width: of the figure, in inches.
+
+    Returns:
+        the figure, of three panels over one axis of relative depth.
+
+    Raises:
+        TypeError: for anything but such results.
+        ValueError: if there is no result, or those of one label differ in their layers.
+    """
+    by_label = _by_label(results)
+    _check_layers(by_label, {label: group[0].layers for label, group in by_label.items()}, "; give each its own label")
+    places = {label: np.linspace(0, 1, len(group[0].layers)) for label, group in by_label.items()}
+    figure, column = _draw_panels(by_label, places, width=width, has_labels=True)
+    column[-1].set_xlabel("relative depth: images at 0, output at 1")
+    column[-1].set_xlim(-0.02, 1.02)
+    if title:
+        figure.suptitle(title, fontsize=11)
+    return figure
+
+
+def _by_label(results: Seeds | Mapping[str, Seeds]) -> dict[str, list[Stability]]:
+    by_label = {
+        label: _as_list(group) for label, group in (results if isinstance(results, Mapping) else {"": results}).items()
+    }
+    if not by_label or not all(by_label.values()):
+        raise ValueError(f"expected at least one result per label, got {[len(group) for group in by_label.values()]}")
+    return by_label
+
+
+def _check_layers(
+    by_label: Mapping[str, list[Stability]], expected: Mapping[str, tuple[str, ...]], remedy: str
+) -> None:
+    for label, group in by_label.items():
+        for result in group:
+            if result.layers != expected[label]:
+                raise ValueError(
+                    f"expected results of one network's layers, got others for {label!r}: {result.layers} instead of "
+                    f"{expected[label]}{remedy}"
+                )
+
+
+def _draw_panels(
+    by_label: Mapping[str, list[Stability]], places: Mapping[str, Curve], *, width: float | int, has_labels: bool
+) -> tuple["Figure", list["Axes"]]:
+    """Draw the curves of every label at its places along x, and the legends; return the figure and its axes."""
+    figure, grid = panels(len(_PANELS), 1, size=(width, 2.8), sharex=True)
+    column: list[Axes] = grid[:, 0].tolist()
+    colors = _curve_colors(len(by_label)) if has_labels else [COLORS[1]]
+    # Points between two operations: markers leave some of it free, down to a size at which they can be told apart.
+    pitch = 72 * (width - 1) / max(map(len, places.values()))
+    size = min(5.0, max(3.0, 0.75 * pitch))
+    for axes, (name, ylabel) in zip(column, _PANELS, strict=True):
+        seen: set[str] = set()
+        for color, (label, group) in zip(colors, by_label.items(), strict=True):
+            seen |= _draw_curve(axes, group, name, places[label], color=color, label=label, size=size)
+        _scale_axis(axes, seen, unit=name == "relative")
+        if "positive" in seen:
+            plain_ticks(axes.yaxis)
+        axes.set_ylabel(ylabel)
+        axes.grid(axis="y", which="major", color="0.9")
+        axes.set_axisbelow(True)
+    kinds = tuple(dict.fromkeys(kind for group in by_label.values() for kind in group[0].kinds))
+    _add_legends(column[0], kinds)
+    return figure, column
+
+
+def _shorten(name: str) -> str:
+    """Return the end of a long name, which tells operations apart."""
+    return name if len(name) <= _NAME_LENGTH else f"…{name[1 - _NAME_LENGTH :]}"
 
 
 def _as_list(group: Any) -> list[Stability]:
@@ -130,10 +209,12 @@ def _mean_and_band(group: list[Stability], name: str) -> tuple[Curve, Curve, Cur
     return np.where(zero, 0, np.exp(middle)), np.exp(middle - deviation), np.exp(middle + deviation)
 
 
-def _draw_curve(axes: "Axes", group: list[Stability], name: str, *, color: str, label: str) -> set[str]:
+def _draw_curve(
+    axes: "Axes", group: list[Stability], name: str, position: Curve, *, color: str, label: str, size: float
+) -> set[str]:
     """Draw one curve; return what there was in it, of ``positive`` and ``zero``."""
     middle, low, high = _mean_and_band(group, name)
-    position, zero = np.arange(len(middle)), middle == 0
+    zero = middle == 0
     # NaN breaks the line, so nothing is drawn to a zero that the axis does not have.
     positive = np.where(zero, np.nan, middle)
     axes.plot(position, positive, color=color, linewidth=1.2, label=label, zorder=2)
@@ -143,7 +224,7 @@ def _draw_curve(axes: "Axes", group: list[Stability], name: str, *, color: str, 
     kinds = np.asarray(group[0].kinds)
     for kind in dict.fromkeys(group[0].kinds):
         here = kinds == kind
-        style: dict[str, Any] = {"color": color, "markersize": 5, "linestyle": "none", "zorder": 3}
+        style: dict[str, Any] = {"color": color, "markersize": size, "linestyle": "none", "zorder": 3}
         marker = MARKERS.get(kind, "x")
         axes.plot(position[here], positive[here], marker, **style)
         if np.any(here & zero):

@@ -3,7 +3,9 @@
 import dataclasses
 import json
 import warnings
+from itertools import pairwise
 from pathlib import Path
+from xml.etree import ElementTree
 
 import jax
 import jax.numpy as jnp
@@ -265,3 +267,65 @@ def test_results_are_saved_as_they_say(tmp_path):
         ):
             sj.plot.save(figure, tmp_path / "wrong", wrong)
     assert not list(tmp_path.glob("wrong*"))
+
+
+def of_layers(names):
+    """A result of random features after these layers."""
+    rng = np.random.default_rng(0)
+    features = [{name: rng.normal(size=(9, 3)).astype(np.float32) for name in names} for _ in range(3)]
+    return sj.stability.from_features(jax.random.key(0), *features)
+
+
+def test_a_figure_of_a_given_width_leaves_out_names():
+    layers = ("input", *(f"a_long_path/of_a_block_{k:03}/conv_and_more" for k in range(98)), "output")
+    many = of_layers(layers)
+    wide, narrow = sj.plot.layerwise(many), sj.plot.layerwise(many, width=8)
+    assert wide.get_size_inches()[0] > 25
+    assert narrow.get_size_inches()[0] == 8
+    names = [text.get_text() for text in narrow.axes[-1].get_xticklabels()]
+    assert names == [name if len(name) < 32 else f"…{name[-31:]}" for name in layers][::2]
+    narrow.canvas.draw()
+    boxes = [text.get_window_extent() for text in narrow.axes[-1].get_xticklabels()]
+    assert all(left.x1 <= right.x0 + 1 for left, right in pairwise(boxes))
+    assert len(narrow.axes[-1].lines[0].get_xdata()) == 100
+
+
+def test_networks_of_other_layers_are_drawn_by_depth():
+    first, second = result(0), of_layers(("input", "conv", "output"))
+    with pytest.raises(ValueError, match=r"draw them against depth, plot\.by_depth"):
+        sj.plot.layerwise({"a": first, "b": second})
+    figure = sj.plot.by_depth({"a": first, "b": [second, second]}, title="two")
+    for axes, name in zip(figure.axes, ("deformation", "noise", "relative")):
+        one, two = curves(axes)
+        np.testing.assert_allclose(one.get_xdata(), [0, 1 / 3, 2 / 3, 1])
+        np.testing.assert_allclose(two.get_xdata(), [0, 1 / 2, 1])
+        np.testing.assert_allclose(one.get_ydata(), np.asarray(getattr(first, name)), rtol=1e-6)
+        np.testing.assert_allclose(two.get_ydata(), np.asarray(getattr(second, name)), rtol=1e-6)
+    with pytest.raises(ValueError, match="give each its own label"):
+        sj.plot.by_depth({"a": [first, second]})
+
+
+def test_a_figure_for_a_page():
+    figure = sj.plot.layerwise(result(0), width=8)
+    notes = {0: "<first>", 1: "second", 2: "third", 3: "fourth & last"}
+    svg = sj.plot.to_svg(figure, notes=notes)
+    assert svg == sj.plot.to_svg(sj.plot.layerwise(result(0), width=8), notes=notes)
+    root = ElementTree.fromstring(svg)
+    assert root.tag == "svg"
+    assert "width" not in root.attrib
+    assert "#000000" not in svg
+    assert "http" not in svg
+    columns = [element for element in root.iter("rect") if element.get("class") == "column"]
+    assert [column.find("title").text for column in columns] == list(notes.values())
+    # Each column lies around the tick of its operation.
+    _, _, inches, _ = map(float, root.get("viewBox").split())
+    figure.canvas.draw()
+    axes = figure.axes[-1]
+    for place, column in zip(notes, columns, strict=True):
+        fraction = axes.transData.transform((place, 1))[0] / figure.bbox.width
+        left = float(column.get("x")) / inches
+        assert left < fraction < left + float(column.get("width")) / inches
+    axes.set_xscale("log")
+    figure.axes[0].set_xscale("log")
+    with pytest.raises(ValueError, match="a linear x axis below the notes, got a log one"):
+        sj.plot.to_svg(figure, notes=notes)

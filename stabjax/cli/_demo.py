@@ -1,30 +1,19 @@
-"""The command ``stabjax``: see what the library does before writing a line of code.
+"""``stabjax demo``: train a small network and probe it."""
 
-stabjax demo                       the scale-detection task, no download
-stabjax demo --data cifar10        the same on real images
-stabjax info                       versions and devices
-"""
-
-import sys
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
 from flax import nnx
 from rich.console import Console
 from rich.table import Table
 
 from stabjax import data, models, networks, perturb, plot, probe, train
-from stabjax._compilation_cache import keep_compiled_programs
-from stabjax._provenance import command, versions
+from stabjax._provenance import versions
 from stabjax.stability import Stability
-
-__all__ = ["Demo", "Info", "command", "keep_compiled_programs", "main", "table", "versions"]
 
 
 @dataclass(frozen=True)
@@ -48,11 +37,6 @@ class Demo:
 
 
 @dataclass(frozen=True)
-class Info:
-    """Print versions and devices."""
-
-
-@dataclass(frozen=True)
 class _Task:
     """Images to classify, how a network is trained on them, and how they are deformed."""
 
@@ -64,27 +48,6 @@ class _Task:
     """Of the network: one per class, or one whose sign is the class."""
     note: str
     """What to say beside the name of the images."""
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command ``stabjax``.
-
-    Args:
-        argv: command-line arguments; those of the process if None.
-    """
-    chosen: Demo | Info = tyro.cli(
-        Annotated[Demo, tyro.conf.subcommand("demo")] | Annotated[Info, tyro.conf.subcommand("info")],  # pyright: ignore[reportArgumentType]
-        args=None if argv is None else list(argv),
-        prog="stabjax",
-        description=__doc__,
-    )
-    console = Console(width=None if sys.stdout.isatty() else 110)
-    if isinstance(chosen, Info):
-        for name, value in versions().items():
-            console.print(f"{name:10} {value}")
-    else:
-        keep_compiled_programs()
-        _demo(chosen, console)
 
 
 def table(before: Stability, after: Stability, *, title: str = "") -> Table:
@@ -104,7 +67,7 @@ def table(before: Stability, after: Stability, *, title: str = "") -> Table:
     return result
 
 
-def _demo(demo: Demo, console: Console) -> None:
+def run(demo: Demo, console: Console) -> None:
     """Train and probe a network, print the table, write the figure and its numbers."""
     draw_key, train_key, probe_key = jax.random.split(jax.random.key(demo.seed), 3)
     task = _task(demo, draw_key)
