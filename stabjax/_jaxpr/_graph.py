@@ -11,7 +11,10 @@ from functools import cached_property
 from stabjax._jaxpr._axes import Axes
 from stabjax._jaxpr._plan import Frame, TapPlan
 from stabjax._jaxpr._primitives import AFFINE, NONLINEAR, REDUCTIONS, VIEWS, WINDOWS
-from stabjax._jaxpr._program import Equation, Var
+from stabjax._jaxpr._program import Equation, Var, is_literal
+
+_NEUTRAL = {"mul": 1, "div": 1, "add": 0, "sub": 0}
+"""The second operand that leaves the first as it is."""
 
 
 @dataclass(eq=False, slots=True)
@@ -96,7 +99,10 @@ class Node:
     @property
     def is_view(self) -> bool:
         """Return whether it only moves or repeats entries."""
-        return self.name in VIEWS
+        # x * 1 and x + 0, as programs that were generated have them.
+        second = self.equation.invars[1:2]
+        neutral = _NEUTRAL.get(self.name) if second and is_literal(second[0]) else None
+        return self.name in VIEWS or (neutral is not None and bool(second[0].val == neutral))
 
     @property
     def is_elementwise(self) -> bool:

@@ -29,7 +29,7 @@ from stabjax._jaxpr._regions import Operation, without_views
 from stabjax._jaxpr._traced import TracedProgram
 from stabjax._jaxpr._written_out import write_out
 
-_PARTS = frozenset("slice squeeze reshape transpose expand_dims broadcast_in_dim".split())
+_PARTS = frozenset("slice squeeze reshape transpose expand_dims broadcast_in_dim rev".split())
 """What may stand between an input and the part of it that a norm reads."""
 
 
@@ -308,9 +308,11 @@ def _slot(program: Program, source: tuple[Value, list[Node]] | None, size: int) 
         if places.size == size:
             break
         values = {var: jnp.asarray(places)}
-        run(program.jaxpr, [node.equation], values)
         (var,) = node.equation.outvars
-        places = np.asarray(values[var])
+        # What moves no entry, as a conversion, moves no place.
+        if node.name in _PARTS:
+            run(program.jaxpr, [node.equation], values)
+            places = np.asarray(values[var])
     return Slot(number, var, places, is_scaled=False) if places.size == size else None
 
 

@@ -118,7 +118,7 @@ NORMALIZED = "queries and keys are normalized by torch.nn.functional.normalize"
 CONSTANT = "a convolution of the positions, which do not depend on the images"
 TIMM = [
     of_timm("mixer_s32_224", probed=True, **at(64)),
-    of_timm("poolformer_s12", fault="group normalization of torchax, a scan over the groups, has three taps"),
+    of_timm("poolformer_s12"),
     of_timm("levit_128s", probed=True, **at(64)),
     of_timm("crossvit_tiny_240", side=240),
     of_timm("coatnet_nano_rw_224", **at(64)),
@@ -138,7 +138,7 @@ TIMM = [
     of_timm("inception_next_atto"),
     of_timm("convmixer_768_32"),
     of_timm("volo_d1_224", fault="torchax pads by no negative numbers", **at(64)),
-    of_timm("eva02_tiny_patch14_224", fault="linear of torchax takes no weight by name", **at(56)),
+    of_timm("eva02_tiny_patch14_224", **at(56)),
 ]
 TRANSFORMERS = [
     of_transformers(
@@ -153,7 +153,6 @@ TRANSFORMERS = [
         transformers.ConvNextV2ForImageClassification,
         transformers.ConvNextV2Config(hidden_sizes=[16, 32, 64, 128], depths=[1, 1, 2, 1], image_size=64),
         more={"activation": (10, "squares and roots of the response norm")},
-        fault="x * 1 in the sums of torchax has a tap of its own",
     ),
     of_transformers(
         "SegFormer",

@@ -49,6 +49,10 @@ REGIONS = {
         lambda p, x: (lambda y: (y.mean((1, 2)), jnp.sin(y)))(jnp.tanh(x)),
         "tanh_0=activation avg_pool_0=pool activation_0=activation",
     ),
+    "times one, used twice": (
+        lambda p, x: (lambda y: (y.mean((1, 2)), conv(y * 1.0 + 0.0, p["conv"]["kernel"])))(jnp.tanh(x)),
+        "tanh_0=activation avg_pool_0=pool conv=conv",
+    ),
     "views do not end it": (lambda p, x: (lambda y: y * jax.nn.sigmoid(y))(x.reshape(2, -1, 3)), "silu_0=activation"),
     "a view is no tap": (
         lambda p, x: conv(jnp.tanh(x.reshape(2, -1)).reshape(x.shape), p["conv"]["kernel"]),
