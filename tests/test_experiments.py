@@ -41,8 +41,17 @@ LONG = (
 )
 
 
+# Run in tests/guests, with the packages that they need.
+GUESTS = ("pretrained",)
+
+
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow) if name in LONG else name for name in EXPERIMENTS]
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow) if name in LONG else name
+        for name in EXPERIMENTS
+        if name not in GUESTS
+    ],
 )
 def test_smoke(name, tmp_path):
     module = importlib.import_module(f"experiments.{name}")
