@@ -107,9 +107,10 @@ class RunningNorms:
         inputs = list(inputs)
         for norm, pair in zip(self.norms, moments, strict=True):
             for slot, moment in zip((norm.mean, norm.variance), pair):
-                old = jnp.asarray(inputs[slot.input])
-                new = jnp.asarray(moment, old.dtype).reshape(-1) / self._factor(slot, inputs)
-                inputs[slot.input] = old.reshape(-1).at[slot.places.reshape(-1)].set(new).reshape(old.shape)
+                # In NumPy: operations one by one would be compiled one by one.
+                new = np.array(inputs[slot.input])
+                new.reshape(-1)[slot.places.reshape(-1)] = np.reshape(moment, -1) / self._factor(slot, inputs)
+                inputs[slot.input] = jax.device_put(new)
         return inputs
 
     def _factor(self, slot: Slot, inputs: Sequence[Any]) -> Any:
@@ -119,7 +120,7 @@ class RunningNorms:
         jaxpr = self.program.jaxpr
         values = self._known(inputs) | {jaxpr.invars[slot.input]: jnp.ones_like(inputs[slot.input])}
         run(jaxpr, _equations_before(jaxpr, slot.var, values), values)
-        return values[slot.var].reshape(-1)
+        return np.reshape(values[slot.var], -1)
 
     def _known(self, inputs: Sequence[Any]) -> dict[Var, Any]:
         """Return the values of a program that has not begun."""

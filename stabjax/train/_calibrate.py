@@ -204,4 +204,4 @@ def _pool_moments(parts: list[tuple[jax.Array, ...]], counts: list[int]) -> tupl
         # var = sum_g n_g / n (var_g + (mean_g - mean)^2): nothing is subtracted but means.
         variance = np.sum(share * (variances + (means - mean) ** 2), axis=0)
     dtype = parts[0][0].dtype
-    return jnp.asarray(mean.astype(dtype)), jnp.asarray(variance.astype(dtype))
+    return jax.device_put(mean.astype(dtype)), jax.device_put(variance.astype(dtype))
