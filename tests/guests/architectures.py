@@ -119,8 +119,8 @@ CONSTANT = "a convolution of the positions, which do not depend on the images"
 TIMM = [
     of_timm("mixer_s32_224", probed=True, **at(64)),
     of_timm("poolformer_s12"),
-    of_timm("levit_128s", probed=True, **at(64)),
-    of_timm("crossvit_tiny_240", side=240),
+    of_timm("levit_128s", **at(64)),
+    of_timm("crossvit_tiny_240", side=240, more={"pool": (-1, "the mean of two classifiers is no pool")}),
     of_timm("coatnet_nano_rw_224", **at(64)),
     of_timm("deit_tiny_patch16_224", **at(64)),
     of_timm("resmlp_12_224", **at(64)),
@@ -138,7 +138,7 @@ TIMM = [
     of_timm("inception_next_atto"),
     of_timm("convmixer_768_32"),
     of_timm("volo_d1_224", fault="torchax pads by no negative numbers", **at(64)),
-    of_timm("eva02_tiny_patch14_224", **at(56)),
+    of_timm("eva02_tiny_patch14_224", more=dense_by_functions(12), **at(56)),
 ]
 TRANSFORMERS = [
     of_transformers(
@@ -188,7 +188,6 @@ EQUIMO = [
         "vit_tiny_patch16_224", {"img_size": 64}, more=by_functions(activation=12, pool=1, attention=12), probed=True
     ),
     of_equimo("iformer_t", more=by_functions(activation=26, pool=1, attention=5)),
-    of_equimo("Mlla", {"img_size": 64, "in_channels": 3}, more=by_functions(activation=84, pool=13)),
 ]
 ARCHITECTURES = {
     f"{architecture.package}:{architecture.name}": architecture

@@ -93,4 +93,5 @@ def test_an_architecture_is_probed(name):
     assert result.valid.all()
     assert np.isfinite(result.relative).all()
     assert (np.asarray(result.deformation) > 0).all()
-    assert result.layers == tuple(tap.name for tap in features.taps(network, x))
+    names = [tap.name for tap in features.taps(network, x) if tap.kind != "output"]
+    assert [name for name in result.layers if name in names] == names
