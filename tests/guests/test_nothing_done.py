@@ -101,7 +101,6 @@ def test_a_traced_value_would_be_found():
     assert traced_in(guest)
 
 
-@pytest.mark.xfail(strict=True, reason="the environment of torchax is made while a network is traced")
 def test_the_environment_of_torchax_holds_no_traced_value():
     features.taps(GUESTS["PyTorch"]().model, data()[0])
     assert not traced_in(torchax.default_env())
